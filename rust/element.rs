@@ -1,0 +1,462 @@
+//! What an array may hold, and how a block of it gets into arithmetic and back.
+//!
+//! Kernels compute on blocks of [`BLOCK`] numbers on the stack, in float32 or float64 ([`Arithmetic`]). A [`View`] loads
+//! and stores such a block, whatever the array's dtype and strides are; so each of these exists once, not once per rule.
+
+use crate::real::Real;
+use crate::simd::{self, Kernel};
+
+/// Numbers worked on at a time: a few vectors of every array, all of them in the first-level cache.
+pub const BLOCK: usize = 128;
+
+/// A block of numbers on the stack. What lies beyond the end of an array is 0 and is never stored.
+pub(crate) type Block<A> = [A; BLOCK];
+
+/// The type of an array's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// IEEE 754 binary64.
+    F64,
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16; computed in float32.
+    F16,
+    /// The upper half of binary32; computed in float32.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The type that its arithmetic is done in, and its states are kept in.
+    pub fn compute(self) -> Self {
+        if self == Self::F64 { Self::F64 } else { Self::F32 }
+    }
+
+    /// NumPy's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F64 => "float64",
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+}
+
+/// An array as the kernels see it: its elements in C order, wherever they lie.
+///
+/// It owns nothing. Who makes one promises ([`View::new`]) that the memory stays valid while it is used.
+#[derive(Clone, Debug)]
+pub struct View {
+    data: *mut u8,
+    dtype: Dtype,
+    len: usize,
+    /// None: one element after the other.
+    strided: Option<Box<Strided>>,
+}
+
+/// Lengths and byte strides of the axes, outermost first, as few as there can be.
+#[derive(Clone, Debug)]
+struct Strided {
+    shape: Vec<usize>,
+    strides: Vec<isize>,
+}
+
+// SAFETY: a View is an address; using it is governed by the contract of `View::new`.
+unsafe impl Send for View {}
+// SAFETY: as above; loads and stores through it are unsafe and name their conditions.
+unsafe impl Sync for View {}
+
+impl View {
+    /// A view of the array at `data` with these lengths and byte strides.
+    ///
+    /// # Safety
+    /// While the view is used, every element lies in live memory, aligned for `dtype`, and nobody writes it, nor
+    /// reads it while it is stored to, but through views.
+    pub unsafe fn new(data: *mut u8, dtype: Dtype, shape: &[usize], strides: &[isize]) -> Self {
+        let mut axes: Vec<(usize, isize)> = Vec::with_capacity(shape.len());
+        for (&n, &stride) in shape.iter().zip(strides).filter(|(n, _)| **n != 1) {
+            match axes.last_mut() {
+                Some((outer, outer_stride))
+                    if n.checked_mul(stride.unsigned_abs()).is_some_and(|_| *outer_stride == n as isize * stride) =>
+                {
+                    *outer *= n;
+                    *outer_stride = stride;
+                }
+                _ => axes.push((n, stride)),
+            }
+        }
+        let len = shape.iter().product();
+        let contiguous = len <= 1 || matches!(axes[..], [(_, stride)] if stride == dtype.size() as isize);
+        let strided = (!contiguous).then(|| {
+            let (shape, strides) = axes.into_iter().unzip();
+            Box::new(Strided { shape, strides })
+        });
+        Self { data, dtype, len, strided }
+    }
+
+    /// A view of `len` elements, one after the other.
+    ///
+    /// # Safety
+    /// As [`View::new`].
+    pub unsafe fn contiguous(data: *mut u8, dtype: Dtype, len: usize) -> Self {
+        Self { data, dtype, len, strided: None }
+    }
+
+    /// A view of nothing.
+    pub fn empty() -> Self {
+        Self { data: std::ptr::dangling_mut::<u64>().cast(), dtype: Dtype::F64, len: 0, strided: None }
+    }
+
+    /// How many elements it has.
+    #[expect(clippy::len_without_is_empty, reason = "empty arrays are skipped by their length")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// What they are.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The lowest and one past the highest address it touches, or nothing for an empty array.
+    pub fn extent(&self) -> Option<(usize, usize)> {
+        if self.len == 0 {
+            return None;
+        }
+        let (mut low, mut high) = (self.data as usize, self.data as usize + self.dtype.size());
+        match &self.strided {
+            None => high += (self.len - 1) * self.dtype.size(),
+            Some(axes) => {
+                for (n, stride) in axes.shape.iter().zip(&axes.strides) {
+                    let reach = (n - 1) * stride.unsigned_abs();
+                    if *stride < 0 { low -= reach } else { high += reach }
+                }
+            }
+        }
+        Some((low, high))
+    }
+
+    /// Elements `at..at + n` as a block of arithmetic numbers, n ≤ [`BLOCK`].
+    ///
+    /// # Safety
+    /// The promise of [`View::new`] holds, `at + n` ≤ len, and the dtype computes in `A`.
+    #[inline(always)]
+    pub(crate) unsafe fn load<A: Arithmetic>(&self, at: usize, n: usize) -> Block<A> {
+        debug_assert!(at + n <= self.len && n <= BLOCK && self.dtype.compute() == A::DTYPE);
+        if self.dtype == A::DTYPE && self.strided.is_none() {
+            // SAFETY: at ≤ len, so the address is inside the array or one past its end.
+            let source = unsafe { self.data.cast::<A>().add(at) };
+            if n == BLOCK {
+                // SAFETY: BLOCK elements from `at` are inside the array, aligned and of type A.
+                return unsafe { source.cast::<Block<A>>().read() };
+            }
+            let mut block = [A::ZERO; BLOCK];
+            // SAFETY: n elements from `at` are inside the array, and n ≤ BLOCK.
+            unsafe { source.copy_to_nonoverlapping(block.as_mut_ptr(), n) };
+            return block;
+        }
+        let mut block = [A::ZERO; BLOCK];
+        // SAFETY: the same contract.
+        unsafe { A::load_other(self, at, n, &mut block) };
+        block
+    }
+
+    /// Stores the first `n` of the block as elements `at..at + n`, rounded once.
+    ///
+    /// # Safety
+    /// As [`View::load`], and the memory may be written.
+    #[inline(always)]
+    pub(crate) unsafe fn store<A: Arithmetic>(&self, at: usize, n: usize, block: &Block<A>) {
+        debug_assert!(at + n <= self.len && n <= BLOCK && self.dtype.compute() == A::DTYPE);
+        if self.dtype == A::DTYPE && self.strided.is_none() {
+            // SAFETY: at ≤ len, so the address is inside the array or one past its end.
+            let target = unsafe { self.data.cast::<A>().add(at) };
+            if n == BLOCK {
+                // SAFETY: BLOCK elements from `at` are inside the array, aligned and of type A.
+                unsafe { target.cast::<Block<A>>().write(*block) };
+            } else {
+                // SAFETY: n elements from `at` are inside the array, and n ≤ BLOCK.
+                unsafe { target.copy_from_nonoverlapping(block.as_ptr(), n) };
+            }
+            return;
+        }
+        // SAFETY: the same contract.
+        unsafe { A::store_other(self, at, n, block) };
+    }
+
+    /// Visits elements `at..at + n` as runs along the innermost axis: address of the first, byte stride, how many.
+    fn runs(&self, at: usize, n: usize, mut visit: impl FnMut(*mut u8, isize, usize)) {
+        let size = self.dtype.size() as isize;
+        let Some(axes) = &self.strided else {
+            return visit(self.data.wrapping_offset(at as isize * size), size, n);
+        };
+        let inner = axes.shape.len() - 1;
+        let (inner_len, inner_stride) = (axes.shape[inner], axes.strides[inner]);
+        let (mut at, mut left) = (at, n);
+        while left > 0 {
+            let (mut rest, first) = (at / inner_len, at % inner_len);
+            let mut offset = first as isize * inner_stride;
+            for (len, stride) in axes.shape[..inner].iter().zip(&axes.strides[..inner]).rev() {
+                offset += (rest % len) as isize * stride;
+                rest /= len;
+            }
+            let count = left.min(inner_len - first);
+            visit(self.data.wrapping_offset(offset), inner_stride, count);
+            at += count;
+            left -= count;
+        }
+    }
+
+    /// # Safety
+    /// As [`View::load`]; `T` is the type of `dtype`.
+    unsafe fn gather<T: Copy>(&self, at: usize, n: usize, block: &mut Block<T>) {
+        let mut filled = 0;
+        self.runs(at, n, |first, stride, count| {
+            for (i, slot) in block[filled..filled + count].iter_mut().enumerate() {
+                // SAFETY: an element of the array, because at + n ≤ len.
+                *slot = unsafe { first.wrapping_offset(i as isize * stride).cast::<T>().read() };
+            }
+            filled += count;
+        });
+    }
+
+    /// # Safety
+    /// As [`View::store`]; `T` is the type of `dtype`.
+    unsafe fn scatter<T: Copy>(&self, at: usize, n: usize, block: &Block<T>) {
+        let mut emptied = 0;
+        self.runs(at, n, |first, stride, count| {
+            for (i, value) in block[emptied..emptied + count].iter().enumerate() {
+                // SAFETY: an element of the array, because at + n ≤ len; views of parameters and states may be written.
+                unsafe { first.wrapping_offset(i as isize * stride).cast::<T>().write(*value) };
+            }
+            emptied += count;
+        });
+    }
+}
+
+/// A type that kernels compute in.
+pub trait Arithmetic: Real + PartialOrd + Default + Send + Sync {
+    /// Its dtype.
+    const DTYPE: Dtype;
+    /// 0.
+    const ZERO: Self;
+
+    /// The same number in f64, where squares of float32 numbers are exact.
+    fn to_f64(self) -> f64;
+
+    /// What [`View::load`] does for arrays that are strided or of another dtype.
+    ///
+    /// # Safety
+    /// As [`View::load`].
+    unsafe fn load_other(view: &View, at: usize, n: usize, block: &mut Block<Self>);
+
+    /// What [`View::store`] does for arrays that are strided or of another dtype.
+    ///
+    /// # Safety
+    /// As [`View::store`].
+    unsafe fn store_other(view: &View, at: usize, n: usize, block: &Block<Self>);
+}
+
+impl Arithmetic for f64 {
+    const DTYPE: Dtype = Dtype::F64;
+    const ZERO: Self = 0.0;
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
+
+    #[inline(never)]
+    unsafe fn load_other(view: &View, at: usize, n: usize, block: &mut Block<Self>) {
+        // SAFETY: the same contract; only float64 computes in f64.
+        unsafe { view.gather(at, n, block) };
+    }
+
+    #[inline(never)]
+    unsafe fn store_other(view: &View, at: usize, n: usize, block: &Block<Self>) {
+        // SAFETY: the same contract; only float64 computes in f64.
+        unsafe { view.scatter(at, n, block) };
+    }
+}
+
+impl Arithmetic for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+    const ZERO: Self = 0.0;
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+
+    #[inline(never)]
+    unsafe fn load_other(view: &View, at: usize, n: usize, block: &mut Block<Self>) {
+        if view.dtype == Dtype::F32 {
+            // SAFETY: the same contract; the dtype was just compared.
+            return unsafe { view.gather(at, n, block) };
+        }
+        let mut bits = [0u16; BLOCK];
+        // SAFETY: the same contract; the other dtypes that compute in f32 have two bytes.
+        unsafe { view.gather(at, n, &mut bits) };
+        match view.dtype {
+            Dtype::F16 => simd::dispatch(Convert { from: &bits, to: block, with: f16_to_f32 }),
+            _ => simd::dispatch(Convert { from: &bits, to: block, with: bf16_to_f32 }),
+        }
+    }
+
+    #[inline(never)]
+    unsafe fn store_other(view: &View, at: usize, n: usize, block: &Block<Self>) {
+        if view.dtype == Dtype::F32 {
+            // SAFETY: the same contract; the dtype was just compared.
+            return unsafe { view.scatter(at, n, block) };
+        }
+        let mut bits = [0u16; BLOCK];
+        match view.dtype {
+            Dtype::F16 => simd::dispatch(Convert { from: block, to: &mut bits, with: f32_to_f16 }),
+            _ => simd::dispatch(Convert { from: block, to: &mut bits, with: f32_to_bf16 }),
+        }
+        // SAFETY: the same contract; the other dtypes that compute in f32 have two bytes.
+        unsafe { view.scatter(at, n, &bits) };
+    }
+}
+
+struct Convert<'a, T, U, F> {
+    from: &'a Block<T>,
+    to: &'a mut Block<U>,
+    with: F,
+}
+
+impl<T: Copy, U, F: Fn(T) -> U> Kernel for Convert<'_, T, U, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (to, from) in self.to.iter_mut().zip(self.from) {
+            *to = (self.with)(*from);
+        }
+    }
+}
+
+// Branch-free, so that they are vectorised; `half::f16` asks for the processor's features in every call.
+
+/// The number that these 16 bits are in binary16; exact.
+#[inline(always)]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    let sign = u32::from(bits & 0x8000) << 16;
+    // Multiplying by 2^112 moves the exponent's bias, and makes subnormals normal, exactly.
+    let scaled = (f32::from_bits(magnitude) * f32::from_bits(0x7780_0000)).to_bits();
+    let special = magnitude | 0x7f80_0000;
+    f32::from_bits(sign | if bits & 0x7c00 == 0x7c00 { special } else { scaled })
+}
+
+/// The nearest binary16 number, ties to even.
+#[inline(always)]
+pub fn f32_to_f16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let (sign, magnitude) = ((bits >> 16) & 0x8000, bits & 0x7fff_ffff);
+    // Below 2^-14 the spacing is 2^-24: adding 2^-1 makes the processor round to it.
+    let tiny = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+    let normal = magnitude.wrapping_sub(112 << 23).wrapping_add(0xfff).wrapping_add((magnitude >> 13) & 1) >> 13;
+    let rounded = if magnitude < 113 << 23 { tiny } else { normal };
+    let finite = if magnitude >= 0x477f_f000 { 0x7c00 } else { rounded };
+    let result = if magnitude > 0x7f80_0000 { 0x7e00 } else { finite };
+    (sign | result) as u16
+}
+
+/// The number that these 16 bits are in bfloat16; exact.
+#[inline(always)]
+pub fn bf16_to_f32(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// The nearest bfloat16 number, ties to even.
+#[inline(always)]
+pub fn f32_to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff).wrapping_add((bits >> 16) & 1) >> 16;
+    let nan = (bits >> 16) | 0x40;
+    (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_precision_round_trips_every_number() {
+        for bits in 0..=u16::MAX {
+            let (half, brain) = (f16_to_f32(bits), bf16_to_f32(bits));
+            if half.is_nan() {
+                assert!(f16_to_f32(f32_to_f16(half)).is_nan());
+            } else {
+                assert_eq!(f32_to_f16(half), bits);
+            }
+            if brain.is_nan() {
+                assert!(bf16_to_f32(f32_to_bf16(brain)).is_nan());
+            } else {
+                assert_eq!(f32_to_bf16(brain), bits);
+            }
+        }
+    }
+
+    #[test]
+    fn half_precision_rounds_to_nearest_even_between_neighbours() {
+        for bits in (0..0x7bff_u16).chain(0x8000..0xfbff) {
+            let (low, high) = (f16_to_f32(bits), f16_to_f32(bits + 1));
+            let middle = (low + high) / 2.0; // exact: one bit more than binary16 has
+            assert_eq!(f32_to_f16(middle), bits + (bits & 1), "{middle:e}");
+            let inwards = f32::from_bits(middle.to_bits() - 1);
+            assert_eq!(f32_to_f16(inwards), bits, "{inwards:e}");
+            let outwards = f32::from_bits(middle.to_bits() + 1);
+            assert_eq!(f32_to_f16(outwards), bits + 1, "{outwards:e}");
+        }
+        assert_eq!(f32_to_f16(65519.99), 0x7bff);
+        assert_eq!(f32_to_f16(65520.0), 0x7c00);
+        assert_eq!(f32_to_bf16(f32::MAX), 0x7f80);
+        assert_eq!(f32_to_bf16(1.0 + 1.0 / 256.0), 0x3f80);
+        assert_eq!(f32_to_bf16(1.0 + 3.0 / 256.0), 0x3f82);
+    }
+
+    #[test]
+    fn strided_views_see_c_order() {
+        let data: Vec<f32> = (0..24u8).map(f32::from).collect();
+        let size = 4isize;
+        // A (2, 3, 4) array's axes in the order 2, 0, 1: shape (4, 2, 3).
+        // SAFETY: the strides stay inside `data`, which outlives the view and is not written.
+        let view =
+            unsafe { View::new(data.as_ptr().cast_mut().cast(), Dtype::F32, &[4, 2, 3], &[size, 12 * size, 4 * size]) };
+        assert!(view.strided.as_ref().is_some_and(|axes| axes.shape == [4, 6]));
+        for at in 0..24 {
+            for n in 0..=24 - at {
+                // SAFETY: at + n ≤ 24, float32.
+                let block = unsafe { view.load::<f32>(at, n) };
+                for (i, x) in block[..n].iter().enumerate() {
+                    let (c, rest) = ((at + i) / 6, (at + i) % 6);
+                    assert_eq!(*x, (rest * 4 + c) as f32);
+                }
+            }
+        }
+        assert_eq!(view.extent(), Some((data.as_ptr() as usize, data.as_ptr() as usize + 96)));
+    }
+
+    #[test]
+    fn negative_strides_start_at_the_other_end() {
+        let mut data = [1.0f64, 2.0, 3.0, 4.0];
+        let last = data.as_mut_ptr().wrapping_add(3);
+        // SAFETY: walks `data` from its last element to its first.
+        let view = unsafe { View::new(last.cast(), Dtype::F64, &[4], &[-8]) };
+        // SAFETY: 4 elements, float64.
+        let block = unsafe { view.load::<f64>(0, 4) };
+        assert_eq!(block[..4], [4.0, 3.0, 2.0, 1.0]);
+        assert_eq!(view.extent(), Some((data.as_ptr() as usize, data.as_ptr() as usize + 32)));
+    }
+}

@@ -1,0 +1,14 @@
+//! ravine: fused optimizer steps and batch normalisation for arrays.
+//!
+//! One formula, every backend: a rule ([`rules`]) is written once over [`real::Real`]; [`step`] runs it over arrays,
+//! [`trace`] prints it. [`reduce`] defines the order of every sum, so that the bits depend on nothing else.
+
+pub mod element;
+pub mod error;
+pub mod pool;
+pub mod real;
+pub mod reduce;
+pub mod rules;
+pub mod simd;
+pub mod step;
+pub mod trace;

@@ -1,0 +1,172 @@
+//! The number types a formula can be written over.
+//!
+//! [`Real`] is what an elementwise rule may do to an element: `f32` and `f64` on the CPU, [`crate::trace::Expr`] to
+//! record the formula. [`Scalar`] adds what a rule may do once a step, on the host, to its hyperparameters.
+
+use std::fmt::Debug;
+use std::ops::{Add, Div, Mul, Neg, Sub};
+
+/// A number that an update rule can compute with, element by element.
+///
+/// There is no `mul_add`: a fused multiply-add rounds once where two operations round twice, so the bits would depend
+/// on the instruction set.
+pub trait Real:
+    Copy
+    + Debug
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + 'static
+{
+    /// The nearest number to `value`.
+    fn constant(value: f64) -> Self;
+    /// √self, correctly rounded.
+    fn sqrt(self) -> Self;
+    /// |self|.
+    fn abs(self) -> Self;
+    /// |self| with the sign of `sign`.
+    fn copysign(self, sign: Self) -> Self;
+    /// `then` where `a < b`, else `otherwise` (also where one is NaN).
+    fn select_less(a: Self, b: Self, then: Self, otherwise: Self) -> Self;
+    /// `then` where `a == b`, else `otherwise` (also where one is NaN).
+    fn select_equal(a: Self, b: Self, then: Self, otherwise: Self) -> Self;
+
+    /// The smaller of the two; NaN if one is NaN (unlike `f32::min`, like `numpy.minimum`).
+    #[inline(always)]
+    fn smaller(self, other: Self) -> Self {
+        Self::select_less(self, other, self, Self::select_equal(self, self, other, self))
+    }
+
+    /// The larger of the two; NaN if one is NaN (unlike `f32::max`, like `numpy.maximum`).
+    #[inline(always)]
+    fn larger(self, other: Self) -> Self {
+        Self::select_less(other, self, self, Self::select_equal(self, self, other, self))
+    }
+
+    /// self / denominator, and 0 where the denominator is 0, whatever the numerator is.
+    #[inline(always)]
+    fn divide_or_zero(self, denominator: Self) -> Self {
+        let zero = Self::constant(0.0);
+        Self::select_equal(denominator, zero, zero, self / denominator)
+    }
+
+    /// −1, 0 or 1; NaN for NaN.
+    #[inline(always)]
+    fn sign(self) -> Self {
+        let zero = Self::constant(0.0);
+        let one = Self::constant(1.0).copysign(self);
+        Self::select_equal(self, zero, zero, Self::select_equal(self, self, one, self))
+    }
+}
+
+/// A number that hyperparameters are made of: computed in `f64` once a step, never per element.
+pub trait Scalar: Real {
+    /// selfᵗ by repeated squaring: `powf` differs between platforms, a running product between resumed and unbroken runs.
+    fn power(self, t: u64) -> Self;
+    /// t as a number.
+    fn count(t: u64) -> Self;
+    /// `first` at t = 1, else `later`.
+    fn at_first(t: u64, first: Self, later: Self) -> Self;
+    /// `on` if this switch is not 0, else `off`.
+    fn switch(self, on: Self, off: Self) -> Self;
+}
+
+macro_rules! impl_real {
+    ($float:ident) => {
+        impl Real for $float {
+            #[inline(always)]
+            fn constant(value: f64) -> Self {
+                value as Self
+            }
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                self.sqrt()
+            }
+            #[inline(always)]
+            fn abs(self) -> Self {
+                self.abs()
+            }
+            #[inline(always)]
+            fn copysign(self, sign: Self) -> Self {
+                self.copysign(sign)
+            }
+            #[inline(always)]
+            fn select_less(a: Self, b: Self, then: Self, otherwise: Self) -> Self {
+                if a < b { then } else { otherwise }
+            }
+            #[inline(always)]
+            fn select_equal(a: Self, b: Self, then: Self, otherwise: Self) -> Self {
+                if a == b { then } else { otherwise }
+            }
+        }
+    };
+}
+
+impl_real!(f32);
+impl_real!(f64);
+
+impl Scalar for f64 {
+    fn power(self, t: u64) -> Self {
+        let (mut result, mut square, mut exponent) = (1.0, self, t);
+        while exponent > 0 {
+            if exponent & 1 == 1 {
+                result *= square;
+            }
+            square *= square;
+            exponent >>= 1;
+        }
+        result
+    }
+
+    fn count(t: u64) -> Self {
+        t as Self
+    }
+
+    fn at_first(t: u64, first: Self, later: Self) -> Self {
+        if t == 1 { first } else { later }
+    }
+
+    fn switch(self, on: Self, off: Self) -> Self {
+        if self == 0.0 { off } else { on }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn smaller_and_maximum_propagate_nan() {
+        for (a, b) in [(f32::NAN, 1.0), (1.0, f32::NAN), (f32::NAN, f32::NAN)] {
+            assert!(a.smaller(b).is_nan() && a.larger(b).is_nan());
+        }
+        assert_eq!((1.0f32.smaller(2.0), 1.0f32.larger(2.0)), (1.0, 2.0));
+        assert_eq!((2.0f64.smaller(1.0), 2.0f64.larger(1.0)), (1.0, 2.0));
+    }
+
+    #[test]
+    fn a_zero_denominator_gives_zero_whatever_the_numerator() {
+        for numerator in [0.0, 3.0, -3.0, f32::INFINITY, f32::NAN] {
+            assert_eq!(numerator.divide_or_zero(0.0).to_bits(), 0);
+            assert_eq!(numerator.divide_or_zero(-0.0).to_bits(), 0);
+        }
+        assert!(1.0f32.divide_or_zero(f32::NAN).is_nan());
+        assert_eq!(3.0f32.divide_or_zero(2.0), 1.5);
+    }
+
+    #[test]
+    fn sign_has_three_values_and_keeps_nan() {
+        assert_eq!([-3.0f32, -0.0, 0.0, 2.0].map(Real::sign), [-1.0, 0.0, 0.0, 1.0]);
+        assert!(Real::sign(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn power_is_exact_where_the_result_is_a_number() {
+        assert_eq!(0.5f64.power(40), 2f64.powi(-40));
+        assert_eq!(3.0f64.power(20), 3_486_784_401.0);
+        assert_eq!(0.9f64.power(0), 1.0);
+        assert_eq!(0.999f64.power(u64::MAX), 0.0);
+    }
+}

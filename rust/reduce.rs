@@ -1,0 +1,211 @@
+//! The canonical summation tree: every sum has one order, so its bits depend on nothing but its terms.
+//!
+//! Block b = i / 4096 holds terms i in C order. In a block, lane l = i % 64 is a float64 accumulator that starts at +0
+//! and adds its terms in rising order; the lanes fold by halves, l += l + 32, + 16, … + 1; the blocks' sums combine by
+//! adjacent pairs, level by level, an odd last one moving up. Several tensors combine their sums by the same pairs.
+//!
+//! Sums over the rows of a (rows, channels) array, channels last, have a tree of their own: block b = row / 4096, lane
+//! l = row % 8 per channel, folding + 4, + 2, + 1, blocks by pairs.
+
+use crate::element::{Arithmetic, BLOCK as LOADED, View};
+use crate::simd::{self, Kernel};
+
+/// Terms in a block of the tree.
+pub const BLOCK: usize = 4096;
+/// Accumulators in a block.
+pub const LANES: usize = 64;
+/// Accumulators in a block of rows.
+pub const ROW_LANES: usize = 8;
+
+/// Folds the lanes of a block by halves.
+#[inline(always)]
+pub fn fold<const N: usize>(mut lanes: [f64; N]) -> f64 {
+    let mut half = N / 2;
+    while half > 0 {
+        for l in 0..half {
+            lanes[l] += lanes[l + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// Combines sums by adjacent pairs, level by level, an odd last one moving up; 0 of none. Overwrites `sums`.
+pub fn combine(sums: &mut [f64]) -> f64 {
+    let mut n = sums.len();
+    while n > 1 {
+        for pair in 0..n / 2 {
+            sums[pair] = sums[2 * pair] + sums[2 * pair + 1];
+        }
+        if n % 2 == 1 {
+            sums[n / 2] = sums[n - 1];
+        }
+        n = n.div_ceil(2);
+    }
+    sums.first().copied().unwrap_or(0.0)
+}
+
+/// What is asked about the gradients before a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Measure {
+    /// Each element is cut off at ± this first; infinity for none.
+    pub clip_value: f64,
+    /// Elements above this in magnitude count as not finite; None: not asked.
+    pub limit: Option<f64>,
+    /// Whether the sum of squares is asked.
+    pub squares: bool,
+}
+
+/// What a block of the tree answers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Measured {
+    /// Σ x² of the block, after clipping by value.
+    pub squares: f64,
+    /// How many elements are beyond the limit, before clipping.
+    pub beyond: usize,
+}
+
+/// Measures block number `block` of the array.
+///
+/// # Safety
+/// The promise of [`View::new`] holds for `view`, whose dtype computes in `A` and which has that block.
+pub unsafe fn measure<A: Arithmetic>(view: &View, block: usize, asked: &Measure) -> Measured {
+    simd::dispatch(MeasureBlock::<A> { view, block, asked, arithmetic: std::marker::PhantomData })
+}
+
+struct MeasureBlock<'a, A> {
+    view: &'a View,
+    block: usize,
+    asked: &'a Measure,
+    arithmetic: std::marker::PhantomData<A>,
+}
+
+impl<A: Arithmetic> Kernel for MeasureBlock<'_, A> {
+    type Output = Measured;
+
+    #[inline(always)]
+    fn run(self) -> Measured {
+        let start = self.block * BLOCK;
+        let end = self.view.len().min(start + BLOCK);
+        let mut lanes = [0.0; LANES];
+        let mut beyond = 0;
+        let cut = A::constant(self.asked.clip_value);
+        let mut at = start;
+        while at < end {
+            let n = LOADED.min(end - at);
+            // SAFETY: at + n ≤ len; the rest is the contract of `measure`.
+            let mut x = unsafe { self.view.load::<A>(at, n) };
+            if let Some(limit) = self.asked.limit {
+                let limit = A::constant(limit);
+                // Not `> limit`: NaN is beyond it too. Absent elements are 0, which never is.
+                beyond += x.iter().map(|x| usize::from(!(x.abs() <= limit))).sum::<usize>();
+            }
+            if self.asked.clip_value < f64::INFINITY {
+                for x in &mut x {
+                    *x = x.larger(-cut).smaller(cut);
+                }
+            }
+            if self.asked.squares {
+                // Absent elements add 0² = +0 to a lane that is never −0: nothing.
+                for row in x.as_chunks::<LANES>().0 {
+                    for (lane, x) in lanes.iter_mut().zip(row) {
+                        let x = x.to_f64();
+                        *lane += x * x;
+                    }
+                }
+            }
+            at += n;
+        }
+        Measured { squares: fold(lanes), beyond }
+    }
+}
+
+/// The index of the first element beyond the limit.
+///
+/// # Safety
+/// The promise of [`View::new`] holds for `view`, whose dtype computes in `A`.
+pub unsafe fn first_beyond<A: Arithmetic>(view: &View, limit: f64) -> Option<usize> {
+    let limit = A::constant(limit);
+    (0..view.len()).step_by(LOADED).find_map(|at| {
+        let n = LOADED.min(view.len() - at);
+        // SAFETY: at + n ≤ len; the rest is the contract of this function.
+        let x = unsafe { view.load::<A>(at, n) };
+        x[..n].iter().position(|x| !(x.abs() <= limit)).map(|i| at + i)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::element::Dtype;
+
+    /// The definition, word by word.
+    fn naive(terms: &[f64]) -> f64 {
+        let mut sums: Vec<f64> = terms
+            .chunks(BLOCK)
+            .map(|block| {
+                let mut lanes = vec![0.0; LANES];
+                for (i, term) in block.iter().enumerate() {
+                    lanes[i % LANES] += term;
+                }
+                while lanes.len() > 1 {
+                    let upper = lanes.split_off(lanes.len() / 2);
+                    for (low, high) in lanes.iter_mut().zip(upper) {
+                        *low += high;
+                    }
+                }
+                lanes[0]
+            })
+            .collect();
+        while sums.len() > 1 {
+            sums = sums.chunks(2).map(|pair| pair.iter().copied().reduce(|a, b| a + b).unwrap()).collect();
+        }
+        sums.first().copied().unwrap_or(0.0)
+    }
+
+    fn sum_of_squares(x: &[f32]) -> f64 {
+        // SAFETY: `x` outlives the view and is not written.
+        let view = unsafe { View::contiguous(x.as_ptr().cast_mut().cast(), Dtype::F32, x.len()) };
+        let asked = Measure { clip_value: f64::INFINITY, limit: None, squares: true };
+        // SAFETY: as above; the blocks are those of x.
+        let mut sums: Vec<f64> =
+            (0..x.len().div_ceil(BLOCK)).map(|block| unsafe { measure::<f32>(&view, block, &asked) }.squares).collect();
+        combine(&mut sums)
+    }
+
+    #[test]
+    fn squares_follow_the_tree_at_every_level() {
+        let mut state = 1u32;
+        let x: Vec<f32> = (0..5 * BLOCK + 77)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                f32::from_bits((state >> 9) | 0x3f80_0000) - 1.5
+            })
+            .collect();
+        for level in simd::Level::ALL {
+            simd::set_level(level);
+            for n in (0..131).chain([BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 3 * BLOCK + 5, x.len()]) {
+                let terms: Vec<f64> = x[..n].iter().map(|x| f64::from(*x).powi(2)).collect();
+                assert_eq!(sum_of_squares(&x[..n]).to_bits(), naive(&terms).to_bits(), "{n} at {}", level.name());
+            }
+        }
+        simd::set_level(simd::Level::Avx512);
+    }
+
+    #[test]
+    fn what_is_beyond_is_counted_and_found() {
+        let mut x = vec![1.0f32; 300];
+        x[140] = f32::NAN;
+        x[299] = f32::INFINITY;
+        x[200] = 2e19;
+        // SAFETY: `x` outlives the view and is not written.
+        let view = unsafe { View::contiguous(x.as_mut_ptr().cast(), Dtype::F32, x.len()) };
+        let asked = |limit| Measure { clip_value: f64::INFINITY, limit: Some(limit), squares: false };
+        // SAFETY: as above.
+        assert_eq!(unsafe { measure::<f32>(&view, 0, &asked(f64::from(f32::MAX))) }.beyond, 2);
+        // SAFETY: as above.
+        assert_eq!(unsafe { measure::<f32>(&view, 0, &asked(1.8e19)) }.beyond, 3);
+        // SAFETY: as above.
+        assert_eq!(unsafe { first_beyond::<f32>(&view, 1e30) }, Some(140));
+    }
+}

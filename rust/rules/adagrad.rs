@@ -1,0 +1,55 @@
+//! Adagrad: every coordinate divided by the size of its own past gradients.
+//!
+//! Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization", 2011, §1.3.
+
+use super::prelude::*;
+use super::{coefficients, hyperparameters};
+
+hyperparameters! { AdagradHyper { lr: RATE, eps: NOT_NEGATIVE } }
+coefficients! { AdagradCoefficients { lr, eps } }
+
+/// v ← v + g²,  w ← w − γ·g/(√v + ε)
+#[derive(Debug)]
+pub struct Adagrad;
+
+impl Rule<1> for Adagrad {
+    const NAME: &'static str = "adagrad";
+    const STATES: [State; 1] = [State::second_moment("v")];
+    type Hyper<S: Scalar> = AdagradHyper<S>;
+    type Coefficients<A: Real> = AdagradCoefficients<A>;
+
+    fn coefficients<S: Scalar>(h: &AdagradHyper<S>, _t: u64) -> AdagradCoefficients<S> {
+        AdagradCoefficients { lr: h.lr, eps: h.eps }
+    }
+
+    #[inline(always)]
+    fn update<A: Real>(c: &AdagradCoefficients<A>, p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
+        let v = v + g * g;
+        (p - c.lr * g.divide_or_zero(v.sqrt() + c.eps), [v])
+    }
+}
+
+coefficients! { AdagradMeanCoefficients { lr, eps, t } }
+
+/// v ← v + (g² − v)/t,  w ← w − γ·g/(√v + ε):  the root of the mean, not of the sum
+///
+/// A plain sum stalls in float32 once g² is below half an ulp of it; a running mean does not.
+#[derive(Debug)]
+pub struct AdagradMean;
+
+impl Rule<1> for AdagradMean {
+    const NAME: &'static str = "adagrad_mean";
+    const STATES: [State; 1] = [State::second_moment("v")];
+    type Hyper<S: Scalar> = AdagradHyper<S>;
+    type Coefficients<A: Real> = AdagradMeanCoefficients<A>;
+
+    fn coefficients<S: Scalar>(h: &AdagradHyper<S>, t: u64) -> AdagradMeanCoefficients<S> {
+        AdagradMeanCoefficients { lr: h.lr, eps: h.eps, t: S::count(t) }
+    }
+
+    #[inline(always)]
+    fn update<A: Real>(c: &AdagradMeanCoefficients<A>, p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
+        let v = v + (g * g - v) / c.t;
+        (p - c.lr * g.divide_or_zero(v.sqrt() + c.eps), [v])
+    }
+}

@@ -1,0 +1,286 @@
+//! The update rules: one file each, and the registry that everything else finds them through.
+//!
+//! A rule says what happens to one element. Types, threads, instruction sets, strides, CUDA and C are not its business.
+
+pub mod adagrad;
+pub mod adam;
+pub mod lion;
+pub mod rmsprop;
+pub mod sgd;
+
+use crate::real::{Real, Scalar};
+use crate::step::{self, Sweep};
+use crate::trace::{self, Trace};
+use std::fmt::Debug;
+
+/// What a rule's file needs.
+pub(crate) mod prelude {
+    pub(crate) use super::{FRACTION, NOT_NEGATIVE, RATE, Rule, SWITCH, State};
+    pub(crate) use crate::real::{Real, Scalar};
+}
+
+/// An update rule with `N` state arrays.
+pub trait Rule<const N: usize>: 'static {
+    /// The name it is chosen by.
+    const NAME: &'static str;
+    /// Its state arrays, all zeros before the first step.
+    const STATES: [State; N];
+    /// What the user sets, in this order.
+    type Hyper<S: Scalar>: Hyperparameters<S>;
+    /// What an element needs, computed once a step.
+    type Coefficients<A: Real>: Fields<A>;
+
+    /// The coefficients of update number `t` = 1, 2, … of a parameter: in f64, on the host, rounded once.
+    fn coefficients<S: Scalar>(h: &Self::Hyper<S>, t: u64) -> Self::Coefficients<S>;
+
+    /// The new parameter and states of one element.
+    fn update<A: Real>(c: &Self::Coefficients<A>, p: A, g: A, state: [A; N]) -> (A, [A; N]);
+}
+
+/// A struct of numbers that can be built and read by position, made by [`coefficients!`] and [`hyperparameters!`].
+pub trait Fields<A>: Copy + Debug {
+    /// The fields' names, in order.
+    const NAMES: &'static [&'static str];
+    /// The struct whose field number i is `f(i)`.
+    fn from_fn(f: impl FnMut(usize) -> A) -> Self;
+    /// Visits the fields in order.
+    fn each(&self, f: impl FnMut(usize, A));
+}
+
+/// The hyperparameters of a rule: fields, each with the range of its values.
+pub trait Hyperparameters<S>: Fields<S> {
+    /// In the order of the fields.
+    const RANGES: &'static [Range];
+}
+
+/// The values that a hyperparameter may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Range {
+    /// 0 ≤ x < ∞: a learning rate, ε, a decay.
+    NotNegative,
+    /// 0 ≤ x < 1: the weight of the past.
+    Fraction,
+    /// 0 or 1.
+    Switch,
+}
+
+pub(crate) const RATE: Range = Range::NotNegative;
+pub(crate) const NOT_NEGATIVE: Range = Range::NotNegative;
+pub(crate) const FRACTION: Range = Range::Fraction;
+pub(crate) const SWITCH: Range = Range::Switch;
+
+impl Range {
+    /// Whether `x` lies in it; NaN never does.
+    pub fn contains(self, x: f64) -> bool {
+        match self {
+            Self::NotNegative => (0.0..f64::INFINITY).contains(&x),
+            Self::Fraction => (0.0..1.0).contains(&x),
+            Self::Switch => x == 0.0 || x == 1.0,
+        }
+    }
+
+    /// How an error message says it.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::NotNegative => "a finite number >= 0",
+            Self::Fraction => "a number in [0, 1)",
+            Self::Switch => "0 or 1",
+        }
+    }
+}
+
+/// One state array of a rule, and what kind of number it holds: that decides how it may be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// The name under which it is saved.
+    pub name: &'static str,
+    /// What it holds.
+    pub moment: Moment,
+}
+
+/// What a state array holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// Sums or means of gradients: signed.
+    First,
+    /// Sums or means of squared gradients: never negative, and infinite once |g| > √(largest finite number).
+    Second,
+    /// A copy of the parameter: must be exact.
+    Weight,
+}
+
+impl State {
+    pub(crate) const fn first_moment(name: &'static str) -> Self {
+        Self { name, moment: Moment::First }
+    }
+    pub(crate) const fn second_moment(name: &'static str) -> Self {
+        Self { name, moment: Moment::Second }
+    }
+    pub(crate) const fn weight(name: &'static str) -> Self {
+        Self { name, moment: Moment::Weight }
+    }
+}
+
+macro_rules! fields {
+    ($(#[$attribute:meta])* $name:ident { $($field:ident),* $(,)? }) => {
+        $(#[$attribute])*
+        #[derive(Clone, Copy, Debug)]
+        #[expect(missing_docs, reason = "the fields are the symbols of the formula")]
+        pub struct $name<A> { $(pub $field: A),* }
+
+        impl<A: crate::real::Real> crate::rules::Fields<A> for $name<A> {
+            const NAMES: &'static [&'static str] = &[$(stringify!($field)),*];
+
+            #[inline(always)]
+            fn from_fn(mut f: impl FnMut(usize) -> A) -> Self {
+                let mut i = 0..;
+                Self { $($field: f(i.next().unwrap_or_default())),* }
+            }
+
+            #[inline(always)]
+            fn each(&self, mut f: impl FnMut(usize, A)) {
+                let mut i = 0..;
+                $(f(i.next().unwrap_or_default(), self.$field);)*
+            }
+        }
+    };
+}
+
+/// What an element needs: a struct generic over the number type.
+macro_rules! coefficients {
+    ($name:ident { $($field:ident),* $(,)? }) => {
+        $crate::rules::fields! { #[doc = "Computed once a step."] $name { $($field),* } }
+    };
+}
+
+/// What the user sets: a struct generic over the number type, and the range of each field.
+macro_rules! hyperparameters {
+    ($name:ident { $($field:ident: $range:expr),* $(,)? }) => {
+        $crate::rules::fields! { #[doc = "Set by the user."] $name { $($field),* } }
+
+        impl<S: crate::real::Scalar> crate::rules::Hyperparameters<S> for $name<S> {
+            const RANGES: &'static [crate::rules::Range] = &[$($range),*];
+        }
+    };
+}
+
+pub(crate) use {coefficients, fields, hyperparameters};
+
+/// The most coefficients that a rule may have.
+pub const MAX_COEFFICIENTS: usize = 8;
+/// The most state arrays that a rule may have.
+pub const MAX_STATES: usize = 3;
+
+/// The coefficients of one rule at one (group, t), in f64.
+pub type CoefficientRow = [f64; MAX_COEFFICIENTS];
+
+/// A rule with its types erased: what the registry holds.
+#[derive(Debug)]
+pub struct Entry {
+    /// The name it is chosen by.
+    pub name: &'static str,
+    /// The names of its hyperparameters, in order.
+    pub hyperparameters: &'static [&'static str],
+    /// Their ranges, in the same order.
+    pub ranges: &'static [Range],
+    /// Its state arrays.
+    pub states: &'static [State],
+    /// The names of its coefficients, in order.
+    pub coefficient_names: &'static [&'static str],
+    /// The coefficients of update number t.
+    pub coefficients: fn(hyper: &[f64], t: u64) -> CoefficientRow,
+    /// The loop over float32 arithmetic.
+    pub(crate) sweep_f32: Sweep,
+    /// The loop over float64 arithmetic.
+    pub(crate) sweep_f64: Sweep,
+    /// The formula with the coefficients as symbols: what CUDA needs.
+    pub trace: fn() -> Trace,
+    /// The formula with these hyperparameters' symbols, switches set: what a reader wants.
+    pub trace_configured: fn(hyper: &[f64]) -> Trace,
+}
+
+impl Entry {
+    const fn of<R: Rule<N>, const N: usize>() -> Self {
+        assert!(N <= MAX_STATES, "raise MAX_STATES");
+        assert!(R::Coefficients::<f64>::NAMES.len() <= MAX_COEFFICIENTS, "raise MAX_COEFFICIENTS");
+        Self {
+            name: R::NAME,
+            hyperparameters: R::Hyper::<f64>::NAMES,
+            ranges: R::Hyper::<f64>::RANGES,
+            states: &R::STATES,
+            coefficient_names: R::Coefficients::<f64>::NAMES,
+            coefficients: coefficient_row::<R, N>,
+            sweep_f32: step::sweep::<R, f32, N>,
+            sweep_f64: step::sweep::<R, f64, N>,
+            trace: trace::of_coefficients::<R, N>,
+            trace_configured: trace::of_hyperparameters::<R, N>,
+        }
+    }
+
+    /// Whether the rule reads or writes the decay itself, because it needs the parameter as it was before.
+    pub fn decays_itself(&self) -> bool {
+        self.hyperparameters.contains(&"weight_decay")
+    }
+
+    /// Whether it squares gradients, so that a state is infinite for ever after one |g| > √(largest finite number).
+    pub fn squares_gradients(&self) -> bool {
+        self.states.iter().any(|state| state.moment == Moment::Second)
+    }
+}
+
+fn coefficient_row<R: Rule<N>, const N: usize>(hyper: &[f64], t: u64) -> CoefficientRow {
+    let mut row = [0.0; MAX_COEFFICIENTS];
+    R::coefficients(&R::Hyper::<f64>::from_fn(|i| hyper[i]), t).each(|i, value| row[i] = value);
+    row
+}
+
+/// Every rule, by name. A new rule is its file and one line here.
+pub static REGISTRY: &[Entry] = &[
+    Entry::of::<sgd::Sgd, 0>(),
+    Entry::of::<sgd::Momentum<false>, 1>(),
+    Entry::of::<sgd::Momentum<true>, 1>(),
+    Entry::of::<sgd::Velocity<false>, 1>(),
+    Entry::of::<sgd::Velocity<true>, 1>(),
+    Entry::of::<sgd::HeavyBall, 1>(),
+    Entry::of::<adagrad::Adagrad, 1>(),
+    Entry::of::<adagrad::AdagradMean, 1>(),
+    Entry::of::<rmsprop::RmsProp, 1>(),
+    Entry::of::<rmsprop::Centered, 2>(),
+    Entry::of::<rmsprop::WithMomentum, 2>(),
+    Entry::of::<rmsprop::CenteredWithMomentum, 3>(),
+    Entry::of::<rmsprop::MomentumBefore, 2>(),
+    Entry::of::<adam::Adam, 2>(),
+    Entry::of::<adam::Amsgrad, 3>(),
+    Entry::of::<lion::Lion, 1>(),
+];
+
+/// The rule of that name.
+pub fn find(name: &str) -> Option<&'static Entry> {
+    REGISTRY.iter().find(|entry| entry.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_found() {
+        for entry in REGISTRY {
+            assert!(std::ptr::eq(find(entry.name).unwrap(), entry));
+            assert_eq!(entry.hyperparameters.len(), entry.ranges.len());
+            assert_eq!(entry.hyperparameters[0], "lr", "{}: the learning rate comes first", entry.name);
+        }
+        assert!(find("adamw2").is_none());
+    }
+
+    #[test]
+    fn ranges_refuse_what_is_not_a_number() {
+        for range in [Range::NotNegative, Range::Fraction, Range::Switch] {
+            assert!(range.contains(0.0));
+            for bad in [f64::NAN, f64::INFINITY, -1e-300] {
+                assert!(!range.contains(bad), "{range:?} takes {bad}");
+            }
+        }
+        assert!(!Range::Fraction.contains(1.0) && Range::NotNegative.contains(1.0));
+    }
+}

@@ -1,0 +1,152 @@
+//! RMSprop: each gradient divided by a running root mean square of its past values.
+//!
+//! Hinton, "Neural Networks for Machine Learning", lecture 6e, 2012; centered: Graves, "Generating Sequences With
+//! Recurrent Neural Networks", 2013, eq. 38-45.
+
+use super::prelude::*;
+use super::{coefficients, hyperparameters};
+
+hyperparameters! {
+    RmsPropHyper { lr: RATE, decay: FRACTION, eps: NOT_NEGATIVE, eps_inside: SWITCH, first_square: SWITCH }
+}
+hyperparameters! {
+    MomentumHyper {
+        lr: RATE, decay: FRACTION, eps: NOT_NEGATIVE, eps_inside: SWITCH, first_square: SWITCH, momentum: FRACTION
+    }
+}
+coefficients! { RmsPropCoefficients { lr, decay, one_minus_decay, eps_inside, eps } }
+coefficients! { MomentumCoefficients { lr, decay, one_minus_decay, eps_inside, eps, momentum } }
+
+/// What the five share: ε stands inside or outside the root, the other place holds 0; at t = 1 the past weighs
+/// nothing if `first_square`.
+fn mean<S: Scalar>(lr: S, decay: S, eps: S, inside: S, first_square: S, t: u64) -> RmsPropCoefficients<S> {
+    let (zero, one) = (S::constant(0.0), S::constant(1.0));
+    let decay = first_square.switch(S::at_first(t, zero, decay), decay);
+    RmsPropCoefficients {
+        lr,
+        decay,
+        one_minus_decay: one - decay,
+        eps_inside: inside.switch(eps, zero),
+        eps: inside.switch(zero, eps),
+    }
+}
+
+fn with_momentum<S: Scalar>(h: &MomentumHyper<S>, t: u64) -> MomentumCoefficients<S> {
+    let RmsPropCoefficients { lr, decay, one_minus_decay, eps_inside, eps } =
+        mean(h.lr, h.decay, h.eps, h.eps_inside, h.first_square, t);
+    MomentumCoefficients { lr, decay, one_minus_decay, eps_inside, eps, momentum: h.momentum }
+}
+
+/// v ← βv + (1−β)g²,  w ← w − γ·g/(√(v + ε) or √v + ε)
+#[derive(Debug)]
+pub struct RmsProp;
+
+impl Rule<1> for RmsProp {
+    const NAME: &'static str = "rmsprop";
+    const STATES: [State; 1] = [State::second_moment("v")];
+    type Hyper<S: Scalar> = RmsPropHyper<S>;
+    type Coefficients<A: Real> = RmsPropCoefficients<A>;
+
+    fn coefficients<S: Scalar>(h: &RmsPropHyper<S>, t: u64) -> RmsPropCoefficients<S> {
+        mean(h.lr, h.decay, h.eps, h.eps_inside, h.first_square, t)
+    }
+
+    #[inline(always)]
+    fn update<A: Real>(c: &RmsPropCoefficients<A>, p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
+        let v = c.decay * v + c.one_minus_decay * (g * g);
+        (p - c.lr * g.divide_or_zero((v + c.eps_inside).sqrt() + c.eps), [v])
+    }
+}
+
+/// The same with the variance v − a² in place of v, a ← βa + (1−β)g
+///
+/// Rounding can take v − a² below 0, so it is cut off there.
+#[derive(Debug)]
+pub struct Centered;
+
+impl Rule<2> for Centered {
+    const NAME: &'static str = "rmsprop_centered";
+    const STATES: [State; 2] = [State::second_moment("v"), State::first_moment("a")];
+    type Hyper<S: Scalar> = RmsPropHyper<S>;
+    type Coefficients<A: Real> = RmsPropCoefficients<A>;
+
+    fn coefficients<S: Scalar>(h: &RmsPropHyper<S>, t: u64) -> RmsPropCoefficients<S> {
+        mean(h.lr, h.decay, h.eps, h.eps_inside, h.first_square, t)
+    }
+
+    #[inline(always)]
+    fn update<A: Real>(c: &RmsPropCoefficients<A>, p: A, g: A, [v, a]: [A; 2]) -> (A, [A; 2]) {
+        let v = c.decay * v + c.one_minus_decay * (g * g);
+        let a = c.decay * a + c.one_minus_decay * g;
+        let variance = (v - a * a).larger(A::constant(0.0));
+        (p - c.lr * g.divide_or_zero((variance + c.eps_inside).sqrt() + c.eps), [v, a])
+    }
+}
+
+/// RMSprop, then momentum on the normalised gradient:  b ← μb + g/(√v + ε),  w ← w − γb
+#[derive(Debug)]
+pub struct WithMomentum;
+
+impl Rule<2> for WithMomentum {
+    const NAME: &'static str = "rmsprop_momentum";
+    const STATES: [State; 2] = [State::second_moment("v"), State::first_moment("b")];
+    type Hyper<S: Scalar> = MomentumHyper<S>;
+    type Coefficients<A: Real> = MomentumCoefficients<A>;
+
+    fn coefficients<S: Scalar>(h: &MomentumHyper<S>, t: u64) -> MomentumCoefficients<S> {
+        with_momentum(h, t)
+    }
+
+    #[inline(always)]
+    fn update<A: Real>(c: &MomentumCoefficients<A>, p: A, g: A, [v, b]: [A; 2]) -> (A, [A; 2]) {
+        let v = c.decay * v + c.one_minus_decay * (g * g);
+        let b = c.momentum * b + g.divide_or_zero((v + c.eps_inside).sqrt() + c.eps);
+        (p - c.lr * b, [v, b])
+    }
+}
+
+/// Centered, then momentum on the normalised gradient
+#[derive(Debug)]
+pub struct CenteredWithMomentum;
+
+impl Rule<3> for CenteredWithMomentum {
+    const NAME: &'static str = "rmsprop_centered_momentum";
+    const STATES: [State; 3] = [State::second_moment("v"), State::first_moment("a"), State::first_moment("b")];
+    type Hyper<S: Scalar> = MomentumHyper<S>;
+    type Coefficients<A: Real> = MomentumCoefficients<A>;
+
+    fn coefficients<S: Scalar>(h: &MomentumHyper<S>, t: u64) -> MomentumCoefficients<S> {
+        with_momentum(h, t)
+    }
+
+    #[inline(always)]
+    fn update<A: Real>(c: &MomentumCoefficients<A>, p: A, g: A, [v, a, b]: [A; 3]) -> (A, [A; 3]) {
+        let v = c.decay * v + c.one_minus_decay * (g * g);
+        let a = c.decay * a + c.one_minus_decay * g;
+        let variance = (v - a * a).larger(A::constant(0.0));
+        let b = c.momentum * b + g.divide_or_zero((variance + c.eps_inside).sqrt() + c.eps);
+        (p - c.lr * b, [v, a, b])
+    }
+}
+
+/// Momentum first, then the root mean square of the raw gradients:  m ← μm + g,  w ← w − γ·m/(√v + ε)
+#[derive(Debug)]
+pub struct MomentumBefore;
+
+impl Rule<2> for MomentumBefore {
+    const NAME: &'static str = "rmsprop_momentum_before";
+    const STATES: [State; 2] = [State::second_moment("v"), State::first_moment("m")];
+    type Hyper<S: Scalar> = MomentumHyper<S>;
+    type Coefficients<A: Real> = MomentumCoefficients<A>;
+
+    fn coefficients<S: Scalar>(h: &MomentumHyper<S>, t: u64) -> MomentumCoefficients<S> {
+        with_momentum(h, t)
+    }
+
+    #[inline(always)]
+    fn update<A: Real>(c: &MomentumCoefficients<A>, p: A, g: A, [v, m]: [A; 2]) -> (A, [A; 2]) {
+        let v = c.decay * v + c.one_minus_decay * (g * g);
+        let m = c.momentum * m + g;
+        (p - c.lr * m.divide_or_zero((v + c.eps_inside).sqrt() + c.eps), [v, m])
+    }
+}

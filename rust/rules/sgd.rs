@@ -1,0 +1,136 @@
+//! Gradient descent and its momentum forms.
+//!
+//! Rumelhart, Hinton and Williams, "Learning representations by back-propagating errors", 1986, eq. 9 (velocity form);
+//! Polyak, "Some methods of speeding up the convergence of iteration methods", 1964, eq. 9 (heavy ball);
+//! Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013, eq. 3-4 (Nesterov).
+
+use super::prelude::*;
+use super::{coefficients, hyperparameters};
+
+hyperparameters! { SgdHyper { lr: RATE } }
+coefficients! { SgdCoefficients { lr } }
+
+/// w ← w − γg
+#[derive(Debug)]
+pub struct Sgd;
+
+impl Rule<0> for Sgd {
+    const NAME: &'static str = "sgd";
+    const STATES: [State; 0] = [];
+    type Hyper<S: Scalar> = SgdHyper<S>;
+    type Coefficients<A: Real> = SgdCoefficients<A>;
+
+    fn coefficients<S: Scalar>(h: &SgdHyper<S>, _t: u64) -> SgdCoefficients<S> {
+        SgdCoefficients { lr: h.lr }
+    }
+
+    #[inline(always)]
+    fn update<A: Real>(c: &SgdCoefficients<A>, p: A, g: A, []: [A; 0]) -> (A, [A; 0]) {
+        (p - c.lr * g, [])
+    }
+}
+
+hyperparameters! { MomentumHyper { lr: RATE, momentum: FRACTION, dampening: NOT_NEGATIVE, average: SWITCH } }
+coefficients! { MomentumCoefficients { lr, momentum, gain } }
+
+/// b ← μb + (1−τ)g,  w ← w − γb;  with Nesterov's look-ahead  w ← w − γ(g + μb)
+///
+/// The first buffer is g, undampened, as in torch; a moving average (`average`, τ = μ) starts at 0 instead.
+#[derive(Debug)]
+pub struct Momentum<const NESTEROV: bool>;
+
+fn momentum_coefficients<S: Scalar>(h: &MomentumHyper<S>, t: u64) -> MomentumCoefficients<S> {
+    let one = S::constant(1.0);
+    let gain = h.average.switch(one - h.momentum, S::at_first(t, one, one - h.dampening));
+    MomentumCoefficients { lr: h.lr, momentum: h.momentum, gain }
+}
+
+impl Rule<1> for Momentum<false> {
+    const NAME: &'static str = "momentum";
+    const STATES: [State; 1] = [State::first_moment("b")];
+    type Hyper<S: Scalar> = MomentumHyper<S>;
+    type Coefficients<A: Real> = MomentumCoefficients<A>;
+
+    fn coefficients<S: Scalar>(h: &MomentumHyper<S>, t: u64) -> MomentumCoefficients<S> {
+        momentum_coefficients(h, t)
+    }
+
+    #[inline(always)]
+    fn update<A: Real>(c: &MomentumCoefficients<A>, p: A, g: A, [b]: [A; 1]) -> (A, [A; 1]) {
+        let b = c.momentum * b + c.gain * g;
+        (p - c.lr * b, [b])
+    }
+}
+
+impl Rule<1> for Momentum<true> {
+    const NAME: &'static str = "nesterov";
+    const STATES: [State; 1] = [State::first_moment("b")];
+    type Hyper<S: Scalar> = VelocityHyper<S>;
+    type Coefficients<A: Real> = VelocityCoefficients<A>;
+
+    fn coefficients<S: Scalar>(h: &VelocityHyper<S>, _t: u64) -> VelocityCoefficients<S> {
+        VelocityCoefficients { lr: h.lr, momentum: h.momentum }
+    }
+
+    #[inline(always)]
+    fn update<A: Real>(c: &VelocityCoefficients<A>, p: A, g: A, [b]: [A; 1]) -> (A, [A; 1]) {
+        let b = c.momentum * b + g;
+        (p - c.lr * (g + c.momentum * b), [b])
+    }
+}
+
+hyperparameters! { VelocityHyper { lr: RATE, momentum: FRACTION } }
+coefficients! { VelocityCoefficients { lr, momentum } }
+
+/// v ← μv − γg,  w ← w + v;  with Nesterov's look-ahead  w ← w + (μv − γg)
+///
+/// The learning rate lives inside the buffer: a schedule acts on the newest gradient only.
+#[derive(Debug)]
+pub struct Velocity<const NESTEROV: bool>;
+
+impl<const NESTEROV: bool> Rule<1> for Velocity<NESTEROV> {
+    const NAME: &'static str = if NESTEROV { "velocity_nesterov" } else { "velocity" };
+    const STATES: [State; 1] = [State::first_moment("v")];
+    type Hyper<S: Scalar> = VelocityHyper<S>;
+    type Coefficients<A: Real> = VelocityCoefficients<A>;
+
+    fn coefficients<S: Scalar>(h: &VelocityHyper<S>, _t: u64) -> VelocityCoefficients<S> {
+        VelocityCoefficients { lr: h.lr, momentum: h.momentum }
+    }
+
+    #[inline(always)]
+    fn update<A: Real>(c: &VelocityCoefficients<A>, p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
+        let step = c.lr * g;
+        let v = c.momentum * v - step;
+        (p + if NESTEROV { c.momentum * v - step } else { v }, [v])
+    }
+}
+
+hyperparameters! { HeavyBallHyper { lr: RATE, momentum: FRACTION, weight_decay: NOT_NEGATIVE } }
+coefficients! { HeavyBallCoefficients { lr, momentum, keep } }
+
+/// w ← (1−γλ)w − (γg − μ(w − w⁻)),  w⁻ the parameter before the last step
+///
+/// It stores w⁻ itself, so a change of w from outside counts as motion; at t = 1 there is no motion yet.
+#[derive(Debug)]
+pub struct HeavyBall;
+
+impl Rule<1> for HeavyBall {
+    const NAME: &'static str = "heavy_ball";
+    const STATES: [State; 1] = [State::weight("previous")];
+    type Hyper<S: Scalar> = HeavyBallHyper<S>;
+    type Coefficients<A: Real> = HeavyBallCoefficients<A>;
+
+    fn coefficients<S: Scalar>(h: &HeavyBallHyper<S>, t: u64) -> HeavyBallCoefficients<S> {
+        HeavyBallCoefficients {
+            lr: h.lr,
+            momentum: S::at_first(t, S::constant(0.0), h.momentum),
+            keep: S::constant(1.0) - h.lr * h.weight_decay,
+        }
+    }
+
+    #[inline(always)]
+    fn update<A: Real>(c: &HeavyBallCoefficients<A>, p: A, g: A, [previous]: [A; 1]) -> (A, [A; 1]) {
+        (c.keep * p - (c.lr * g - c.momentum * (p - previous)), [p])
+    }
+}

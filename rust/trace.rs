@@ -1,0 +1,434 @@
+//! A rule as text: the same `update` that runs on floats, run on [`Expr`], records its expression.
+//!
+//! [`Trace::cuda`] prints it as the body of a CUDA kernel, with the coefficients as inputs. [`Trace::formula`] prints it
+//! for people, with the hyperparameters as symbols. The node set is small and total on purpose: anything that can be
+//! recorded can be printed in every language.
+
+use crate::real::{Real, Scalar};
+use crate::rules::{Fields, Hyperparameters, Range, Rule};
+use std::cell::RefCell;
+use std::fmt::Write;
+use std::ops::{Add, Div, Mul, Neg, Sub};
+
+/// One number of the formula: an index into this thread's tape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Expr(usize);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Node {
+    Input(&'static str),
+    Constant(f64),
+    Unary(Unary, Expr),
+    Binary(Binary, Expr, Expr),
+    Select(Compare, [Expr; 4]),
+    /// base^t; on the host only.
+    Power(Expr),
+    /// The count of updates; on the host only.
+    Count,
+    /// The first at t = 1, then the second; on the host only.
+    AtFirst(Expr, Expr),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unary {
+    Negate,
+    Sqrt,
+    Abs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Binary {
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    CopySign,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compare {
+    Less,
+    Equal,
+}
+
+thread_local! {
+    static TAPE: RefCell<Vec<Node>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Equal subexpressions share a node: what is computed once is printed once.
+fn record(node: Node) -> Expr {
+    TAPE.with_borrow_mut(|tape| {
+        Expr(tape.iter().position(|known| *known == node).unwrap_or_else(|| {
+            tape.push(node);
+            tape.len() - 1
+        }))
+    })
+}
+
+fn constant_of(x: Expr) -> Option<f64> {
+    TAPE.with_borrow(|tape| match tape[x.0] {
+        Node::Constant(value) => Some(value),
+        _ => None,
+    })
+}
+
+fn binary(op: Binary, a: Expr, b: Expr) -> Expr {
+    // Only what a switch left behind is simplified: a term that is a literal 0 or a factor that is a literal 1.
+    match (op, constant_of(a), constant_of(b)) {
+        (Binary::Add | Binary::Subtract, _, Some(0.0)) => a,
+        (Binary::Add, Some(0.0), _) => b,
+        (Binary::Multiply | Binary::Divide, _, Some(1.0)) => a,
+        (Binary::Multiply, Some(1.0), _) => b,
+        _ => record(Node::Binary(op, a, b)),
+    }
+}
+
+macro_rules! operator {
+    ($trait:ident, $method:ident) => {
+        impl $trait for Expr {
+            type Output = Self;
+            fn $method(self, other: Self) -> Self {
+                binary(operator!(@ $trait), self, other)
+            }
+        }
+    };
+    (@ Add) => { Binary::Add };
+    (@ Sub) => { Binary::Subtract };
+    (@ Mul) => { Binary::Multiply };
+    (@ Div) => { Binary::Divide };
+}
+
+operator!(Add, add);
+operator!(Sub, sub);
+operator!(Mul, mul);
+operator!(Div, div);
+
+impl Neg for Expr {
+    type Output = Self;
+    fn neg(self) -> Self {
+        record(Node::Unary(Unary::Negate, self))
+    }
+}
+
+impl Real for Expr {
+    fn constant(value: f64) -> Self {
+        record(Node::Constant(value))
+    }
+    fn sqrt(self) -> Self {
+        if constant_of(self) == Some(1.0) { self } else { record(Node::Unary(Unary::Sqrt, self)) }
+    }
+    fn abs(self) -> Self {
+        record(Node::Unary(Unary::Abs, self))
+    }
+    fn copysign(self, sign: Self) -> Self {
+        record(Node::Binary(Binary::CopySign, self, sign))
+    }
+    fn select_less(a: Self, b: Self, then: Self, otherwise: Self) -> Self {
+        record(Node::Select(Compare::Less, [a, b, then, otherwise]))
+    }
+    fn select_equal(a: Self, b: Self, then: Self, otherwise: Self) -> Self {
+        record(Node::Select(Compare::Equal, [a, b, then, otherwise]))
+    }
+}
+
+impl Scalar for Expr {
+    fn power(self, _t: u64) -> Self {
+        record(Node::Power(self))
+    }
+    fn count(_t: u64) -> Self {
+        record(Node::Count)
+    }
+    fn at_first(_t: u64, first: Self, later: Self) -> Self {
+        record(Node::AtFirst(first, later))
+    }
+    fn switch(self, on: Self, off: Self) -> Self {
+        match constant_of(self) {
+            Some(value) => value.switch_expr(on, off),
+            None => Self::select_equal(self, Self::constant(0.0), off, on),
+        }
+    }
+}
+
+trait SwitchExpr {
+    fn switch_expr(self, on: Expr, off: Expr) -> Expr;
+}
+
+impl SwitchExpr for f64 {
+    fn switch_expr(self, on: Expr, off: Expr) -> Expr {
+        if self == 0.0 { off } else { on }
+    }
+}
+
+/// A recorded rule.
+#[derive(Debug)]
+pub struct Trace {
+    name: &'static str,
+    states: Vec<&'static str>,
+    coefficients: &'static [&'static str],
+    tape: Vec<Node>,
+    parameter: Expr,
+    new_states: Vec<Expr>,
+}
+
+fn trace<R: Rule<N>, const N: usize>(coefficients: impl FnOnce() -> R::Coefficients<Expr>) -> Trace {
+    TAPE.with_borrow_mut(Vec::clear);
+    let inputs = R::STATES.map(|state| record(Node::Input(state.name)));
+    let (p, g) = (record(Node::Input("p")), record(Node::Input("g")));
+    let (parameter, new_states) = R::update(&coefficients(), p, g, inputs);
+    Trace {
+        name: R::NAME,
+        states: R::STATES.iter().map(|state| state.name).collect(),
+        coefficients: R::Coefficients::<Expr>::NAMES,
+        tape: TAPE.take(),
+        parameter,
+        new_states: new_states.to_vec(),
+    }
+}
+
+/// The rule with its coefficients as inputs.
+pub(crate) fn of_coefficients<R: Rule<N>, const N: usize>() -> Trace {
+    trace::<R, N>(|| {
+        R::Coefficients::from_fn(|i| record(Node::Input(<R::Coefficients<Expr> as Fields<Expr>>::NAMES[i])))
+    })
+}
+
+/// The rule with its hyperparameters as inputs, and the switches among them set.
+pub(crate) fn of_hyperparameters<R: Rule<N>, const N: usize>(values: &[f64]) -> Trace {
+    trace::<R, N>(|| {
+        let hyper = R::Hyper::<Expr>::from_fn(|i| match <R::Hyper<Expr> as Hyperparameters<Expr>>::RANGES[i] {
+            Range::Switch => Expr::constant(values[i]),
+            // A momentum or a decay of exactly 0 switches its term off, and the reader wants to see that.
+            _ if values[i] == 0.0 && i > 0 => Expr::constant(0.0),
+            _ => record(Node::Input(<R::Hyper<Expr> as Fields<Expr>>::NAMES[i])),
+        });
+        R::coefficients(&hyper, 2)
+    })
+}
+
+/// How a reader writes a name: γ for lr.
+pub fn symbol(name: &str) -> &str {
+    match name {
+        "lr" => "γ",
+        "beta1" => "β₁",
+        "beta2" => "β₂",
+        "decay" => "β",
+        "momentum" => "μ",
+        "dampening" => "τ",
+        "eps" => "ε",
+        "weight_decay" | "l2" => "λ",
+        "p" => "w",
+        "v_max" => "v̄",
+        "previous" => "w⁻",
+        other => other,
+    }
+}
+
+impl Trace {
+    /// The rule as CUDA C++: a struct of its coefficients, and a function that updates one element in place.
+    ///
+    /// One operation a line, in the order of evaluation, so that nothing can be reassociated or contracted by reading.
+    pub fn cuda(&self) -> String {
+        let mut text = String::new();
+        let name = self.name;
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "template <typename A> struct {name}_coefficients {{ A {}; }};",
+            self.coefficients.join(", ")
+        );
+        let states: String = self.states.iter().map(|state| format!(", A &{state}")).collect();
+        let _ = writeln!(text, "\ntemplate <typename A>");
+        let _ = writeln!(
+            text,
+            "__device__ __forceinline__ void {name}(const {name}_coefficients<A> &c, A &p, const A g{states}) {{"
+        );
+        let used = self.used();
+        for (i, node) in self.tape.iter().enumerate() {
+            if used[i] && !matches!(node, Node::Input(_) | Node::Constant(_)) {
+                let _ = writeln!(text, "    const A x{i} = {};", self.cuda_node(node));
+            }
+        }
+        // Through the x's, so that no new value is read as an old one; an input that moves is copied first.
+        let outputs: Vec<_> = self.new_states.iter().zip(&self.states).collect();
+        for (value, state) in outputs {
+            let _ = writeln!(text, "    {state} = {};", self.cuda_operand(*value));
+        }
+        let _ = writeln!(text, "    p = {};\n}}", self.cuda_operand(self.parameter));
+        text
+    }
+
+    fn used(&self) -> Vec<bool> {
+        let mut used = vec![false; self.tape.len()];
+        for output in self.new_states.iter().chain([&self.parameter]) {
+            used[output.0] = true;
+        }
+        for i in (0..self.tape.len()).rev().filter(|i| used[*i]).collect::<Vec<_>>() {
+            let mut mark = vec![i];
+            while let Some(i) = mark.pop() {
+                used[i] = true;
+                mark.extend(operands(&self.tape[i]).iter().map(|x| x.0).filter(|j| !used[*j]));
+            }
+        }
+        used
+    }
+
+    fn cuda_operand(&self, x: Expr) -> String {
+        match self.tape[x.0] {
+            Node::Input(name) if self.coefficients.contains(&name) && !self.states.contains(&name) => {
+                format!("c.{name}")
+            }
+            Node::Input(name) => name.to_owned(),
+            Node::Constant(value) => format!("A({value:?})"),
+            _ => format!("x{}", x.0),
+        }
+    }
+
+    fn cuda_node(&self, node: &Node) -> String {
+        let x = |x: Expr| self.cuda_operand(x);
+        match *node {
+            Node::Unary(Unary::Negate, a) => format!("-{}", x(a)),
+            Node::Unary(Unary::Sqrt, a) => format!("sqrt({})", x(a)),
+            Node::Unary(Unary::Abs, a) => format!("fabs({})", x(a)),
+            Node::Binary(Binary::CopySign, a, b) => format!("copysign({}, {})", x(a), x(b)),
+            Node::Binary(op, a, b) => format!("{} {} {}", x(a), operator_text(op), x(b)),
+            Node::Select(compare, [a, b, then, otherwise]) => {
+                let compare = if compare == Compare::Less { "<" } else { "==" };
+                format!("{} {compare} {} ? {} : {}", x(a), x(b), x(then), x(otherwise))
+            }
+            Node::Input(_) | Node::Constant(_) | Node::Power(_) | Node::Count | Node::AtFirst(..) => {
+                unreachable!("leaves and host nodes are not statements of an element")
+            }
+        }
+    }
+
+    /// The rule as people write it: one assignment a line, in an order in which they may be carried out.
+    pub fn formula(&self) -> String {
+        let mut targets: Vec<(&str, Expr)> = self.states.iter().copied().zip(self.new_states.iter().copied()).collect();
+        targets.push(("p", self.parameter));
+        let mut lines = Vec::new();
+        let mut done: Vec<(&str, Expr)> = Vec::new();
+        while !targets.is_empty() {
+            // The next one is an assignment after which nobody needs the old value any more, and whose own terms
+            // do not contain a new value that is still to come.
+            let next = targets.iter().position(|&(name, value)| {
+                targets.iter().all(|&(other, expression)| {
+                    other == name
+                        || (!self.reads_old(expression, name, &done, value)
+                            && (matches!(self.tape[expression.0], Node::Input(_)) || !self.contains(value, expression)))
+                })
+            });
+            if let Some(i) = next {
+                let (name, value) = targets.remove(i);
+                lines.push(format!("{} ← {}", symbol(name), self.text(value, 0, &done)));
+                done.push((name, value));
+            } else {
+                let names: Vec<_> = targets.iter().map(|(name, _)| symbol(name)).collect();
+                let values: Vec<_> = targets.iter().map(|(_, value)| self.text(*value, 0, &done)).collect();
+                lines.push(format!("{} ← {}", names.join(", "), values.join(", ")));
+                targets.clear();
+            }
+        }
+        lines.join("\n")
+    }
+
+    fn contains(&self, expression: Expr, part: Expr) -> bool {
+        expression == part || operands(&self.tape[expression.0]).iter().any(|x| self.contains(*x, part))
+    }
+
+    /// Whether `expression` reads the old value of the state or parameter `name` otherwise than through its new value.
+    fn reads_old(&self, expression: Expr, name: &str, done: &[(&str, Expr)], new: Expr) -> bool {
+        if done.iter().any(|(_, value)| *value == expression) || (expression == new && !self.is_input(new)) {
+            return false;
+        }
+        match self.tape[expression.0] {
+            Node::Input(input) => input == name,
+            ref node => operands(node).iter().any(|x| self.reads_old(*x, name, done, new)),
+        }
+    }
+
+    fn is_input(&self, x: Expr) -> bool {
+        matches!(self.tape[x.0], Node::Input(_))
+    }
+
+    /// `binds`: 0 anywhere, 1 as a term that is subtracted, 2 as a factor, 3 as a divisor, power or operand of a sign.
+    fn text(&self, x: Expr, binds: u8, done: &[(&str, Expr)]) -> String {
+        if let Some((name, _)) = done.iter().find(|(_, value)| *value == x && !self.is_input(x)) {
+            return symbol(name).to_owned();
+        }
+        let sub = |x: Expr, binds: u8| self.text(x, binds, done);
+        let (text, strength) = match self.tape[x.0] {
+            Node::Input(name) => (symbol(name).to_owned(), 4),
+            Node::Constant(value) => (format!("{value}"), 4),
+            Node::Count => ("t".to_owned(), 4),
+            Node::Unary(Unary::Sqrt, a) => {
+                (if self.leaf(a) { format!("√{}", sub(a, 3)) } else { format!("√({})", sub(a, 0)) }, 4)
+            }
+            Node::Unary(Unary::Abs, a) => (format!("|{}|", sub(a, 0)), 4),
+            Node::Unary(Unary::Negate, a) => (format!("−{}", sub(a, 2)), 1),
+            Node::Power(a) => (format!("{}ᵗ", sub(a, 3)), 4),
+            Node::AtFirst(first, later) => (format!("({} if t = 1 else {})", sub(first, 0), sub(later, 0)), 4),
+            Node::Binary(Binary::CopySign, a, b) => (format!("copysign({}, {})", sub(a, 0), sub(b, 0)), 4),
+            Node::Binary(Binary::Add, a, b) => (format!("{} + {}", sub(a, 0), sub(b, 0)), 0),
+            Node::Binary(Binary::Subtract, a, b) => (format!("{} − {}", sub(a, 0), sub(b, 1)), 0),
+            Node::Binary(Binary::Multiply, a, b) if a == b => (format!("{}²", sub(a, 3)), 3),
+            Node::Binary(Binary::Multiply, a, b) => (format!("{}·{}", sub(a, 2), sub(b, 2)), 2),
+            Node::Binary(Binary::Divide, a, b) => (format!("{}/{}", sub(a, 2), sub(b, 3)), 2),
+            Node::Select(compare, [a, b, then, otherwise]) => self.select_text(compare, [a, b, then, otherwise], done),
+        };
+        if strength < binds { format!("({text})") } else { text }
+    }
+
+    fn leaf(&self, x: Expr) -> bool {
+        matches!(self.tape[x.0], Node::Input(_) | Node::Constant(_) | Node::Count) || self.new_states.contains(&x)
+    }
+
+    /// The four idioms of [`Real`] by their names; anything else by its condition.
+    fn select_text(&self, compare: Compare, [a, b, then, otherwise]: [Expr; 4], done: &[(&str, Expr)]) -> (String, u8) {
+        let sub = |x: Expr, binds: u8| self.text(x, binds, done);
+        let zero = |x: Expr| self.tape[x.0] == Node::Constant(0.0);
+        let propagates = |x: Expr, y: Expr| self.tape[otherwise.0] == Node::Select(Compare::Equal, [x, x, y, x]);
+        match compare {
+            Compare::Equal if zero(b) && zero(then) => {
+                if let Node::Binary(Binary::Divide, _, denominator) = self.tape[otherwise.0]
+                    && denominator == a
+                {
+                    return (sub(otherwise, 0), 2);
+                }
+                if let Node::Select(Compare::Equal, [x, y, ..]) = self.tape[otherwise.0]
+                    && x == a
+                    && y == a
+                {
+                    return (format!("sign({})", sub(a, 0)), 4);
+                }
+                (format!("({} if {} = 0 else {})", sub(then, 0), sub(a, 0), sub(otherwise, 0)), 4)
+            }
+            Compare::Less if then == a && propagates(a, b) => (format!("min({}, {})", sub(a, 0), sub(b, 0)), 4),
+            Compare::Less if then == b && propagates(b, a) => (format!("max({}, {})", sub(b, 0), sub(a, 0)), 4),
+            _ => {
+                let sign = if compare == Compare::Less { "<" } else { "=" };
+                let text =
+                    format!("({} if {} {sign} {} else {})", sub(then, 0), sub(a, 0), sub(b, 0), sub(otherwise, 0));
+                (text, 4)
+            }
+        }
+    }
+}
+
+fn operator_text(op: Binary) -> &'static str {
+    match op {
+        Binary::Add => "+",
+        Binary::Subtract => "-",
+        Binary::Multiply => "*",
+        Binary::Divide => "/",
+        Binary::CopySign => unreachable!("a function, not an operator"),
+    }
+}
+
+fn operands(node: &Node) -> Vec<Expr> {
+    match *node {
+        Node::Input(_) | Node::Constant(_) | Node::Count => vec![],
+        Node::Unary(_, a) | Node::Power(a) => vec![a],
+        Node::Binary(_, a, b) | Node::AtFirst(a, b) => vec![a, b],
+        Node::Select(_, four) => four.to_vec(),
+    }
+}
