@@ -145,28 +145,27 @@ impl View {
         Some((low, high))
     }
 
-    /// Elements `at..at + n` as a block of arithmetic numbers, n ≤ [`BLOCK`].
+    /// Its address, if its elements lie one after the other and are of type `A`.
+    #[inline(always)]
+    pub(crate) fn plain<A: Arithmetic>(&self) -> Option<*mut A> {
+        (self.dtype == A::DTYPE && self.strided.is_none()).then_some(self.data.cast())
+    }
+
+    /// Elements `at..at + n`, n ≤ [`BLOCK`], as numbers to compute with; 0 behind them.
     ///
     /// # Safety
     /// The promise of [`View::new`] holds, `at + n` ≤ len, and the dtype computes in `A`.
     #[inline(always)]
     pub(crate) unsafe fn load<A: Arithmetic>(&self, at: usize, n: usize) -> Block<A> {
         debug_assert!(at + n <= self.len && n <= BLOCK && self.dtype.compute() == A::DTYPE);
-        if self.dtype == A::DTYPE && self.strided.is_none() {
-            // SAFETY: at ≤ len, so the address is inside the array or one past its end.
-            let source = unsafe { self.data.cast::<A>().add(at) };
-            if n == BLOCK {
-                // SAFETY: BLOCK elements from `at` are inside the array, aligned and of type A.
-                return unsafe { source.cast::<Block<A>>().read() };
-            }
-            let mut block = [A::ZERO; BLOCK];
-            // SAFETY: n elements from `at` are inside the array, and n ≤ BLOCK.
-            unsafe { source.copy_to_nonoverlapping(block.as_mut_ptr(), n) };
-            return block;
-        }
         let mut block = [A::ZERO; BLOCK];
-        // SAFETY: the same contract.
-        unsafe { A::load_other(self, at, n, &mut block) };
+        if let Some(data) = self.plain::<A>() {
+            // SAFETY: n elements from `at` are inside the array, and n ≤ BLOCK.
+            unsafe { data.wrapping_add(at).copy_to_nonoverlapping(block.as_mut_ptr(), n) };
+        } else {
+            // SAFETY: the same contract.
+            unsafe { A::load_other(self, at, n, &mut block) };
+        }
         block
     }
 
@@ -177,20 +176,13 @@ impl View {
     #[inline(always)]
     pub(crate) unsafe fn store<A: Arithmetic>(&self, at: usize, n: usize, block: &Block<A>) {
         debug_assert!(at + n <= self.len && n <= BLOCK && self.dtype.compute() == A::DTYPE);
-        if self.dtype == A::DTYPE && self.strided.is_none() {
-            // SAFETY: at ≤ len, so the address is inside the array or one past its end.
-            let target = unsafe { self.data.cast::<A>().add(at) };
-            if n == BLOCK {
-                // SAFETY: BLOCK elements from `at` are inside the array, aligned and of type A.
-                unsafe { target.cast::<Block<A>>().write(*block) };
-            } else {
-                // SAFETY: n elements from `at` are inside the array, and n ≤ BLOCK.
-                unsafe { target.copy_from_nonoverlapping(block.as_ptr(), n) };
-            }
-            return;
+        if let Some(data) = self.plain::<A>() {
+            // SAFETY: n elements from `at` are inside the array, and n ≤ BLOCK.
+            unsafe { data.wrapping_add(at).copy_from_nonoverlapping(block.as_ptr(), n) };
+        } else {
+            // SAFETY: the same contract.
+            unsafe { A::store_other(self, at, n, block) };
         }
-        // SAFETY: the same contract.
-        unsafe { A::store_other(self, at, n, block) };
     }
 
     /// Visits elements `at..at + n` as runs along the innermost axis: address of the first, byte stride, how many.

@@ -12,3 +12,6 @@ pub mod rules;
 pub mod simd;
 pub mod step;
 pub mod trace;
+
+#[cfg(feature = "python")]
+mod python;

@@ -1,0 +1,2 @@
+"""tmp"""
+from ravine import _core

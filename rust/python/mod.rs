@@ -1,0 +1,156 @@
+//! The extension module `ravine._core`: what the Python facade stands on.
+
+mod arrays;
+mod optimizer;
+mod tree;
+
+use crate::error::Error;
+use crate::rules::{self, Entry, Moment, Range};
+use crate::simd::Level;
+use crate::step::{NonFinite, Options, Step};
+use crate::{pool, simd, step, trace};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+fn find(rule: &str) -> Result<&'static Entry, Error> {
+    rules::find(rule).ok_or_else(|| Error::UnknownRule(rule.to_owned()))
+}
+
+/// ravine's compiled part.
+#[pymodule(gil_used = false)]
+mod _core {
+    use super::*;
+
+    #[pymodule_export]
+    use super::optimizer::{Engine, StepInfo};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+
+    /// The rules: name -> {"hyperparameters": {name: range}, "states": {name: moment}}.
+    #[pyfunction]
+    fn rules(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+        let registry = PyDict::new(py);
+        for entry in crate::rules::REGISTRY {
+            let (hyper, states, rule) = (PyDict::new(py), PyDict::new(py), PyDict::new(py));
+            for (name, range) in entry.hyperparameters.iter().zip(entry.ranges) {
+                let range = match range {
+                    Range::NotNegative => "not_negative",
+                    Range::Fraction => "fraction",
+                    Range::Switch => "switch",
+                };
+                hyper.set_item(name, range)?;
+            }
+            for state in entry.states {
+                let moment = match state.moment {
+                    Moment::First => "first",
+                    Moment::Second => "second",
+                    Moment::Weight => "weight",
+                };
+                states.set_item(state.name, moment)?;
+            }
+            rule.set_item("hyperparameters", hyper)?;
+            rule.set_item("states", states)?;
+            registry.set_item(entry.name, rule)?;
+        }
+        Ok(registry)
+    }
+
+    /// The rule's formula for people, with its switches set as in `values`; one assignment a line.
+    #[pyfunction]
+    fn formula(rule: &str, values: Vec<f64>) -> PyResult<String> {
+        let entry = find(rule)?;
+        if values.len() != entry.hyperparameters.len() {
+            return Err(PyValueError::new_err(format!("values: expected one for each of {:?}", entry.hyperparameters)));
+        }
+        Ok((entry.trace_configured)(&values).formula())
+    }
+
+    /// How the formula writes a name.
+    #[pyfunction]
+    fn symbol(name: &str) -> &str {
+        trace::symbol(name)
+    }
+
+    /// The rule's CUDA text.
+    #[pyfunction]
+    fn cuda(rule: &str) -> PyResult<String> {
+        Ok((find(rule)?.trace)().cuda())
+    }
+
+    /// One update of one array: what every function of `ravine.functional` calls.
+    #[pyfunction]
+    fn apply(
+        py: Python<'_>,
+        rule: &str,
+        hyper: Vec<(String, f64)>,
+        t: u64,
+        parameter: &Bound<'_, PyAny>,
+        gradient: &Bound<'_, PyAny>,
+        states: Vec<(String, Bound<'_, PyAny>)>,
+    ) -> PyResult<()> {
+        let options = Options { clip_value: None, clip_norm: None, nonfinite: NonFinite::Propagate };
+        let mut step = Step::new(find(rule)?, options, 1);
+        for (name, value) in hyper {
+            step.set_hyper(0, &name, value)?;
+        }
+        if t == 0 {
+            return Err(PyValueError::new_err("step: expected the number of this update, 1 at the first, got 0"));
+        }
+        step.apply(py, t, parameter, gradient, &states)
+    }
+
+    /// The Euclidean norm of all elements of all arrays, by the canonical tree.
+    #[pyfunction]
+    fn global_norm(py: Python<'_>, arrays: Vec<(String, Bound<'_, PyAny>)>) -> PyResult<f64> {
+        let views = arrays
+            .iter()
+            .map(|(name, array)| Ok(arrays::array(array, &|| name.clone())?.view()))
+            .collect::<Result<Vec<_>, Error>>()?;
+        // SAFETY: the arrays are alive in this call, aligned and of a dtype that is computed with; they are only read.
+        Ok(py.detach(|| unsafe { step::global_norm(&views) }))
+    }
+
+    /// The leaves of a nesting of dicts, lists and tuples, with their dotted names.
+    #[pyfunction]
+    fn flatten<'py>(tree: &Bound<'py, PyAny>) -> PyResult<Vec<(String, Bound<'py, PyAny>)>> {
+        let (tree, leaves) = tree::Tree::flatten(tree)?;
+        Ok(tree.names.into_iter().zip(leaves).collect())
+    }
+
+    /// How many threads a step may use.
+    #[pyfunction]
+    fn num_threads() -> usize {
+        pool::num_threads()
+    }
+
+    /// Sets how many threads a step may use.
+    #[pyfunction]
+    fn set_num_threads(n: usize) -> usize {
+        pool::set_num_threads(n)
+    }
+
+    /// The instruction set in use.
+    #[pyfunction]
+    fn simd_level() -> &'static str {
+        simd::level().name()
+    }
+
+    /// Lowers the instruction set, for tests and doubts; returns the one in use, the best there is below `name`.
+    #[pyfunction]
+    fn set_simd(name: &str) -> PyResult<&'static str> {
+        let level = Level::from_name(name).ok_or_else(|| {
+            PyValueError::new_err(format!("name: expected 'baseline', 'avx2' or 'avx512', got {name:?}"))
+        })?;
+        Ok(simd::set_level(level).name())
+    }
+
+    /// Sets flush-to-zero and another rounding mode on this thread, as a careless library would; for tests.
+    #[pyfunction]
+    fn disturb_environment(on: bool) {
+        simd::disturb_environment(on);
+    }
+}

@@ -1,0 +1,446 @@
+//! `ravine._core.Engine`: a [`Step`] bound to NumPy arrays.
+
+use super::arrays::{self, Array, Occupied};
+use super::tree::Tree;
+use crate::element::{Dtype, View};
+use crate::error::Error;
+use crate::rules;
+use crate::step::{Info, NonFinite, Options, Step};
+use numpy::PyUntypedArrayMethods;
+use pyo3::exceptions::{PyFloatingPointError, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTuple};
+
+/// Steps over fewer elements than this keep the interpreter's lock: letting go of it costs as much as they do.
+const DETACH_FROM: usize = 1 << 12;
+
+/// What a step reports.
+#[pyclass(frozen, get_all, module = "ravine._core")]
+#[derive(Debug)]
+pub(crate) struct StepInfo {
+    step: u64,
+    lr: f64,
+    grad_norm: Option<f64>,
+    skipped: bool,
+    nonfinite: Option<Py<PyDict>>,
+}
+
+#[pymethods]
+impl StepInfo {
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let norm = self.grad_norm.map_or_else(|| "None".to_owned(), |norm| format!("{norm:?}"));
+        let nonfinite =
+            self.nonfinite.as_ref().map_or_else(|| Ok("None".to_owned()), |d| d.bind(py).repr()?.extract())?;
+        let skipped = if self.skipped { "True" } else { "False" };
+        Ok(format!(
+            "StepInfo(step={}, lr={:?}, grad_norm={norm}, skipped={skipped}, nonfinite={nonfinite})",
+            self.step, self.lr
+        ))
+    }
+}
+
+/// A parameter as it was bound, to see that it still is.
+#[derive(Debug)]
+struct Bond {
+    array: Py<PyAny>,
+    states: Vec<Py<PyAny>>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: usize,
+    /// Where the last gradient lay that was found to overlap nothing.
+    last_gradient: usize,
+}
+
+/// A rule bound to the arrays of a nesting.
+#[pyclass(module = "ravine._core")]
+#[derive(Debug)]
+pub(crate) struct Engine {
+    step: Step,
+    tree: Tree,
+    bonds: Vec<Bond>,
+    occupied: Occupied,
+    elements: usize,
+}
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Dtype(_) => pyo3::exceptions::PyTypeError::new_err(error.to_string()),
+            Error::NotFinite(_) => PyFloatingPointError::new_err(error.to_string()),
+            _ => PyValueError::new_err(error.to_string()),
+        }
+    }
+}
+
+fn options(clip_value: Option<f64>, clip_norm: Option<f64>, nonfinite: &str) -> PyResult<Options> {
+    for (name, limit) in [("clip_value", clip_value), ("clip_norm", clip_norm)] {
+        if let Some(limit) = limit
+            && !(limit > 0.0 && limit < f64::INFINITY)
+        {
+            return Err(
+                Error::OutOfRange { name: name.into(), got: limit, expected: "a finite number > 0, or None" }.into()
+            );
+        }
+    }
+    let nonfinite = match nonfinite {
+        "propagate" => NonFinite::Propagate,
+        "skip" => NonFinite::Skip,
+        "raise" => NonFinite::Raise,
+        other => {
+            let text = format!("nonfinite: expected 'propagate', 'skip' or 'raise', got {other:?}");
+            return Err(PyValueError::new_err(text));
+        }
+    };
+    Ok(Options { clip_value, clip_norm, nonfinite })
+}
+
+#[pymethods]
+impl Engine {
+    /// Binds the arrays of `params`. `group_of` maps a list of names to the groups' numbers, `new_states` a parameter
+    /// to its state arrays; both are called before anything is bound.
+    #[new]
+    #[pyo3(signature = (rule, params, group_of, new_states, clip_value, clip_norm, nonfinite))]
+    fn new(
+        rule: &str,
+        params: &Bound<'_, PyAny>,
+        group_of: &Bound<'_, PyAny>,
+        new_states: &Bound<'_, PyAny>,
+        clip_value: Option<f64>,
+        clip_norm: Option<f64>,
+        nonfinite: &str,
+    ) -> PyResult<Self> {
+        let rule = rules::find(rule).ok_or_else(|| Error::UnknownRule(rule.to_owned()))?;
+        let options = options(clip_value, clip_norm, nonfinite)?;
+        let (tree, leaves) = Tree::flatten(params)?;
+        let called = |i: usize| {
+            let name = &tree.names[i];
+            move || if name == "params" { name.clone() } else { format!("params['{name}']") }
+        };
+        for (i, leaf) in leaves.iter().enumerate() {
+            arrays::array(leaf, &called(i))?.check_writable(&called(i))?;
+        }
+        let extents = |i: usize| arrays::array(&leaves[i], &called(i)).map(|array| array.view().extent());
+        let mut ranges = Vec::new();
+        for i in 0..leaves.len() {
+            ranges.extend(extents(i)?.map(|(low, high)| (low, high, i)));
+        }
+        for (i, j) in Occupied::new(ranges.clone()).pairs() {
+            if leaves[i].is(&leaves[j]) || arrays::shares_memory(&leaves[i], &leaves[j])? {
+                let text = format!(
+                    "{} and {} share memory, so one step would update it twice; pass it once",
+                    called(i)(),
+                    called(j)()
+                );
+                return Err(PyValueError::new_err(text));
+            }
+        }
+        let groups: Vec<usize> = group_of.call1((tree.names.clone(),))?.extract()?;
+        let mut step = Step::new(rule, options, groups.iter().max().map_or(1, |last| last + 1));
+        let mut bonds = Vec::with_capacity(leaves.len());
+        let mut elements = 0;
+        for (i, leaf) in leaves.iter().enumerate() {
+            let parameter = arrays::array(leaf, &called(i))?;
+            let states = states_of(leaf, &parameter, rule.states.len(), new_states)?;
+            let mut views = Vec::with_capacity(states.len());
+            for state in &states {
+                let view = arrays::array(state, &called(i))?.view();
+                ranges.extend(view.extent().map(|(low, high)| (low, high, i)));
+                views.push(view);
+            }
+            elements += parameter.object.len();
+            // SAFETY: the bond keeps the arrays alive, NumPy does not resize arrays that are referred to twice, and
+            // `check` looks at every step whether they lie where they lay; they are writable and overlap nothing.
+            unsafe { step.bind(parameter.view(), views, groups[i]) };
+            bonds.push(Bond {
+                dtype: parameter.dtype,
+                shape: parameter.shape().to_vec(),
+                data: parameter.data as usize,
+                array: leaf.clone().unbind(),
+                states: states.into_iter().map(Bound::unbind).collect(),
+                last_gradient: 0,
+            });
+        }
+        Ok(Self { step, tree, bonds, occupied: Occupied::new(ranges), elements })
+    }
+
+    /// One step; see `Optimizer.step`.
+    #[pyo3(name = "step")]
+    fn step_py<'py>(slf: &Bound<'py, Self>, grads: &Bound<'py, PyAny>) -> PyResult<StepInfo> {
+        let py = slf.py();
+        let mut this = slf.try_borrow_mut().map_err(|_| {
+            PyRuntimeError::new_err("step: another thread is inside a step of this optimizer; give each thread its own")
+        })?;
+        this.take(py, grads)?;
+        let Self { step, elements, .. } = &mut *this;
+        let info = if *elements < DETACH_FROM { step.run() } else { py.detach(|| step.run()) };
+        this.report(py, info?)
+    }
+
+    /// Sets a hyperparameter or common option of a group.
+    fn set_hyper(&mut self, group: usize, name: &str, value: f64) -> PyResult<()> {
+        Ok(self.step.set_hyper(group, name, value)?)
+    }
+
+    /// The value of a hyperparameter or common option of a group.
+    fn hyper(&self, group: usize, name: &str) -> PyResult<f64> {
+        Ok(self.step.hyper(group, name)?)
+    }
+
+    /// The dotted names of the parameters, in order.
+    #[getter]
+    fn names(&self) -> Vec<String> {
+        self.tree.names.clone()
+    }
+
+    /// The parameters, in order.
+    #[getter]
+    fn parameters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.bonds.iter().map(|bond| bond.array.bind(py)))
+    }
+
+    /// The state arrays of each parameter, in order.
+    #[getter]
+    fn states<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let states = self.bonds.iter().map(|bond| PyTuple::new(py, bond.states.iter().map(|state| state.bind(py))));
+        PyList::new(py, states.collect::<PyResult<Vec<_>>>()?)
+    }
+
+    /// Steps completed, and how often each parameter was updated.
+    #[getter]
+    fn counters(&self) -> (u64, Vec<u64>) {
+        (self.step.steps(), self.step.updates().collect())
+    }
+
+    /// Sets both.
+    fn set_counters(&mut self, steps: u64, updates: Vec<u64>) {
+        self.step.set_steps(steps);
+        self.step.set_updates(&updates);
+    }
+}
+
+fn states_of<'py>(
+    leaf: &Bound<'py, PyAny>,
+    parameter: &Array<'_, '_>,
+    count: usize,
+    new_states: &Bound<'py, PyAny>,
+) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    let states: Vec<Bound<'py, PyAny>> = new_states.call1((leaf, parameter.dtype.compute().name()))?.extract()?;
+    let name = || "states".to_owned();
+    let mut right = states.len() == count;
+    for state in &states {
+        let array = arrays::array(state, &name)?;
+        array.check_writable(&name)?;
+        right &= array.contiguous && array.shape() == parameter.shape() && array.dtype == parameter.dtype.compute();
+    }
+    if right { Ok(states) } else { Err(PyValueError::new_err("states: not the arrays that the rule needs")) }
+}
+
+impl Step {
+    /// One update of one array, with states that the caller keeps.
+    pub(crate) fn apply(
+        &mut self,
+        py: Python<'_>,
+        t: u64,
+        parameter: &Bound<'_, PyAny>,
+        gradient: &Bound<'_, PyAny>,
+        states: &[(String, Bound<'_, PyAny>)],
+    ) -> PyResult<()> {
+        let written =
+            std::iter::once(("p", parameter)).chain(states.iter().map(|(name, state)| (name.as_str(), state)));
+        let written: Vec<_> = written.collect();
+        let mut views = Vec::new();
+        let bond = arrays::array(parameter, &|| "p".to_owned())?;
+        for (i, &(name, object)) in written.iter().enumerate() {
+            let called = || name.to_owned();
+            let array = arrays::array(object, &called)?;
+            array.check_writable(&called)?;
+            let dtype = if i == 0 { array.dtype } else { bond.dtype.compute() };
+            if array.shape() != bond.shape() || array.dtype != dtype {
+                return Err(PyValueError::new_err(format!(
+                    "{name}: expected {} of shape {}, got {} of shape {}",
+                    dtype.name(),
+                    tuple(bond.shape()),
+                    array.dtype.name(),
+                    tuple(array.shape())
+                )));
+            }
+            for (other, earlier) in &written[..i] {
+                if arrays::shares_memory(object, earlier)? {
+                    return Err(PyValueError::new_err(format!("{name} and {other} share memory; pass a copy")));
+                }
+            }
+            views.push(array.view());
+        }
+        let bond = Bond {
+            dtype: bond.dtype,
+            shape: bond.shape().to_vec(),
+            data: bond.data as usize,
+            array: parameter.clone().unbind(),
+            states: states.iter().map(|(_, state)| state.clone().unbind()).collect(),
+            last_gradient: 0,
+        };
+        let ranges = views.iter().filter_map(View::extent).map(|(low, high)| (low, high, 0)).collect();
+        let names = ["params".to_owned()];
+        let gradient = checked_gradient(&[bond], 0, &names, &Occupied::new(ranges), gradient)?;
+        let parameter = views.remove(0);
+        let elements = parameter.len();
+        // SAFETY: the arrays are alive in this call, writable, of the same shape, and none overlaps another.
+        unsafe { self.bind(parameter, views, 0) };
+        self.set_updates(&[t - 1]);
+        // SAFETY: checked against all that is written; alive in this call.
+        unsafe { self.set_gradient(0, gradient) };
+        if elements < DETACH_FROM { self.run() } else { py.detach(|| self.run()) }?;
+        Ok(())
+    }
+}
+
+impl Engine {
+    /// Checks all gradients and then takes them; nothing is taken if anything is wrong.
+    fn take<'py>(&mut self, py: Python<'py>, grads: &Bound<'py, PyAny>) -> PyResult<()> {
+        let Self { step, tree, bonds, occupied, .. } = self;
+        let mut replaced = None;
+        let intact = tree.visit_own(py, &mut |i, leaf| {
+            if !leaf.is(&bonds[i].array) {
+                replaced.get_or_insert(i);
+            }
+            Ok(())
+        })?;
+        if let Some(i) = replaced {
+            let name = &tree.names[i];
+            return Err(PyValueError::new_err(format!(
+                "params['{name}'] is another array than the one given to the optimizer; \
+                 assign into it (w[...] = new), or make a new optimizer"
+            )));
+        }
+        if !intact {
+            return Err(PyValueError::new_err("params: entries were added or removed; make a new optimizer"));
+        }
+        let mut wrong: Vec<PyErr> = Vec::new();
+        let same = tree.visit(grads, &mut |i, leaf| {
+            match checked_gradient(bonds, i, &tree.names, occupied, leaf) {
+                Ok(gradient) => {
+                    bonds[i].last_gradient = gradient.as_ref().and_then(View::extent).map_or(0, |(low, _)| low);
+                    // SAFETY: checked to be as long as the parameter and apart from everything that is written; the
+                    // caller's `grads` keeps it alive during the step.
+                    unsafe { step.set_gradient(i, gradient) };
+                }
+                Err(error) => wrong.push(error),
+            }
+            Ok(())
+        })?;
+        if !same {
+            return Err(PyValueError::new_err(format!("grads: {}", tree.differences(grads)?)));
+        }
+        match wrong.len() {
+            0 => Ok(()),
+            1 => Err(wrong.remove(0)),
+            _ => {
+                let all: Vec<String> = wrong.iter().map(|error| error.value(py).to_string()).collect();
+                Err(PyErr::from_type(wrong[0].get_type(py), (all.join("\n"),)))
+            }
+        }
+    }
+
+    fn report(&self, py: Python<'_>, info: Info) -> PyResult<StepInfo> {
+        let Info { step, lr, grad_norm, skipped, nonfinite } = info;
+        let nonfinite = nonfinite
+            .map(|found| {
+                let dict = PyDict::new(py);
+                for (i, count, first) in found {
+                    dict.set_item(&self.tree.names[i], (count, first))?;
+                }
+                Ok::<_, PyErr>(dict)
+            })
+            .transpose()?;
+        if skipped && self.step.raises() {
+            let found = nonfinite.map_or_else(|| Ok(String::new()), |found| found.repr()?.extract::<String>())?;
+            return Err(Error::NotFinite(format!(
+                "grads: not finite, or beyond what the states can hold: {found} (name: count, first index in C order); \
+                 nothing was changed"
+            ))
+            .into());
+        }
+        Ok(StepInfo { step, lr, grad_norm, skipped, nonfinite: nonfinite.map(Bound::unbind) })
+    }
+}
+
+/// The view of a gradient that may be used with this parameter; None for None.
+fn checked_gradient(
+    bonds: &[Bond],
+    i: usize,
+    names: &[String],
+    occupied: &Occupied,
+    leaf: &Bound<'_, PyAny>,
+) -> PyResult<Option<View>> {
+    let (bond, name) = (&bonds[i], names[i].as_str());
+    let called = || if name == "params" { "grads".to_owned() } else { format!("grads['{name}']") };
+    let parameter = bond.array.bind(leaf.py());
+    check_in_place(bond, name, parameter)?;
+    if leaf.is_none() {
+        return Ok(None);
+    }
+    let gradient = arrays::array(leaf, &called)?;
+    if gradient.shape() != bond.shape {
+        let mut text = format!(
+            "{}: expected shape {} like its parameter, got {}",
+            called(),
+            tuple(&bond.shape),
+            tuple(gradient.shape())
+        );
+        if gradient.shape().iter().rev().eq(bond.shape.iter()) {
+            text += "; transpose it, or pass grads.T";
+        } else if gradient.object.len() == bond.shape.iter().product::<usize>() {
+            text += "; reshape it";
+        }
+        return Err(PyValueError::new_err(text));
+    }
+    // Half-precision gradients of float32 parameters are widened, exactly; anything else would hide a mistake.
+    if gradient.dtype != bond.dtype && (bond.dtype != Dtype::F32 || gradient.dtype == Dtype::F64) {
+        let text = format!(
+            "{}: expected {} like its parameter, got {}; convert it with g.astype(w.dtype)",
+            called(),
+            bond.dtype.name(),
+            gradient.object.dtype()
+        );
+        return Err(Error::Dtype(text).into());
+    }
+    let view = gradient.view();
+    if let Some(extent) = view.extent()
+        && (extent.0 != bond.last_gradient || !gradient.contiguous)
+    {
+        let py = leaf.py();
+        for owner in occupied.overlapping(extent) {
+            for array in std::iter::once(&bonds[owner].array).chain(&bonds[owner].states) {
+                if arrays::shares_memory(leaf, array.bind(py))? {
+                    let text = format!(
+                        "{}: shares memory with parameter {:?} or its states, which the step changes; pass a copy",
+                        called(),
+                        names[owner]
+                    );
+                    return Err(PyValueError::new_err(text));
+                }
+            }
+        }
+    }
+    Ok(Some(view))
+}
+
+/// Refuses a parameter that was moved, resized or made read-only behind the optimizer's back.
+fn check_in_place(bond: &Bond, name: &str, parameter: &Bound<'_, PyAny>) -> PyResult<()> {
+    let called = || if name == "params" { name.to_owned() } else { format!("params['{name}']") };
+    let now = arrays::array(parameter, &called)?;
+    if now.data as usize != bond.data || now.shape() != bond.shape || now.dtype != bond.dtype || !now.writable {
+        return Err(PyValueError::new_err(format!(
+            "{}: the array was resized, reshaped, moved or made read-only since the optimizer was made; make a new optimizer",
+            called()
+        )));
+    }
+    Ok(())
+}
+
+fn tuple(shape: &[usize]) -> String {
+    match shape {
+        [n] => format!("({n},)"),
+        _ => format!("({})", shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}

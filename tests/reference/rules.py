@@ -1,0 +1,424 @@
+"""Every update rule in float64, one function each, written from its paper.
+
+A rule is called ``rule(w, g, state, t, **hyper) -> (new_w, new_state)``: t = 1, 2, … is the step being taken, states
+start at 0 (``initial_state``), nothing is changed in place. ``REFERENCE`` lists the rules by name, ``STATES`` their
+states in order. Switches among the hyperparameters are 0 or 1. ``pipeline_step`` adds what surrounds a rule in a step.
+
+Where a denominator is 0, the adaptive update of that element is 0, whatever stands above the line.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+State = dict[str, Array]
+Step = tuple[Array, State]
+Rule = Callable[..., Step]
+
+REFERENCE: dict[str, Rule] = {}
+STATES: dict[str, tuple[str, ...]] = {}
+
+
+def rule(*states: str) -> Callable[[Rule], Rule]:
+    """Enter a rule under its function's name, with float64 copies for its arguments and without NumPy's warnings."""
+
+    def enter(function: Rule) -> Rule:
+        @functools.wraps(function)
+        def step(w: ArrayLike, g: ArrayLike, state: Mapping[str, ArrayLike], t: int, **hyper: float) -> Step:
+            if set(state) != set(states):
+                raise ValueError(f"{function.__name__}: expected states {list(states)}, got {list(state)}")
+            copies = {name: np.array(value, np.float64) for name, value in state.items()}
+            # Overflow and NaN are values here as they are in the kernels.
+            with np.errstate(all="ignore"):
+                return function(np.array(w, np.float64), np.array(g, np.float64), copies, t, **hyper)
+
+        REFERENCE[function.__name__] = step
+        STATES[function.__name__] = states
+        return step
+
+    return enter
+
+
+def hyperparameters(name: str) -> tuple[str, ...]:
+    """Name the hyperparameters of a rule, in the order of its signature."""
+    parameters = inspect.signature(REFERENCE[name]).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def initial_state(name: str, w: ArrayLike) -> State:
+    """Make the state before step 1: zeros like w."""
+    return {state: np.zeros(np.shape(w), np.float64) for state in STATES[name]}
+
+
+def divide(a: Array, denominator: Array) -> Array:
+    """Divide elementwise; 0 where the denominator is 0."""
+    zero = denominator == 0
+    return np.where(zero, 0.0, a / np.where(zero, 1.0, denominator))
+
+
+# Gradient descent and its momentums.
+
+
+@rule()
+def sgd(w: Array, g: Array, state: State, t: int, *, lr: float) -> Step:
+    """w ← w − γg.
+
+    Source: Robbins and Monro, "A Stochastic Approximation Method", 1951.
+    """
+    return w - lr * g, {}
+
+
+@rule("b")
+def momentum(
+    w: Array, g: Array, state: State, t: int, *, lr: float, momentum: float, dampening: float = 0, average: int = 0
+) -> Step:
+    """b ← μb + (1−τ)g, undampened at t = 1; w ← w − γb. Averaged: b ← μb + (1−μ)g, at t = 1 as well.
+
+    Source: Polyak, "Some methods of speeding up the convergence of iteration methods", 1964, as written by
+    torch.optim.SGD, whose first buffer is g itself; the averaged form is an exponentially weighted average of g.
+    The first buffer is μb + g also here, which is g from b = 0 and lets a run begin with a buffer of its own.
+    """
+    if average:
+        if dampening:
+            raise ValueError("momentum: the averaged form has no dampening")
+        b = momentum * state["b"] + (1 - momentum) * g
+    elif t == 1:
+        b = momentum * state["b"] + g
+    else:
+        b = momentum * state["b"] + (1 - dampening) * g
+    return w - lr * b, {"b": b}
+
+
+@rule("b")
+def nesterov(w: Array, g: Array, state: State, t: int, *, lr: float, momentum: float) -> Step:
+    """b ← μb + g; w ← w − γ(g + μb).
+
+    Source: Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013, equations 3
+    and 4 with the change of variables of Bengio et al. 2012 (equation 7), in the accumulating form of torch.optim.SGD.
+    """
+    b = momentum * state["b"] + g
+    return w - lr * (g + momentum * b), {"b": b}
+
+
+@rule("v")
+def velocity(w: Array, g: Array, state: State, t: int, *, lr: float, momentum: float) -> Step:
+    """v ← μv − γg; w ← w + v.
+
+    Source: Sutskever et al. 2013, equations 1 and 2; keras.optimizers.SGD.
+    """
+    v = momentum * state["v"] - lr * g
+    return w + v, {"v": v}
+
+
+@rule("v")
+def velocity_nesterov(w: Array, g: Array, state: State, t: int, *, lr: float, momentum: float) -> Step:
+    """v ← μv − γg; w ← w + μv − γg.
+
+    Source: Bengio, Boulanger-Lewandowski and Pascanu, "Advances in Optimizing Recurrent Networks", 2012, equation 7;
+    keras.optimizers.SGD(nesterov=True).
+    """
+    v = momentum * state["v"] - lr * g
+    return w + momentum * v - lr * g, {"v": v}
+
+
+@rule("w_prev")
+def heavy_ball(
+    w: Array, g: Array, state: State, t: int, *, lr: float, momentum: float, weight_decay: float = 0
+) -> Step:
+    """w⁺ = (1−γλ)w − γg + μ(w − w⁻), and w⁻ = w at t = 1; the state is the old w.
+
+    Source: Polyak 1964, equation 9. The decay is an argument because the motion w − w⁻ is of undecayed parameters.
+    """
+    previous = w if t == 1 else state["w_prev"]
+    return (1 - lr * weight_decay) * w - lr * g + momentum * (w - previous), {"w_prev": w}
+
+
+# Adagrad.
+
+
+@rule("G")
+def adagrad(w: Array, g: Array, state: State, t: int, *, lr: float, eps: float) -> Step:
+    """G ← G + g²; w ← w − γg/(√G + ε).
+
+    Source: Duchi, Hazan and Singer, "Adaptive Subgradient Methods", 2011, figure 1 (diagonal), ε outside the root.
+    """
+    G = state["G"] + g * g
+    return w - lr * divide(g, np.sqrt(G) + eps), {"G": G}
+
+
+@rule("v")
+def adagrad_mean(w: Array, g: Array, state: State, t: int, *, lr: float, eps: float) -> Step:
+    """v ← v + (g² − v)/t; w ← w − γg/(√v + ε): v is the mean of all g².
+
+    Source: Adagrad with its sum divided by t; the running mean is that of Welford, "Note on a method for calculating
+    corrected sums of squares and products", 1962.
+    """
+    v = state["v"] + (g * g - state["v"]) / t
+    return w - lr * divide(g, np.sqrt(v) + eps), {"v": v}
+
+
+# RMSprop. Hinton, "Neural Networks for Machine Learning", lecture 6e, 2012, slide 29: MeanSquare(w, t) =
+# 0.9 MeanSquare(w, t−1) + 0.1 (∂E/∂w)². "Centered" subtracts the squared mean: Graves, "Generating Sequences With
+# Recurrent Neural Networks", 2013, equations 38 to 41.
+
+
+def running(old: Array, new: Array, decay: float, t: int, first_square: int) -> Array:
+    """old·β + new·(1−β); with ``first_square`` the first value is taken as it is."""
+    if first_square and t == 1:
+        return new
+    return decay * old + (1 - decay) * new
+
+
+def root(variance: Array, eps: float, eps_inside: int) -> Array:
+    """√variance + ε, or √(variance + ε)."""
+    return np.sqrt(variance + eps) if eps_inside else np.sqrt(variance) + eps
+
+
+@rule("v")
+def rmsprop(
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    decay: float,
+    eps: float,
+    eps_inside: int = 0,
+    first_square: int = 0,
+) -> Step:
+    """v ← βv + (1−β)g²; w ← w − γg/(√v + ε).
+
+    Source: Hinton 2012, lecture 6e, slide 29.
+    """
+    v = running(state["v"], g * g, decay, t, first_square)
+    return w - lr * divide(g, root(v, eps, eps_inside)), {"v": v}
+
+
+@rule("v", "a")
+def rmsprop_centered(
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    decay: float,
+    eps: float,
+    eps_inside: int = 0,
+    first_square: int = 0,
+) -> Step:
+    """v ← βv + (1−β)g²; a ← βa + (1−β)g; w ← w − γg/(√max(v − a², 0) + ε).
+
+    Source: Graves 2013, equations 38 to 40; the maximum guards against a rounding below 0.
+    """
+    v = running(state["v"], g * g, decay, t, first_square)
+    a = running(state["a"], g, decay, t, first_square)
+    variance = np.maximum(v - a * a, 0)
+    return w - lr * divide(g, root(variance, eps, eps_inside)), {"v": v, "a": a}
+
+
+@rule("v", "b")
+def rmsprop_momentum(
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    decay: float,
+    eps: float,
+    momentum: float,
+    eps_inside: int = 0,
+    first_square: int = 0,
+) -> Step:
+    """v ← βv + (1−β)g²; b ← μb + g/(√v + ε); w ← w − γb.
+
+    Source: Hinton 2012, slide 29, under momentum as torch.optim.RMSprop(momentum=μ) has it.
+    """
+    v = running(state["v"], g * g, decay, t, first_square)
+    b = momentum * state["b"] + divide(g, root(v, eps, eps_inside))
+    return w - lr * b, {"v": v, "b": b}
+
+
+@rule("v", "a", "b")
+def rmsprop_centered_momentum(
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    decay: float,
+    eps: float,
+    momentum: float,
+    eps_inside: int = 0,
+    first_square: int = 0,
+) -> Step:
+    """v ← βv + (1−β)g²; a ← βa + (1−β)g; b ← μb + g/(√max(v − a², 0) + ε); w ← w − γb.
+
+    Source: Graves 2013, equations 38 to 41, with the momentum of torch.optim.RMSprop(centered=True).
+    """
+    v = running(state["v"], g * g, decay, t, first_square)
+    a = running(state["a"], g, decay, t, first_square)
+    variance = np.maximum(v - a * a, 0)
+    b = momentum * state["b"] + divide(g, root(variance, eps, eps_inside))
+    return w - lr * b, {"v": v, "a": a, "b": b}
+
+
+@rule("v", "m")
+def rmsprop_momentum_before(
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    decay: float,
+    eps: float,
+    momentum: float,
+    eps_inside: int = 0,
+    first_square: int = 0,
+) -> Step:
+    """v ← βv + (1−β)g²; m ← λm + g; w ← w − γm/(√v + ε).
+
+    Source: Hinton 2012, slide 29, with Polyak's accumulated momentum above the line in place of the gradient.
+    """
+    v = running(state["v"], g * g, decay, t, first_square)
+    m = momentum * state["m"] + g
+    return w - lr * divide(m, root(v, eps, eps_inside)), {"v": v, "m": m}
+
+
+# Adam.
+
+
+def adam_update(
+    m: Array,
+    second: Array,
+    t: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    bias_correction: int,
+    eps_inside: int,
+    eps_hat: int,
+) -> Array:
+    """Kingma and Ba 2015, Algorithm 1's last line, or the line that ends their section 2 (ε-hat)."""
+    if eps_hat and eps_inside:
+        raise ValueError("adam: eps_hat and eps_inside exclude each other")
+    c1 = 1 - beta1**t if bias_correction else 1.0
+    c2 = 1 - beta2**t if bias_correction else 1.0
+    if eps_hat:
+        return lr * np.sqrt(c2) / c1 * divide(m, np.sqrt(second) + eps)
+    return lr * divide(m / c1, root(second / c2, eps, eps_inside))
+
+
+@rule("m", "v")
+def adam(
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    bias_correction: int = 1,
+    eps_inside: int = 0,
+    eps_hat: int = 0,
+) -> Step:
+    """m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²; w ← w − γm̂/(√v̂ + ε), m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ).
+
+    Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015, Algorithm 1. With ``eps_inside``
+    w ← w − γm̂/√(v̂ + ε); with ``eps_hat`` w ← w − (γ√(1−β₂ᵗ)/(1−β₁ᵗ)) m/(√v + ε).
+    """
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * (g * g)
+    u = adam_update(m, v, t, lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat)
+    return w - u, {"m": m, "v": v}
+
+
+@rule("m", "v", "v_max")
+def adam_amsgrad(
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    bias_correction: int = 1,
+    eps_inside: int = 0,
+    eps_hat: int = 0,
+) -> Step:
+    """As adam, with v̂ = v_max/(1−β₂ᵗ) and v_max ← max(v_max, v).
+
+    Source: Reddi, Kale and Kumar, "On the Convergence of Adam and Beyond", 2018, Algorithm 2, with the maximum of the
+    uncorrected v and the bias corrections of torch.optim.Adam(amsgrad=True).
+    """
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * (g * g)
+    v_max = np.maximum(state["v_max"], v)
+    u = adam_update(m, v_max, t, lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat)
+    return w - u, {"m": m, "v": v, "v_max": v_max}
+
+
+@rule("m")
+def lion(w: Array, g: Array, state: State, t: int, *, lr: float, beta1: float, beta2: float) -> Step:
+    """u = sign(β₁m + (1−β₁)g); w ← w − γu; m ← β₂m + (1−β₂)g; sign(0) = 0.
+
+    Source: Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023, Algorithm 2.
+    """
+    u = np.sign(beta1 * state["m"] + (1 - beta1) * g)
+    m = beta2 * state["m"] + (1 - beta2) * g
+    return w - lr * u, {"m": m}
+
+
+def pipeline_step(
+    name: str,
+    w: ArrayLike,
+    g: ArrayLike,
+    state: Mapping[str, ArrayLike],
+    t: int,
+    hyper: Mapping[str, float],
+    weight_decay: float = 0,
+    l2: float = 0,
+    maximize: bool = False,
+    clip_value: float | None = None,
+    scale: float | None = None,
+    norm_scale: float | None = None,
+) -> Step:
+    """Take a whole step: g·scale, sign → ±clip_value → g·norm_scale → g + l2·w → the rule, with (1−γλ)·(old w).
+
+    ``norm_scale`` is ``norms.clip_scale(norm, clip_norm)`` of the norm over all the gradients of the step.
+    """
+    w = np.array(w, np.float64)
+    g = np.array(g, np.float64)
+    hyper = dict(hyper)
+    with np.errstate(all="ignore"):
+        if scale is not None:
+            g = g * scale
+        if maximize:
+            g = -g
+        if clip_value is not None:
+            g = np.clip(g, -clip_value, clip_value)
+        if norm_scale is not None:
+            g = g * norm_scale
+        if l2:
+            g = g + l2 * w
+        if weight_decay and name == "heavy_ball":
+            hyper["weight_decay"] = weight_decay
+        elif weight_decay:
+            # Every other rule uses w only as what its update is subtracted from.
+            w = (1 - hyper["lr"] * weight_decay) * w
+    return REFERENCE[name](w, g, state, t, **hyper)
