@@ -413,7 +413,7 @@ fn checked_gradient(
             for array in std::iter::once(&bonds[owner].array).chain(&bonds[owner].states) {
                 if arrays::shares_memory(leaf, array.bind(py))? {
                     let text = format!(
-                        "{}: shares memory with parameter {:?} or its states, which the step changes; pass a copy",
+                        "{}: shares memory with parameter '{}' or its states, which the step changes; pass a copy",
                         called(),
                         names[owner]
                     );

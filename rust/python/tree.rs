@@ -31,7 +31,7 @@ impl Tree {
         let node = grow(tree, String::new(), &mut names, &mut leaves)?;
         let mut seen = HashSet::new();
         if let Some(twice) = names.iter().find(|name| !seen.insert(name.as_str())) {
-            return Err(PyValueError::new_err(format!("params: two arrays are called {twice:?}; rename a key")));
+            return Err(PyValueError::new_err(format!("params: two arrays are called '{twice}'; rename a key")));
         }
         Ok((Self { node, names }, leaves))
     }
@@ -67,16 +67,20 @@ impl Tree {
         let extra: Vec<_> = names.iter().filter(|name| !self.names.contains(name)).collect();
         let mut parts = Vec::new();
         if !missing.is_empty() {
-            parts.push(format!("missing {missing:?}"));
+            parts.push(format!("missing {}", quoted(&missing)));
         }
         if !extra.is_empty() {
-            parts.push(format!("not among the parameters {extra:?}"));
+            parts.push(format!("not among the parameters {}", quoted(&extra)));
         }
         if parts.is_empty() {
             parts.push("the same names in another nesting of dict, list and tuple".to_owned());
         }
         Ok(parts.join("; "))
     }
+}
+
+fn quoted(names: &[&String]) -> String {
+    names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ")
 }
 
 fn join(path: &str, key: &str) -> String {

@@ -1,0 +1,374 @@
+"""One update of one array: the optimizers' own kernels, for people who keep the states themselves.
+
+Every function changes ``p`` and the states in place and returns nothing. The states are arrays of zeros before the
+first update, of ``p``'s shape, in the dtype that ``p`` is computed in (float64 for float64, else float32). ``step`` is the
+number of this update, 1 at the first. ``options``: ``weight_decay`` (decoupled), ``l2`` (coupled), ``maximize``.
+The formulas and their sources are those of the classes in :mod:`ravine.optimizers`.
+
+>>> p, g, m, v = np.ones(3), np.full(3, 0.5), np.zeros(3), np.zeros(3)
+>>> rv.functional.adamw_(p, g, m, v, step=1, lr=0.1); p.round(6)
+array([0.899, 0.899, 0.899])
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict, Unpack
+
+from ravine import _core
+
+__all__ = [
+    "adagrad_",
+    "adagrad_mean_",
+    "adam_",
+    "adam_amsgrad_",
+    "adamw_",
+    "heavy_ball_",
+    "lion_",
+    "momentum_",
+    "nesterov_",
+    "rmsprop_",
+    "rmsprop_centered_",
+    "rmsprop_centered_momentum_",
+    "rmsprop_momentum_",
+    "rmsprop_momentum_before_",
+    "sgd_",
+    "velocity_",
+    "velocity_nesterov_",
+]
+
+
+class CommonButDecay(TypedDict, total=False):
+    """What :func:`adamw_` takes: coupled decay λ ≥ 0, ascent."""
+
+    l2: float
+    maximize: bool
+
+
+class Common(CommonButDecay, total=False):
+    """What every update takes: decoupled decay λ ≥ 0, coupled decay λ ≥ 0, ascent."""
+
+    weight_decay: float
+
+
+def _apply(rule: str, p: Any, g: Any, step: int, options: Common, states: dict[str, Any], **hyper: float) -> None:
+    known = {**CommonButDecay.__annotations__, **Common.__annotations__}
+    if unknown := [name for name in options if name not in known]:
+        raise TypeError(f"{rule}_: unknown option {unknown[0]!r}; it takes {[*hyper, *known]}")
+    numbers = {**hyper, **options}
+    _core.apply(rule, [(name, float(value)) for name, value in numbers.items()], step, p, g, list(states.items()))  # type: ignore[arg-type]
+
+
+def sgd_(p: Any, g: Any, *, lr: float, **options: Unpack[Common]) -> None:
+    """W ← w − γg.
+
+    >>> p = np.ones(2); rv.functional.sgd_(p, np.ones(2), lr=0.25); p
+    array([0.75, 0.75])
+    """
+    _apply("sgd", p, g, 1, options, {}, lr=lr)
+
+
+def momentum_(
+    p: Any,
+    g: Any,
+    b: Any,
+    *,
+    step: int,
+    lr: float,
+    momentum: float = 0.9,
+    dampening: float = 0.0,
+    average: bool = False,
+    **options: Unpack[Common],
+) -> None:
+    """B ← μb + (1−τ)g, first b = g, w ← w − γb; ``average``: b ← μb + (1−μ)g from 0.
+
+    >>> p, b = np.ones(2), np.zeros(2)
+    >>> rv.functional.momentum_(p, np.ones(2), b, step=1, lr=0.25, dampening=0.5); p, b
+    (array([0.75, 0.75]), array([1., 1.]))
+    """
+    _apply("momentum", p, g, step, options, {"b": b}, lr=lr, momentum=momentum, dampening=dampening, average=average)
+
+
+def nesterov_(
+    p: Any, g: Any, b: Any, *, step: int, lr: float, momentum: float = 0.9, **options: Unpack[Common]
+) -> None:
+    """B ← μb + g, w ← w − γ(g + μb).
+
+    >>> p, b = np.ones(2), np.zeros(2)
+    >>> rv.functional.nesterov_(p, np.ones(2), b, step=1, lr=0.25, momentum=0.5); p
+    array([0.625, 0.625])
+    """
+    _apply("nesterov", p, g, step, options, {"b": b}, lr=lr, momentum=momentum)
+
+
+def velocity_(
+    p: Any, g: Any, v: Any, *, step: int, lr: float, momentum: float = 0.9, **options: Unpack[Common]
+) -> None:
+    """V ← μv − γg, w ← w + v.
+
+    >>> p, v = np.ones(2), np.zeros(2)
+    >>> rv.functional.velocity_(p, np.ones(2), v, step=1, lr=0.25); p, v
+    (array([0.75, 0.75]), array([-0.25, -0.25]))
+    """
+    _apply("velocity", p, g, step, options, {"v": v}, lr=lr, momentum=momentum)
+
+
+def velocity_nesterov_(
+    p: Any, g: Any, v: Any, *, step: int, lr: float, momentum: float = 0.9, **options: Unpack[Common]
+) -> None:
+    """V ← μv − γg, w ← w + (μv − γg).
+
+    >>> p, v = np.ones(2), np.zeros(2)
+    >>> rv.functional.velocity_nesterov_(p, np.ones(2), v, step=1, lr=0.25, momentum=0.5); p
+    array([0.625, 0.625])
+    """
+    _apply("velocity_nesterov", p, g, step, options, {"v": v}, lr=lr, momentum=momentum)
+
+
+def heavy_ball_(
+    p: Any, g: Any, previous: Any, *, step: int, lr: float, momentum: float = 0.9, **options: Unpack[Common]
+) -> None:
+    """W ← w − γg + μ(w − w⁻), no motion in the first step; ``previous`` becomes the old w.
+
+    >>> p, previous = np.ones(2), np.zeros(2)
+    >>> rv.functional.heavy_ball_(p, np.ones(2), previous, step=1, lr=0.25); p, previous
+    (array([0.75, 0.75]), array([1., 1.]))
+    """
+    _apply("heavy_ball", p, g, step, options, {"previous": previous}, lr=lr, momentum=momentum)
+
+
+def adagrad_(p: Any, g: Any, v: Any, *, step: int, lr: float, eps: float = 1e-10, **options: Unpack[Common]) -> None:
+    """V ← v + g², w ← w − γ·g/(√v + ε).
+
+    >>> p, v = np.ones(2), np.zeros(2)
+    >>> rv.functional.adagrad_(p, np.full(2, 3.0), v, step=1, lr=0.25); p, v
+    (array([0.75, 0.75]), array([9., 9.]))
+    """
+    _apply("adagrad", p, g, step, options, {"v": v}, lr=lr, eps=eps)
+
+
+def adagrad_mean_(
+    p: Any, g: Any, v: Any, *, step: int, lr: float, eps: float = 1e-10, **options: Unpack[Common]
+) -> None:
+    """V ← v + (g² − v)/t, w ← w − γ·g/(√v + ε).
+
+    >>> p, v = np.ones(2), np.full(2, 1.0)
+    >>> rv.functional.adagrad_mean_(p, np.full(2, 3.0), v, step=2, lr=0.25); v
+    array([5., 5.])
+    """
+    _apply("adagrad_mean", p, g, step, options, {"v": v}, lr=lr, eps=eps)
+
+
+def rmsprop_(
+    p: Any,
+    g: Any,
+    v: Any,
+    *,
+    step: int,
+    lr: float,
+    decay: float = 0.99,
+    eps: float = 1e-8,
+    eps_inside: bool = False,
+    first_square: bool = False,
+    **options: Unpack[Common],
+) -> None:
+    """V ← βv + (1−β)g², w ← w − γ·g/(√v + ε), or √(v + ε) if ``eps_inside``; ``first_square``: first v = g².
+
+    >>> p, v = np.ones(2), np.zeros(2)
+    >>> rv.functional.rmsprop_(p, np.full(2, 3.0), v, step=1, lr=0.25, first_square=True); v
+    array([9., 9.])
+    """
+    shape = {"decay": decay, "eps": eps, "eps_inside": eps_inside, "first_square": first_square}
+    _apply("rmsprop", p, g, step, options, {"v": v}, lr=lr, **shape)
+
+
+def rmsprop_centered_(
+    p: Any,
+    g: Any,
+    v: Any,
+    a: Any,
+    *,
+    step: int,
+    lr: float,
+    decay: float = 0.99,
+    eps: float = 1e-8,
+    eps_inside: bool = False,
+    first_square: bool = False,
+    **options: Unpack[Common],
+) -> None:
+    """As :func:`rmsprop_` with v − a² in place of v, a ← βa + (1−β)g.
+
+    >>> p, v, a = np.ones(2), np.zeros(2), np.zeros(2)
+    >>> rv.functional.rmsprop_centered_(p, np.full(2, 3.0), v, a, step=1, lr=0.25, decay=0.5); a
+    array([1.5, 1.5])
+    """
+    shape = {"decay": decay, "eps": eps, "eps_inside": eps_inside, "first_square": first_square}
+    _apply("rmsprop_centered", p, g, step, options, {"v": v, "a": a}, lr=lr, **shape)
+
+
+def rmsprop_momentum_(
+    p: Any,
+    g: Any,
+    v: Any,
+    b: Any,
+    *,
+    step: int,
+    lr: float,
+    decay: float = 0.99,
+    eps: float = 1e-8,
+    eps_inside: bool = False,
+    first_square: bool = False,
+    momentum: float = 0.9,
+    **options: Unpack[Common],
+) -> None:
+    """As :func:`rmsprop_`, then b ← μb + g/(√v + ε), w ← w − γb.
+
+    >>> p, v, b = np.ones(2), np.zeros(2), np.zeros(2)
+    >>> rv.functional.rmsprop_momentum_(p, np.full(2, 3.0), v, b, step=1, lr=0.25, eps=0, first_square=True); b
+    array([1., 1.])
+    """
+    shape = {"decay": decay, "eps": eps, "eps_inside": eps_inside, "first_square": first_square, "momentum": momentum}
+    _apply("rmsprop_momentum", p, g, step, options, {"v": v, "b": b}, lr=lr, **shape)
+
+
+def rmsprop_centered_momentum_(
+    p: Any,
+    g: Any,
+    v: Any,
+    a: Any,
+    b: Any,
+    *,
+    step: int,
+    lr: float,
+    decay: float = 0.99,
+    eps: float = 1e-8,
+    eps_inside: bool = False,
+    first_square: bool = False,
+    momentum: float = 0.9,
+    **options: Unpack[Common],
+) -> None:
+    """As :func:`rmsprop_centered_`, with the momentum of :func:`rmsprop_momentum_`.
+
+    >>> p, v, a, b = np.ones(2), np.zeros(2), np.zeros(2), np.zeros(2)
+    >>> rv.functional.rmsprop_centered_momentum_(p, np.full(2, 3.0), v, a, b, step=1, lr=0.25, decay=0.5, eps=0); b
+    array([2., 2.])
+    """
+    shape = {"decay": decay, "eps": eps, "eps_inside": eps_inside, "first_square": first_square, "momentum": momentum}
+    _apply("rmsprop_centered_momentum", p, g, step, options, {"v": v, "a": a, "b": b}, lr=lr, **shape)
+
+
+def rmsprop_momentum_before_(
+    p: Any,
+    g: Any,
+    v: Any,
+    m: Any,
+    *,
+    step: int,
+    lr: float,
+    decay: float = 0.99,
+    eps: float = 1e-8,
+    eps_inside: bool = False,
+    first_square: bool = False,
+    momentum: float = 0.9,
+    **options: Unpack[Common],
+) -> None:
+    """V as in :func:`rmsprop_`, m ← μm + g, w ← w − γ·m/(√v + ε).
+
+    >>> p, v, m = np.ones(2), np.zeros(2), np.zeros(2)
+    >>> rv.functional.rmsprop_momentum_before_(p, np.full(2, 3.0), v, m, step=1, lr=0.25, eps=0, first_square=True); p
+    array([0.75, 0.75])
+    """
+    shape = {"decay": decay, "eps": eps, "eps_inside": eps_inside, "first_square": first_square, "momentum": momentum}
+    _apply("rmsprop_momentum_before", p, g, step, options, {"v": v, "m": m}, lr=lr, **shape)
+
+
+def adam_(
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    *,
+    step: int,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    bias_correction: bool = True,
+    eps_inside: bool = False,
+    eps_hat: bool = False,
+    **options: Unpack[Common],
+) -> None:
+    """M ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², w ← w − γ·m̂/(√v̂ + ε).
+
+    >>> p, m, v = np.ones(2), np.zeros(2), np.zeros(2)
+    >>> rv.functional.adam_(p, np.full(2, 3.0), m, v, step=1, lr=0.25); p.round(6)
+    array([0.75, 0.75])
+    """
+    shape = {"bias_correction": bias_correction, "eps_inside": eps_inside, "eps_hat": eps_hat}
+    _apply("adam", p, g, step, options, {"m": m, "v": v}, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, **shape)
+
+
+def adamw_(
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    *,
+    step: int,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    **options: Unpack[CommonButDecay],
+) -> None:
+    """W ← (1−γλ)w − γ·m̂/(√v̂ + ε): :func:`adam_` with decoupled decay.
+
+    >>> p, m, v = np.ones(2), np.zeros(2), np.zeros(2)
+    >>> rv.functional.adamw_(p, np.full(2, 3.0), m, v, step=1, lr=0.25, weight_decay=1.0); p.round(6)
+    array([0.5, 0.5])
+    """
+    adam_(p, g, m, v, step=step, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **options)
+
+
+def adam_amsgrad_(
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    v_max: Any,
+    *,
+    step: int,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    bias_correction: bool = True,
+    eps_inside: bool = False,
+    eps_hat: bool = False,
+    **options: Unpack[Common],
+) -> None:
+    """As :func:`adam_` with v̄ ← max(v̄, v) in place of v in the denominator.
+
+    >>> p, m, v, v_max = np.ones(2), np.zeros(2), np.zeros(2), np.full(2, 9.0)
+    >>> rv.functional.adam_amsgrad_(p, np.zeros(2), m, v, v_max, step=1); v, v_max
+    (array([0., 0.]), array([9., 9.]))
+    """
+    shape = {"bias_correction": bias_correction, "eps_inside": eps_inside, "eps_hat": eps_hat}
+    states = {"m": m, "v": v, "v_max": v_max}
+    _apply("adam_amsgrad", p, g, step, options, states, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, **shape)
+
+
+def lion_(
+    p: Any,
+    g: Any,
+    m: Any,
+    *,
+    step: int,
+    lr: float = 1e-4,
+    betas: tuple[float, float] = (0.9, 0.99),
+    **options: Unpack[Common],
+) -> None:
+    """W ← w − γ·sign(β₁m + (1−β₁)g), m ← β₂m + (1−β₂)g.
+
+    >>> p, m = np.ones(2), np.zeros(2)
+    >>> rv.functional.lion_(p, np.array([2.0, -3.0]), m, step=1, lr=0.25); p
+    array([0.75, 1.25])
+    """
+    _apply("lion", p, g, step, options, {"m": m}, lr=lr, beta1=betas[0], beta2=betas[1])

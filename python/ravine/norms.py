@@ -1,0 +1,73 @@
+"""Norms of gradients, and clipping by them, for people with a loop of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ravine import _core
+
+__all__ = ["clip_by_global_norm_", "global_norm"]
+
+
+def global_norm(tree: Any) -> float:
+    r"""Return the Euclidean norm of all elements of all arrays together.
+
+    .. math:: \|g\| = \sqrt{\sum_k \sum_i g_{k,i}^2}
+
+    Squares and sums are float64, so float32 cannot overflow, and are added in one order, by the canonical tree: the
+    bits depend neither on threads nor on the instruction set nor on strides.
+
+    Args:
+        tree: array, or any nesting of dict, list and tuple of arrays; None counts as nothing.
+
+    Raises:
+        TypeError: a leaf that is not a float array, named by its path.
+
+    >>> rv.global_norm({"w": np.array([3.0]), "b": np.array([[4.0]])})
+    5.0
+    """
+    return _core.global_norm(_arrays(tree))
+
+
+def clip_by_global_norm_(tree: Any, max_norm: float) -> float:
+    r"""Scale all arrays in place so that their global norm is at most ``max_norm``; return the norm before.
+
+    .. math:: g \leftarrow g\, s, \qquad s = 1 \text{ if } \|g\| \le c, \text{ else } c / \|g\|
+
+    s is float64, rounded once to the arrays' dtype. A NaN norm makes everything NaN; an infinite one makes infinite
+    elements NaN and the others 0. The norm afterwards may exceed c by a few units in the last place.
+
+    Args:
+        tree: array, or any nesting of dict, list and tuple of writable arrays.
+        max_norm: c > 0.
+
+    Raises:
+        ValueError: max_norm not a finite number above 0; a read-only array. Nothing was changed.
+        TypeError: a leaf that is not a float array, named by its path.
+
+    Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013, Algorithm 1.
+
+    >>> g = {"w": np.array([3.0]), "b": np.array([4.0])}
+    >>> rv.clip_by_global_norm_(g, 2.5), g["w"], g["b"]
+    (5.0, array([1.5]), array([2.]))
+    """
+    if not 0.0 < max_norm < np.inf:
+        raise ValueError(f"max_norm: expected a finite number > 0, got {max_norm!r}")
+    arrays = _arrays(tree)
+    norm = _core.global_norm(arrays)
+    for name, array in arrays:
+        if not array.flags.writeable:
+            raise ValueError(f"{name}: the array is read-only; pass a writable one")
+    if not norm <= max_norm:  # not `norm > max_norm`: NaN must reach the arrays
+        with np.errstate(all="ignore"):
+            scale = np.float64(max_norm) / norm
+            for _, array in arrays:
+                compute = np.float64 if array.dtype == np.float64 else np.float32
+                array[...] = (array.astype(compute) * compute(scale)).astype(array.dtype)
+    return norm
+
+
+def _arrays(tree: Any) -> list[tuple[str, Any]]:
+    return [(name, leaf) for name, leaf in _core.flatten(tree) if leaf is not None]

@@ -1,0 +1,622 @@
+"""The optimizers: one class each, one ``step(grads)``."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack
+
+import numpy as np
+
+from ravine import _core, backends
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "Optimizer", "Options", "RMSprop"]
+
+Value: TypeAlias = float | Callable[[int], float]
+"""A number, or a schedule: a callable of the number of steps already taken."""
+
+Groups: TypeAlias = Sequence[tuple[str, Mapping[str, Any]]]
+"""Pairs of a glob pattern on dotted names and the values that differ there; later pairs win."""
+
+
+class OptionsButDecay(TypedDict, total=False):
+    """What AdamW takes besides its own arguments: all of :class:`Options` but the decay, which is an argument there.
+
+    Args:
+        l2: coupled decay λ ≥ 0: g ← g + λ·w, before the rule sees g.
+        maximize: ascend instead: g ← −g.
+        clip_value: cut each element of the gradients off at ± this, > 0.
+        clip_norm: scale all gradients together down to this global norm, > 0.
+        nonfinite: ``"propagate"``, ``"skip"`` (the step does not happen) or ``"raise"``, for gradients that hold NaN,
+            inf or, in rules that square them, more than the root of the largest number.
+        groups: ``[(pattern, {name: value})]``: values that differ for the parameters whose names match.
+    """
+
+    l2: Value
+    maximize: bool
+    clip_value: float | None
+    clip_norm: float | None
+    nonfinite: Literal["propagate", "skip", "raise"]
+    groups: Groups
+
+
+class Options(OptionsButDecay, total=False):
+    """What every optimizer takes besides its own arguments.
+
+    Args:
+        weight_decay: decoupled decay λ ≥ 0: w ← (1 − γλ)·w before the update is subtracted.
+        l2, maximize, clip_value, clip_norm, nonfinite, groups: see :class:`OptionsButDecay`.
+    """
+
+    weight_decay: Value
+
+
+#: The options that are numbers of a group, with their defaults.
+_COMMON: dict[str, Value] = {"weight_decay": 0.0, "l2": 0.0, "maximize": False}
+
+
+class Optimizer:
+    """What all optimizers share: binding parameters, groups, schedules, the step, and the state.
+
+    The order of a step is fixed: sign (``maximize``) → finite check → clip by value → clip by norm → coupled l2 → rule,
+    with decoupled decay on the old parameter.
+    """
+
+    def __init__(self, params: Any, rule: str, hyper: Mapping[str, Value], options: Options) -> None:
+        own = {name: value for name, value in hyper.items() if name not in _COMMON}
+        self._check_names(options, {**OptionsButDecay.__annotations__, **Options.__annotations__}, "option")
+        defaults: dict[str, Any] = {**own, **_COMMON, **{k: v for k, v in options.items() if k in _COMMON}}
+        params, groups = _torch_groups(params, list(options.get("groups", ())))
+        self._rule = rule
+        self._values: list[dict[str, Any]] = []
+        backend = backends.backend_for(params)
+
+        def group_of(names: list[str]) -> list[int]:
+            numbers, self._values = self._resolve(names, defaults, groups)
+            return numbers
+
+        self._options = {"clip_value": options.get("clip_value"), "clip_norm": options.get("clip_norm")}
+        self._engine: _core.Engine = backend.Engine(
+            rule,
+            params,
+            group_of,
+            lambda parameter, dtype: [backend.zeros(parameter.shape, dtype) for _ in _core.rules()[rule]["states"]],
+            self._options["clip_value"],
+            self._options["clip_norm"],
+            options.get("nonfinite", "propagate"),
+        )
+        self._scheduled = [
+            (group, name, value)
+            for group, values in enumerate(self._values)
+            for name, value in _engine_values(values).items()
+            if callable(value)
+        ]
+        for group, values in enumerate(self._values):
+            for name, value in _engine_values(values).items():
+                if not callable(value):
+                    self._engine.set_hyper(group, name, _number(name, value))
+        self._follow_schedules()
+
+    def step(self, grads: Any) -> _core.StepInfo:
+        """Update all parameters in place from their gradients.
+
+        Args:
+            grads: arrays in the same nesting as the parameters, of their shapes; only read. ``None`` in the place of an
+                array leaves that parameter, its states and its update count as they are.
+
+        Returns:
+            step (completed steps), lr (of the first group), grad_norm (after clipping by value, before clipping by
+            norm; None unless ``clip_norm`` is set), skipped, nonfinite (None unless checked; else name → how many
+            elements, C-order index of the first).
+
+        Raises:
+            ValueError: names, shapes or memory that do not fit; a schedule out of range. Nothing was changed.
+            TypeError: a gradient of another dtype. Nothing was changed.
+            FloatingPointError: gradients that are not finite, under ``nonfinite="raise"``. Nothing was changed.
+
+        >>> w = np.array([1.0, 2.0]); opt = rv.SGD(w, lr=0.5)
+        >>> opt.step(w.copy())
+        StepInfo(step=1, lr=0.5, grad_norm=None, skipped=False, nonfinite=None)
+        >>> w
+        array([0.5, 1. ])
+        """
+        if self._scheduled:
+            self._follow_schedules()
+        return self._engine.step(grads)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the first group, at the last step."""
+        return self._engine.hyper(0, "lr")
+
+    @property
+    def steps(self) -> int:
+        """How many steps were completed."""
+        return self._engine.counters[0]
+
+    def formula(self) -> str:
+        """Return the update as configured, from the very rule that runs.
+
+        >>> print(rv.RMSprop(np.zeros(3), lr=0.01, l2=0.1).formula())
+        g ← g + λ·w
+        v ← β·v + (1 − β)·g²
+        w ← w − γ·g/(√v + ε)
+        γ = 0.01, β = 0.99, ε = 1e-08, λ = 0.1
+        """
+        rule = _core.rules()[self._rule]["hyperparameters"]
+        values = {name: self._engine.hyper(0, name) for name in [*rule, *_COMMON]}
+        lines, symbols = [], {name: values[name] for name, kind in rule.items() if kind != "switch"}
+        if values["maximize"]:
+            lines.append("g ← −g")
+        if self._options["clip_value"] is not None:
+            lines.append(f"g ← min(max(g, −{self._options['clip_value']}), {self._options['clip_value']})")
+        if self._options["clip_norm"] is not None:
+            lines.append(f"g ← g·min(1, {self._options['clip_norm']}/‖g‖)")
+        if values["l2"]:
+            lines.append(f"g ← g + {_core.symbol('l2')}·w")
+            symbols["l2"] = values["l2"]
+        if values["weight_decay"] and "weight_decay" not in rule:
+            lines.append(f"w ← (1 − {_core.symbol('lr')}·{_core.symbol('weight_decay')})·w")
+            symbols["weight_decay"] = values["weight_decay"]
+        lines += _core.formula(self._rule, [values[name] for name in rule]).splitlines()
+        scheduled = {name: value for group, name, value in self._scheduled if group == 0}
+        used = {name: value for name, value in symbols.items() if value or name == "lr"}
+        lines.append(", ".join(f"{_core.symbol(name)} = {scheduled.get(name, value)}" for name, value in used.items()))
+        return "\n".join(lines)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of all that a run needs to go on, bit for bit: plain dicts of arrays and numbers.
+
+        >>> opt = rv.Adam({"w": np.ones(2)}); _ = opt.step({"w": np.ones(2)})
+        >>> opt.state_dict()["updates"], sorted(opt.state_dict()["states"]["w"])
+        ({'w': 1}, ['m', 'v'])
+        """
+        steps, updates = self._engine.counters
+        kinds = list(_core.rules()[self._rule]["states"])
+        states = {
+            name: {kind: state.copy() for kind, state in zip(kinds, states, strict=True)}
+            for name, states in zip(self._engine.names, self._engine.states, strict=True)
+        }
+        updates_by_name = dict(zip(self._engine.names, updates, strict=True))
+        return {"format": 1, "rule": self._rule, "step": steps, "updates": updates_by_name, "states": states}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state``, matched by the parameters' names.
+
+        Args:
+            state: what ``state_dict`` returned; hyperparameters are this optimizer's own.
+
+        Raises:
+            ValueError: another rule, other names, shapes or dtypes, all of them listed. Nothing was changed.
+
+        >>> a, b = rv.Adam(np.ones(2)), rv.Adam(np.ones(2))
+        >>> _ = a.step(np.ones(2)); b.load_state_dict(a.state_dict()); b.steps
+        1
+        """
+        names = self._engine.names
+        own = dict(zip(names, self._engine.states, strict=True))
+        kinds = list(_core.rules()[self._rule]["states"])
+        wrong = _state_differences(state, self._rule, kinds, own)
+        if wrong:
+            raise ValueError("state: " + "; ".join(wrong) + ". Nothing was loaded.")
+        for name in names:
+            for kind, array in zip(kinds, own[name], strict=True):
+                array[...] = state["states"][name][kind]
+        self._engine.set_counters(int(state["step"]), [int(state["updates"][name]) for name in names])
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in self._values[0].items() if value is not False)
+        return f"{type(self).__name__}({len(self._engine.names)} parameters, {values})"
+
+    def _follow_schedules(self) -> None:
+        step = self._engine.counters[0]
+        values = [(group, name, schedule, schedule(step)) for group, name, schedule in self._scheduled]
+        for group, name, schedule, value in values:
+            try:
+                self._engine.set_hyper(group, name, _number(name, value))
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{error}, from the schedule {schedule!r} at step {step}") from None
+
+    def _resolve(
+        self, names: list[str], defaults: dict[str, Any], groups: Groups
+    ) -> tuple[list[int], list[dict[str, Any]]]:
+        """Return each parameter's group number, and the values of each group; the first are the defaults."""
+        changeable = {name for name, value in defaults.items() if name not in self._shapes}
+        for pattern, overrides in groups:
+            self._check_names(overrides, changeable, f"value in group {pattern!r}")
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(f"groups: pattern {pattern!r} matches none of {names}")
+        distinct: list[dict[str, Any]] = [defaults]
+        numbers = []
+        for name in names:
+            values = dict(defaults)
+            for pattern, overrides in groups:
+                if fnmatchcase(name, pattern):
+                    values.update(overrides)
+            if values not in distinct:
+                distinct.append(values)
+            numbers.append(distinct.index(values))
+        return numbers, distinct
+
+    #: Arguments that choose the rule's shape, so that groups cannot differ in them.
+    _shapes: frozenset[str] = frozenset()
+
+    def _check_names(self, given: Mapping[str, Any], known: Any, what: str) -> None:
+        for name in given:
+            if name not in known:
+                own = [p for p in inspect.signature(type(self)).parameters if p not in ("params", "options")]
+                names = sorted({*own, *known})
+                near = difflib.get_close_matches(name, names, n=3)
+                hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it takes {names}"
+                raise TypeError(f"{type(self).__name__}: unknown {what} {name!r}; {hint}")
+
+
+def _torch_groups(params: Any, groups: list[tuple[str, Mapping[str, Any]]]) -> tuple[Any, Groups]:
+    """Turn torch's ``[{"params": ..., "lr": ...}, ...]`` into a list of nestings and patterns on their numbers."""
+    if isinstance(params, list | tuple) and params and all(isinstance(g, dict) and "params" in g for g in params):
+        for i, group in enumerate(params):
+            overrides = {name: value for name, value in group.items() if name != "params"}
+            if overrides:
+                alone = not isinstance(group["params"], dict | list | tuple)
+                groups.append((f"{i}" if alone else f"{i}.*", overrides))
+        return [group["params"] for group in params], groups
+    return params, groups
+
+
+def _engine_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Split ``betas``, which users give as a pair."""
+    flat = {name: value for name, value in values.items() if name != "betas"}
+    if "betas" in values:
+        try:
+            flat["beta1"], flat["beta2"] = values["betas"]
+        except (TypeError, ValueError):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {values['betas']!r}") from None
+    return flat
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number or a schedule, got {value!r}") from None
+
+
+def _state_differences(state: Mapping[str, Any], rule: str, kinds: list[str], own: dict[str, Any]) -> list[str]:
+    missing = [key for key in ("format", "rule", "step", "updates", "states") if key not in state]
+    if missing:
+        return [f"missing {missing}; expected what state_dict() returned"]
+    wrong = [f"format: expected 1, got {state['format']!r}"] if state["format"] != 1 else []
+    if state["rule"] != rule:
+        return [*wrong, f"rule: expected {rule!r}, got {state['rule']!r}"]
+    given = state["states"]
+    wrong += [f"missing parameters {sorted(own - given.keys())}"] if own.keys() - given.keys() else []
+    wrong += [f"unknown parameters {sorted(given.keys() - own)}"] if given.keys() - own.keys() else []
+    wrong += [f"updates: missing {sorted(own.keys() - state['updates'])}"] if own.keys() - state["updates"] else []
+    for name in own.keys() & given.keys():
+        for kind, array in zip(kinds, own[name], strict=True):
+            other = given[name].get(kind)
+            found = "nothing" if other is None else f"{np.shape(other)} {getattr(other, 'dtype', type(other).__name__)}"
+            if found != f"{array.shape} {array.dtype}":
+                wrong.append(f"states[{name!r}][{kind!r}]: expected {array.shape} {array.dtype}, got {found}")
+    return wrong
+
+
+class SGD(Optimizer):
+    r"""Gradient descent, plain or with one of four momentum forms.
+
+    .. math:: w \leftarrow w - \gamma g
+
+    ===============  ===============================================================================
+    ``form``         with momentum μ
+    ===============  ===============================================================================
+    accumulate       b ← μb + (1−τ)g, first b = g;  w ← w − γb   (torch's, the default)
+    velocity         v ← μv − γg;  w ← w + v   (Keras, Chainer; γ lives in the buffer)
+    heavy_ball       w ← w − γg + μ(w − w⁻), first w⁻ = w   (stores w⁻: a change from outside is motion)
+    average          b ← μb + (1−μ)g, first b = (1−μ)g;  w ← w − γb
+    ===============  ===============================================================================
+
+    Args:
+        params: array, or any nesting of dict, list and tuple of arrays (float64, float32, float16, bfloat16); changed
+            in place. Or torch's list of ``{"params": ..., "lr": ...}``.
+        lr: γ ≥ 0, or a schedule.
+        momentum: μ in [0, 1), or a schedule; 0 is plain descent, without a buffer.
+        dampening: τ ≥ 0, with ``form="accumulate"`` only.
+        nesterov: look ahead: g + μb in place of b, or μv − γg in place of v; undampened accumulate and velocity only.
+        form: ``"accumulate"``, ``"velocity"``, ``"heavy_ball"`` or ``"average"``.
+        options: see :class:`Options`.
+
+    Raises:
+        ValueError: a value out of range, or a combination that has no formula.
+        TypeError: a parameter that is not a writable float array, named by its path.
+
+    Source: Rumelhart, Hinton and Williams, "Learning representations by back-propagating errors", 1986, eq. 9; Polyak,
+    "Some methods of speeding up the convergence of iteration methods", 1964, eq. 9; Sutskever et al., "On the
+    importance of initialization and momentum in deep learning", 2013, eq. 3-4.
+
+    >>> w = np.array([1.0, -2.0]); opt = rv.SGD(w, lr=0.1, momentum=0.9)
+    >>> for _ in range(2): _ = opt.step(2 * w)
+    >>> w.round(3)
+    array([ 0.46, -0.92])
+    """
+
+    _shapes = frozenset({"nesterov", "form", "average"})
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Value,
+        *,
+        momentum: Value = 0.0,
+        dampening: Value = 0.0,
+        nesterov: bool = False,
+        form: Literal["accumulate", "velocity", "heavy_ball", "average"] = "accumulate",
+        **options: Unpack[Options],
+    ) -> None:
+        rules = {"accumulate": "momentum", "velocity": "velocity", "heavy_ball": "heavy_ball", "average": "momentum"}
+        if form not in rules:
+            near = difflib.get_close_matches(str(form), rules, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"form: expected one of {sorted(rules)}, got {form!r}{hint}")
+        groups: Any = [overrides for _, overrides in options.get("groups", ())]
+        groups += [g for g in params if isinstance(g, dict) and "params" in g] if isinstance(params, list) else []
+        plain = not callable(momentum) and momentum == 0 and all("momentum" not in group for group in groups)
+        if nesterov and (plain or form not in ("accumulate", "velocity") or callable(dampening) or dampening != 0):
+            raise ValueError(
+                "nesterov: expected momentum > 0, dampening = 0 and form='accumulate' or 'velocity', "
+                f"got momentum={momentum!r}, dampening={dampening!r}, form={form!r}"
+            )
+        if (callable(dampening) or dampening != 0) and (plain or form != "accumulate"):
+            raise ValueError(
+                "dampening: expected momentum > 0 and form='accumulate', "
+                f"got momentum={momentum!r}, form={form!r}, dampening={dampening!r}"
+            )
+        hyper: dict[str, Value] = {"lr": lr}
+        rule = "sgd"
+        if not plain:
+            hyper["momentum"] = momentum
+            rule = rules[form]
+            if nesterov:
+                rule = {"momentum": "nesterov", "velocity": "velocity_nesterov"}[rule]
+            if rule == "momentum":
+                hyper |= {"dampening": dampening, "average": form == "average"}
+        super().__init__(params, rule, hyper, options)
+
+
+class Adagrad(Optimizer):
+    r"""Divide each gradient by the root of the sum, or the mean, of all its squares so far.
+
+    .. math:: v \leftarrow v + g^2 \;\text{ or }\; v + (g^2 - v)/t, \qquad
+        w \leftarrow w - \gamma\, g / (\sqrt{v} + \epsilon)
+
+    Args:
+        params: array, or any nesting of dict, list and tuple of arrays; changed in place.
+        lr: γ ≥ 0, or a schedule.
+        eps: ε ≥ 0 (1e-10), added to the root. Where the denominator is 0 the update is 0.
+        accumulate: ``"sum"``, or ``"mean"``: a running mean, which does not stall in float32 as a sum does.
+        options: see :class:`Options`.
+
+    Raises:
+        ValueError: a value out of range, named.
+        TypeError: a parameter that is not a writable float array, named by its path.
+
+    Source: Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization",
+    2011, section 1.3.
+
+    >>> w = np.array([1.0, -2.0]); opt = rv.Adagrad(w, lr=0.5)
+    >>> _ = opt.step(2 * w); w
+    array([ 0.5, -1.5])
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Value = 0.01,
+        *,
+        eps: Value = 1e-10,
+        accumulate: Literal["sum", "mean"] = "sum",
+        **options: Unpack[Options],
+    ) -> None:
+        rules = {"sum": "adagrad", "mean": "adagrad_mean"}
+        if accumulate not in rules:
+            raise ValueError(f"accumulate: expected 'sum' or 'mean', got {accumulate!r}")
+        super().__init__(params, rules[accumulate], {"lr": lr, "eps": eps}, options)
+
+
+class RMSprop(Optimizer):
+    r"""Divide each gradient by a running root mean square of its past values.
+
+    .. math:: v \leftarrow \beta v + (1-\beta) g^2, \qquad w \leftarrow w - \gamma\, g / (\sqrt{v} + \epsilon)
+
+    Args:
+        params: array, or any nesting of dict, list and tuple of arrays; changed in place.
+        lr: γ ≥ 0, or a schedule.
+        decay: β in [0, 1), the weight of the past (0.99). Some texts write κ = 1 − β.
+        eps: ε ≥ 0 (1e-8), added outside the root unless ``eps_inside``. At |g| = 1e-5 the two differ 99-fold in the
+            first step. Where the denominator is 0 the update is 0.
+        eps_inside: √(v + ε) in place of √v + ε.
+        first: ``"zero"`` starts v at 0, so the first step is γ/√(1−β) whatever g is; ``"square"`` starts at g².
+        centered: divide by the standard deviation instead: v − a² in place of v, a ← βa + (1−β)g.
+        momentum: μ in [0, 1) on the normalised gradient: b ← μb + g/(√v + ε), w ← w − γb.
+        momentum_before: λ in [0, 1) on the gradient: m ← λm + g, w ← w − γ·m/(√v + ε); neither with ``momentum`` nor
+            ``centered``.
+        options: see :class:`Options`.
+
+    Raises:
+        ValueError: a value out of range, or a combination that has no formula.
+        TypeError: a parameter that is not a writable float array, named by its path.
+
+    Source: Hinton, "Neural Networks for Machine Learning", lecture 6e, 2012; centered: Graves, "Generating Sequences
+    With Recurrent Neural Networks", 2013, eq. 38-45.
+
+    >>> w = np.array([1.0, -2.0]); opt = rv.RMSprop(w, lr=0.1)
+    >>> _ = opt.step(2 * w); w.round(3)
+    array([ 0., -1.])
+    """
+
+    _shapes = frozenset({"first_square", "centered"})
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Value = 0.01,
+        *,
+        decay: Value = 0.99,
+        eps: Value = 1e-8,
+        eps_inside: bool = False,
+        first: Literal["zero", "square"] = "zero",
+        centered: bool = False,
+        momentum: Value = 0.0,
+        momentum_before: Value = 0.0,
+        **options: Unpack[Options],
+    ) -> None:
+        if first not in ("zero", "square"):
+            raise ValueError(f"first: expected 'zero' or 'square', got {first!r}")
+        after, before = (callable(value) or value != 0 for value in (momentum, momentum_before))
+        if before and (after or centered):
+            raise ValueError("momentum_before: cannot be combined with momentum or centered; choose one")
+        rule = "rmsprop" + "_centered" * bool(centered) + "_momentum" * (after or before) + "_before" * before
+        hyper = {"lr": lr, "decay": decay, "eps": eps, "eps_inside": eps_inside, "first_square": first == "square"}
+        if after or before:
+            hyper["momentum"] = momentum if after else momentum_before
+        super().__init__(params, rule, hyper, options)
+
+
+class Adam(Optimizer):
+    r"""Adaptive moments: momentum over a running root mean square, both corrected for their start at 0.
+
+    .. math:: m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
+        w \leftarrow w - \gamma\, \hat m / (\sqrt{\hat v} + \epsilon)
+
+    with :math:`\hat m = m/(1-\beta_1^t)` and :math:`\hat v = v/(1-\beta_2^t)`, t this parameter's number of updates.
+
+    Args:
+        params: array, or any nesting of dict, list and tuple of arrays; changed in place.
+        lr: γ ≥ 0 (1e-3), or a schedule.
+        betas: (β₁, β₂), each in [0, 1), the weights of the past (0.9, 0.999); each may be a schedule.
+        eps: ε ≥ 0 (1e-8), added to √v̂. Where the denominator is 0 the update is 0.
+        eps_inside: √(v̂ + ε) in place of √v̂ + ε.
+        eps_hat: the paper's shorter form, γ√(1−β₂ᵗ)/(1−β₁ᵗ)·m/(√v + ε): ε before the correction (Keras, Chainer).
+        bias_correction: False takes m and v for m̂ and v̂; the first step is then (1−β₁)/√(1−β₂) = 3.16 times as long.
+        amsgrad: the largest v so far in place of v (of the uncorrected v, as in torch).
+        options: see :class:`Options`.
+
+    Raises:
+        ValueError: a value out of range, or a combination that has no formula.
+        TypeError: a parameter that is not a writable float array, named by its path.
+
+    Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015, Algorithm 1 and the end of section 2;
+    amsgrad: Reddi, Kale and Kumar, "On the Convergence of Adam and Beyond", 2018, Algorithm 2.
+
+    >>> w = np.array([1.0, -2.0]); opt = rv.Adam(w, lr=0.1)
+    >>> _ = opt.step(2 * w); w.round(6)
+    array([ 0.9, -1.9])
+    """
+
+    _shapes = frozenset({"amsgrad"})
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Value = 1e-3,
+        *,
+        betas: tuple[Value, Value] = (0.9, 0.999),
+        eps: Value = 1e-8,
+        eps_inside: bool = False,
+        eps_hat: bool = False,
+        bias_correction: bool = True,
+        amsgrad: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        if eps_inside and eps_hat:
+            raise ValueError("eps_hat: cannot be combined with eps_inside; ε stands in one place")
+        hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
+        hyper |= {"bias_correction": bias_correction, "eps_inside": eps_inside, "eps_hat": eps_hat}
+        super().__init__(params, "adam_amsgrad" if amsgrad else "adam", hyper, options)
+
+
+class AdamW(Adam):
+    r"""Adam with decoupled weight decay, on by default.
+
+    .. math:: w \leftarrow (1-\gamma\lambda)\, w - \gamma\, \hat m / (\sqrt{\hat v} + \epsilon)
+
+    Args:
+        params: array, or any nesting of dict, list and tuple of arrays; changed in place.
+        lr: γ ≥ 0 (1e-3), or a schedule.
+        weight_decay: λ ≥ 0 (0.01), multiplied by γ, on the old w.
+        options: those of :class:`Adam`, and :class:`Options`.
+
+    Raises:
+        ValueError: a value out of range, or a combination that has no formula.
+        TypeError: a parameter that is not a writable float array, named by its path.
+
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, Algorithm 2, with γ in the place of
+    both its α and its schedule multiplier, as torch and optax do.
+
+    >>> w = np.array([1.0, -2.0]); opt = rv.AdamW(w, lr=0.1, weight_decay=0.5)
+    >>> _ = opt.step(2 * w); w.round(6)
+    array([ 0.85, -1.8 ])
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Value = 1e-3,
+        *,
+        betas: tuple[Value, Value] = (0.9, 0.999),
+        eps: Value = 1e-8,
+        weight_decay: Value = 0.01,
+        eps_inside: bool = False,
+        eps_hat: bool = False,
+        bias_correction: bool = True,
+        amsgrad: bool = False,
+        **options: Unpack[OptionsButDecay],
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas=betas,
+            eps=eps,
+            eps_inside=eps_inside,
+            eps_hat=eps_hat,
+            bias_correction=bias_correction,
+            amsgrad=amsgrad,
+            weight_decay=weight_decay,
+            **options,
+        )
+
+
+class Lion(Optimizer):
+    r"""The sign of an interpolated momentum: every element moves by γ.
+
+    .. math:: w \leftarrow w - \gamma\, \mathrm{sign}(\beta_1 m + (1-\beta_1) g), \qquad
+        m \leftarrow \beta_2 m + (1-\beta_2) g
+
+    Args:
+        params: array, or any nesting of dict, list and tuple of arrays; changed in place.
+        lr: γ ≥ 0 (1e-4), or a schedule; a third to a tenth of what Adam needs.
+        betas: (β₁, β₂), each in [0, 1) (0.9, 0.99); each may be a schedule.
+        options: see :class:`Options`; its weight decay is decoupled, and wants 3 to 10 times Adam's.
+
+    Raises:
+        ValueError: a value out of range, named.
+        TypeError: a parameter that is not a writable float array, named by its path.
+
+    Source: Chen et al., "Symbolic Discovery of Optimization Algorithms", 2023, Algorithm 2.
+
+    >>> w = np.array([1.0, -2.0, 0.0]); opt = rv.Lion(w, lr=0.1)
+    >>> _ = opt.step(2 * w); w
+    array([ 0.9, -1.9,  0. ])
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Value = 1e-4,
+        *,
+        betas: tuple[Value, Value] = (0.9, 0.99),
+        **options: Unpack[Options],
+    ) -> None:
+        hyper: dict[str, Any] = {"lr": lr, "betas": betas}
+        super().__init__(params, "lion", hyper, options)

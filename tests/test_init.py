@@ -1,0 +1,108 @@
+"""Initial weights: bounds and spreads by the formulas, and the draws' independence of the dtype."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ravine import init
+
+UNIFORM = {
+    "uniform_fan_in": lambda n_in, n_out: 1 / math.sqrt(n_in),
+    "xavier_uniform": lambda n_in, n_out: math.sqrt(6 / (n_in + n_out)),
+    "he_uniform": lambda n_in, n_out: math.sqrt(6 / n_in),
+}
+NORMAL = {
+    "xavier_normal": lambda n_in, n_out: math.sqrt(2 / (n_in + n_out)),
+    "he_normal": lambda n_in, n_out: math.sqrt(2 / n_in),
+}
+RANDOM = [*UNIFORM, *NORMAL]
+GAINS = [(1.0, 1.0), (0.5, 0.5), ("linear", 1.0), ("tanh", 1.0), ("sigmoid", 4.0), ("relu", math.sqrt(2))]
+
+
+@pytest.mark.parametrize("gain, factor", GAINS)
+@pytest.mark.parametrize("shape, fans", [((30, 200), (30, 200)), ((3, 2, 20, 50), (120, 300))])
+@pytest.mark.parametrize("name", UNIFORM)
+def test_uniform_fills_its_bounds(name, shape, fans, gain, factor):
+    w = getattr(init, name)(shape, np.random.default_rng(0), np.float64, gain=gain)
+    bound = factor * UNIFORM[name](*fans)
+    assert w.shape == shape
+    # 6000 draws: each end is missed by 1 % with probability 0.995^6000 = 1e-13; std and mean within 5 standard errors
+    assert 0.99 * bound < w.max() <= bound
+    assert -bound <= w.min() < -0.99 * bound
+    assert w.std() == pytest.approx(bound / math.sqrt(3), rel=0.03)
+    assert abs(w.mean()) < 5 * bound / math.sqrt(3 * w.size)
+
+
+@pytest.mark.parametrize("gain, factor", GAINS)
+@pytest.mark.parametrize("shape, fans", [((30, 200), (30, 200)), ((3, 2, 20, 50), (120, 300))])
+@pytest.mark.parametrize("name", NORMAL)
+def test_normal_has_its_deviation(name, shape, fans, gain, factor):
+    w = getattr(init, name)(shape, np.random.default_rng(0), np.float64, gain=gain)
+    deviation = factor * NORMAL[name](*fans)
+    assert w.std() == pytest.approx(deviation, rel=5 / math.sqrt(2 * w.size))
+    assert abs(w.mean()) < 5 * deviation / math.sqrt(w.size)
+    assert (abs(w) > 2 * deviation).mean() == pytest.approx(0.0455, abs=0.015)  # a normal tail, not a uniform one
+
+
+@pytest.mark.parametrize("name", ["he_normal", "he_uniform"])
+def test_he_keeps_the_second_moment_through_relu_layers(name):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 300))
+    for _ in range(4):
+        x = np.maximum(x @ getattr(init, name)((300, 300), rng, np.float64), 0)
+    assert (x**2).mean() == pytest.approx(0.5 * 2, rel=0.25)  # E relu(z)² = Var z / 2 = E x², which starts at 1
+
+
+@given(seed=st.integers(0, 2**32), name=st.sampled_from(RANDOM))
+def test_every_dtype_gets_the_same_draws_rounded_once(seed, name):
+    draw = getattr(init, name)
+    wide = draw((4, 3), np.random.default_rng(seed), np.float64)
+    for dtype in (np.float32, np.float16):
+        assert np.array_equal(draw((4, 3), np.random.default_rng(seed), dtype), wide.astype(dtype))
+
+
+def test_bfloat16():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    w = init.he_normal((4, 3), np.random.default_rng(0), ml_dtypes.bfloat16)
+    assert w.dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_default_is_float32(name):
+    assert getattr(init, name)((4, 3), np.random.default_rng(0)).dtype == np.float32
+
+
+@pytest.mark.parametrize("name, value", [("zeros", 0), ("ones", 1)])
+def test_constants_do_not_draw(name, value):
+    rng, untouched = np.random.default_rng(0), np.random.default_rng(0)
+    w = getattr(init, name)((2, 3), rng, np.float16)
+    assert w.shape == (2, 3)
+    assert w.dtype == np.float16
+    assert (w == value).all()
+    assert rng.random() == untouched.random()
+    assert getattr(init, name)(4, rng).shape == (4,)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize(
+    "arguments, error, words",
+    [
+        (((3,), np.random.default_rng(0)), ValueError, r"shape: expected \(..., n_in, n_out\), all >= 1, got \(3,\)"),
+        ((3, np.random.default_rng(0)), ValueError, r"got \(3,\)"),
+        (((0, 3), np.random.default_rng(0)), ValueError, r"all >= 1, got \(0, 3\)"),
+        (((2, 3), 0), TypeError, r"rng: expected a Generator such as np.random.default_rng\(0\), got int"),
+        (((2, 3), np.random.default_rng(0), int), TypeError, "dtype: expected a floating dtype .* got int64"),
+    ],
+)
+def test_wrong_arguments_are_named(name, arguments, error, words):
+    with pytest.raises(error, match=words):
+        getattr(init, name)(*arguments)
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0, math.inf, math.nan, "gelu"])
+def test_wrong_gains_are_named(gain):
+    with pytest.raises(ValueError, match="gain: expected"):
+        init.he_normal((2, 3), np.random.default_rng(0), gain=gain)
