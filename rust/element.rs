@@ -127,6 +127,11 @@ impl View {
         self.dtype
     }
 
+    /// Whether its elements lie one after the other.
+    pub fn is_contiguous(&self) -> bool {
+        self.strided.is_none()
+    }
+
     /// The lowest and one past the highest address it touches, or nothing for an empty array.
     pub fn extent(&self) -> Option<(usize, usize)> {
         if self.len == 0 {

@@ -52,7 +52,7 @@ pub fn set_num_threads(n: usize) -> usize {
 ///
 /// # Panics
 /// If a task panics, after all threads have left.
-pub fn run(tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+pub fn run(tasks: usize, task: &Task<'_>) {
     let threads = num_threads().min(tasks);
     if threads > 1 && !IN_A_TASK.get() {
         match pool().caller.try_lock() {
@@ -66,7 +66,7 @@ pub fn run(tasks: usize, task: &(dyn Fn(usize) + Sync)) {
 }
 
 /// The same on the calling thread alone.
-pub fn run_alone(tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+pub fn run_alone(tasks: usize, task: &Task<'_>) {
     let _default = DefaultEnvironment::enter();
     (0..tasks).for_each(task);
 }
@@ -75,8 +75,10 @@ thread_local! {
     static IN_A_TASK: Cell<bool> = const { Cell::new(false) };
 }
 
+type Task<'a> = dyn Fn(usize) + Sync + 'a;
+
 struct Job {
-    task: *const (dyn Fn(usize) + Sync),
+    task: *const Task<'static>,
     threads: usize,
     next: [AtomicUsize; MAX_THREADS],
     end: [AtomicUsize; MAX_THREADS],
@@ -148,7 +150,7 @@ impl Pool {
         }
     }
 
-    fn run(&'static self, caller: &mut Caller, threads: usize, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+    fn run(&'static self, caller: &mut Caller, threads: usize, tasks: usize, task: &Task<'_>) {
         while caller.workers.len() + 1 < threads {
             let id = caller.workers.len() + 1;
             let worker = std::thread::Builder::new().name(format!("ravine-{id}"));
@@ -161,7 +163,7 @@ impl Pool {
             // SAFETY: the lock is held, the gate is closed and nobody is inside, so nobody else looks at the job.
             let job = unsafe { &mut *self.job.get() };
             // SAFETY: only the lifetime changes; `Closing` waits, also in a panic, until no worker can call it.
-            job.task = unsafe { std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), _>(ptr::from_ref(task)) };
+            job.task = unsafe { std::mem::transmute::<&Task<'_>, *const Task<'static>>(task) };
             job.threads = threads;
             *job.panicked.get_mut() = false;
             for id in 0..threads {
@@ -170,7 +172,7 @@ impl Pool {
             }
         }
         caller.jobs = (caller.jobs + 1) % (OPEN / ONE_JOB);
-        self.gate.0.store(OPEN | caller.jobs * ONE_JOB, Ordering::SeqCst);
+        self.gate.0.store(OPEN | (caller.jobs * ONE_JOB), Ordering::SeqCst);
         for (id, worker) in caller.workers.iter().enumerate().take(threads - 1) {
             if self.parked[id + 1].swap(false, Ordering::SeqCst) {
                 worker.unpark();

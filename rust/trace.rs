@@ -139,23 +139,19 @@ impl Scalar for Expr {
         record(Node::Count)
     }
     fn at_first(_t: u64, first: Self, later: Self) -> Self {
-        record(Node::AtFirst(first, later))
+        if first == later { first } else { record(Node::AtFirst(first, later)) }
     }
     fn switch(self, on: Self, off: Self) -> Self {
         match constant_of(self) {
-            Some(value) => value.switch_expr(on, off),
+            Some(value) => {
+                if value == 0.0 {
+                    off
+                } else {
+                    on
+                }
+            }
             None => Self::select_equal(self, Self::constant(0.0), off, on),
         }
-    }
-}
-
-trait SwitchExpr {
-    fn switch_expr(self, on: Expr, off: Expr) -> Expr;
-}
-
-impl SwitchExpr for f64 {
-    fn switch_expr(self, on: Expr, off: Expr) -> Expr {
-        if self == 0.0 { off } else { on }
     }
 }
 
@@ -243,18 +239,24 @@ impl Trace {
             "__device__ __forceinline__ void {name}(const {name}_coefficients<A> &c, A &p, const A g{states}) {{"
         );
         let used = self.used();
+        let outputs = || self.new_states.iter().chain([&self.parameter]);
         for (i, node) in self.tape.iter().enumerate() {
-            if used[i] && !matches!(node, Node::Input(_) | Node::Constant(_)) {
-                let _ = writeln!(text, "    const A x{i} = {};", self.cuda_node(node));
+            match node {
+                // An old value that is a new one too is copied before anything is overwritten.
+                Node::Input(name) if outputs().any(|x| x.0 == i) => {
+                    let _ = writeln!(text, "    const A x{i} = {name};");
+                }
+                Node::Input(_) | Node::Constant(_) => {}
+                _ if used[i] => {
+                    let _ = writeln!(text, "    const A x{i} = {};", self.cuda_node(node));
+                }
+                _ => {}
             }
         }
-        // Through the x's, so that no new value is read as an old one; an input that moves is copied first.
-        let outputs: Vec<_> = self.new_states.iter().zip(&self.states).collect();
-        for (value, state) in outputs {
-            let _ = writeln!(text, "    {state} = {};", self.cuda_operand(*value));
+        for (value, name) in outputs().zip(self.states.iter().copied().chain(["p"])) {
+            let _ = writeln!(text, "    {name} = x{};", value.0);
         }
-        let _ = writeln!(text, "    p = {};\n}}", self.cuda_operand(self.parameter));
-        text
+        text + "}\n"
     }
 
     fn used(&self) -> Vec<bool> {

@@ -2,7 +2,7 @@
 
 use crate::element::{Dtype, View};
 use crate::error::Error;
-use numpy::npyffi::{NPY_ARRAY_ALIGNED, NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_WRITEABLE};
+use numpy::npyffi::{NPY_ARRAY_ALIGNED, NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_WRITEABLE, PyArrayObject};
 use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -59,6 +59,48 @@ pub(crate) fn array<'a, 'py>(
         contiguous: flags & NPY_ARRAY_C_CONTIGUOUS != 0,
         writable: flags & NPY_ARRAY_WRITEABLE != 0,
     })
+}
+
+/// What an array looked like when it was checked: enough to see in a few loads that another one needs no second look.
+#[derive(Clone, Debug)]
+pub(crate) struct Look {
+    kind: usize,
+    descr: usize,
+    shape: Vec<usize>,
+}
+
+impl Look {
+    /// None for arrays whose checks cannot be shortened: subclasses, and dtypes that are not NumPy's own.
+    pub(crate) fn at(array: &Array<'_, '_>) -> Option<Self> {
+        let object = array.object;
+        let kind = object.get_type();
+        let plain = kind.is(object.py().get_type::<PyUntypedArray>()) && array.dtype != Dtype::Bf16;
+        // NumPy's own native dtypes are never freed, so an equal address is an equal dtype.
+        let descr = object.dtype().as_ptr() as usize;
+        plain.then(|| Self { kind: kind.as_ptr() as usize, descr, shape: array.shape().to_vec() })
+    }
+
+    /// The address and flags of `object`'s elements, if it is an array of this very type, dtype and shape that is
+    /// contiguous and aligned.
+    pub(crate) fn again(&self, object: &Bound<'_, PyAny>) -> Option<(*mut u8, bool)> {
+        if object.get_type_ptr() as usize != self.kind {
+            return None;
+        }
+        let header = object.as_ptr().cast::<PyArrayObject>();
+        // SAFETY: the type was just compared: an ndarray, alive while it is borrowed.
+        let fields = unsafe { &(*header).fields };
+        let wanted = NPY_ARRAY_ALIGNED | NPY_ARRAY_C_CONTIGUOUS;
+        if fields.descr as usize != self.descr
+            || fields.flags & wanted != wanted
+            || fields.nd as usize != self.shape.len()
+        {
+            return None;
+        }
+        // SAFETY: NumPy keeps `nd` lengths there; for nd = 0 the pointer is not read.
+        let same =
+            (0..self.shape.len()).all(|i| unsafe { *fields.dimensions.wrapping_add(i) } as usize == self.shape[i]);
+        same.then_some((fields.data.cast(), fields.flags & NPY_ARRAY_WRITEABLE != 0))
+    }
 }
 
 #[cold]

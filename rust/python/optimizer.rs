@@ -1,6 +1,6 @@
 //! `ravine._core.Engine`: a [`Step`] bound to NumPy arrays.
 
-use super::arrays::{self, Array, Occupied};
+use super::arrays::{self, Array, Look, Occupied};
 use super::tree::Tree;
 use crate::element::{Dtype, View};
 use crate::error::Error;
@@ -46,7 +46,9 @@ struct Bond {
     states: Vec<Py<PyAny>>,
     dtype: Dtype,
     shape: Vec<usize>,
+    len: usize,
     data: usize,
+    look: Option<Look>,
     /// Where the last gradient lay that was found to overlap nothing.
     last_gradient: usize,
 }
@@ -154,7 +156,9 @@ impl Engine {
             bonds.push(Bond {
                 dtype: parameter.dtype,
                 shape: parameter.shape().to_vec(),
+                len: parameter.object.len(),
                 data: parameter.data as usize,
+                look: Look::at(&parameter),
                 array: leaf.clone().unbind(),
                 states: states.into_iter().map(Bound::unbind).collect(),
                 last_gradient: 0,
@@ -274,7 +278,9 @@ impl Step {
         let bond = Bond {
             dtype: bond.dtype,
             shape: bond.shape().to_vec(),
+            len: bond.object.len(),
             data: bond.data as usize,
+            look: None,
             array: parameter.clone().unbind(),
             states: states.iter().map(|(_, state)| state.clone().unbind()).collect(),
             last_gradient: 0,
@@ -319,7 +325,9 @@ impl Engine {
         let same = tree.visit(grads, &mut |i, leaf| {
             match checked_gradient(bonds, i, &tree.names, occupied, leaf) {
                 Ok(gradient) => {
-                    bonds[i].last_gradient = gradient.as_ref().and_then(View::extent).map_or(0, |(low, _)| low);
+                    // Only what `Look::again` describes completely may be let through by its address alone.
+                    let plain = gradient.as_ref().filter(|view| view.is_contiguous() && view.dtype() == bonds[i].dtype);
+                    bonds[i].last_gradient = plain.and_then(View::extent).map_or(0, |(low, _)| low);
                     // SAFETY: checked to be as long as the parameter and apart from everything that is written; the
                     // caller's `grads` keeps it alive during the step.
                     unsafe { step.set_gradient(i, gradient) };
@@ -374,8 +382,13 @@ fn checked_gradient(
 ) -> PyResult<Option<View>> {
     let (bond, name) = (&bonds[i], names[i].as_str());
     let called = || if name == "params" { "grads".to_owned() } else { format!("grads['{name}']") };
-    let parameter = bond.array.bind(leaf.py());
-    check_in_place(bond, name, parameter)?;
+    check_in_place(bond, name, bond.array.bind(leaf.py()))?;
+    if let Some((data, _)) = bond.look.as_ref().and_then(|look| look.again(leaf))
+        && data as usize == bond.last_gradient
+    {
+        // SAFETY: the same type, dtype, shape and place as a gradient that passed all of the checks below.
+        return Ok(Some(unsafe { View::contiguous(data, bond.dtype, bond.len) }));
+    }
     if leaf.is_none() {
         return Ok(None);
     }
@@ -405,9 +418,7 @@ fn checked_gradient(
         return Err(Error::Dtype(text).into());
     }
     let view = gradient.view();
-    if let Some(extent) = view.extent()
-        && (extent.0 != bond.last_gradient || !gradient.contiguous)
-    {
+    if let Some(extent) = view.extent() {
         let py = leaf.py();
         for owner in occupied.overlapping(extent) {
             for array in std::iter::once(&bonds[owner].array).chain(&bonds[owner].states) {
@@ -427,6 +438,9 @@ fn checked_gradient(
 
 /// Refuses a parameter that was moved, resized or made read-only behind the optimizer's back.
 fn check_in_place(bond: &Bond, name: &str, parameter: &Bound<'_, PyAny>) -> PyResult<()> {
+    if bond.look.as_ref().and_then(|look| look.again(parameter)) == Some((bond.data as *mut u8, true)) {
+        return Ok(());
+    }
     let called = || if name == "params" { name.to_owned() } else { format!("params['{name}']") };
     let now = arrays::array(parameter, &called)?;
     if now.data as usize != bond.data || now.shape() != bond.shape || now.dtype != bond.dtype || !now.writable {

@@ -1,0 +1,131 @@
+//! Every rule of the registry, found by existing: same bits at every instruction set, length and stride; the CUDA text
+//! that is generated from it; the formula that people read.
+
+use ravine::element::{Dtype, View};
+use ravine::rules::{Entry, REGISTRY, Range};
+use ravine::simd::{self, Level};
+use ravine::step::{NonFinite, Options, Step};
+
+/// Float32 numbers in (−1, 1), some of them 0, −0 and subnormal.
+fn numbers(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    (0..n)
+        .map(|i| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            match i % 13 {
+                5 => 0.0,
+                7 => -0.0,
+                11 => f32::from_bits(state >> 12),
+                _ => (f64::from(state) / f64::from(1u32 << 31) - 1.0) as f32,
+            }
+        })
+        .collect()
+}
+
+/// Parameters and states after three steps on arrays whose elements lie `stride` apart.
+fn run(entry: &'static Entry, len: usize, stride: usize, stages: bool) -> Vec<u32> {
+    let spread = |x: &[f32]| x.iter().flat_map(|x| std::iter::repeat_n(*x, stride)).collect::<Vec<f32>>();
+    let mut parameter = spread(&numbers(len, 1));
+    let gradient = spread(&numbers(len, 2));
+    let mut states = vec![vec![0.0f32; len]; entry.states.len()];
+    let options = Options {
+        clip_value: stages.then_some(0.7),
+        clip_norm: stages.then_some(0.5),
+        nonfinite: NonFinite::Propagate,
+    };
+    let mut step = Step::new(entry, options, 1);
+    for (name, range) in entry.hyperparameters.iter().zip(entry.ranges) {
+        let value = match range {
+            Range::NotNegative => 0.03,
+            Range::Fraction => 0.8,
+            Range::Switch => 0.0,
+        };
+        step.set_hyper(0, name, value).unwrap();
+    }
+    for (name, value) in [("weight_decay", 0.1), ("l2", 0.2), ("maximize", 1.0)] {
+        step.set_hyper(0, name, if stages { value } else { 0.0 }).unwrap();
+    }
+    let strided = |x: *mut f32| {
+        // SAFETY: `len` elements `stride` apart lie in a vector of that many.
+        unsafe { View::new(x.cast(), Dtype::F32, &[len], &[4 * stride as isize]) }
+    };
+    // SAFETY: the vectors are apart and outlive the step.
+    let states_views = states.iter_mut().map(|s| unsafe { View::contiguous(s.as_mut_ptr().cast(), Dtype::F32, len) });
+    // SAFETY: as above; all have `len` elements.
+    unsafe { step.bind(strided(parameter.as_mut_ptr()), states_views.collect(), 0) };
+    for _ in 0..3 {
+        // SAFETY: as above; the gradient is only read.
+        unsafe { step.set_gradient(0, Some(strided(gradient.as_ptr().cast_mut()))) };
+        step.run().unwrap();
+    }
+    parameter.iter().step_by(stride).chain(states.iter().flatten()).map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn same_bits_at_every_level_length_and_stride() {
+    for entry in REGISTRY {
+        for len in (0..131).chain([4096, 8192 + 65]) {
+            for stages in [false, true] {
+                simd::set_level(Level::Baseline);
+                let expected = run(entry, len, 1, stages);
+                for level in Level::ALL {
+                    simd::set_level(level);
+                    assert_eq!(run(entry, len, 1, stages), expected, "{} {len} {}", entry.name, level.name());
+                }
+                assert_eq!(run(entry, len, 3, stages), expected, "{} {len} strided", entry.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn no_rule_makes_nan_of_zeros() {
+    for entry in REGISTRY {
+        let mut parameter = [0.0f32; 40];
+        let gradient = [0.0f32; 40];
+        let mut states = vec![[0.0f32; 40]; entry.states.len()];
+        let options = Options { clip_value: None, clip_norm: None, nonfinite: NonFinite::Propagate };
+        let mut step = Step::new(entry, options, 1);
+        step.set_hyper(0, "lr", 0.1).unwrap();
+        // SAFETY: the arrays are apart and outlive the step.
+        let view = |x: *mut f32| unsafe { View::contiguous(x.cast(), Dtype::F32, 40) };
+        let states_views = states.iter_mut().map(|s| view(s.as_mut_ptr())).collect();
+        // SAFETY: as above.
+        unsafe { step.bind(view(parameter.as_mut_ptr()), states_views, 0) };
+        // SAFETY: as above; the gradient is only read.
+        unsafe { step.set_gradient(0, Some(view(gradient.as_ptr().cast_mut()))) };
+        step.run().unwrap();
+        assert_eq!(parameter, [0.0; 40], "{}: every hyperparameter but lr is 0, ε too", entry.name);
+    }
+}
+
+#[test]
+fn cuda_text_is_the_stored_one() {
+    let text: String = REGISTRY.iter().map(|entry| (entry.trace)().cuda() + "\n").collect();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/rules.cu");
+    if std::env::var_os("RAVINE_BLESS").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    let stored = std::fs::read_to_string(path).unwrap_or_default();
+    assert_eq!(text, stored, "if the change is wanted: RAVINE_BLESS=1 cargo test");
+}
+
+#[test]
+fn formulas_read_as_in_the_papers() {
+    let formula = |name: &str, values: &[f64]| {
+        let entry = REGISTRY.iter().find(|entry| entry.name == name).unwrap();
+        (entry.trace_configured)(values).formula()
+    };
+    assert_eq!(formula("sgd", &[0.1]), "w ← w − γ·g");
+    assert_eq!(formula("momentum", &[0.1, 0.9, 0.0, 0.0]), "b ← μ·b + g\nw ← w − γ·b");
+    assert_eq!(formula("momentum", &[0.1, 0.9, 0.0, 1.0]), "b ← μ·b + (1 − μ)·g\nw ← w − γ·b");
+    assert_eq!(
+        formula("adam", &[0.1, 0.9, 0.99, 1e-8, 1.0, 0.0, 1.0]),
+        "m ← β₁·m + (1 − β₁)·g\nv ← β₂·v + (1 − β₂)·g²\nw ← w − γ·√(1 − β₂ᵗ)/(1 − β₁ᵗ)·m/(√v + ε)"
+    );
+    assert_eq!(formula("lion", &[0.1, 0.9, 0.99]), "w ← w − γ·sign(β₁·m + (1 − β₁)·g)\nm ← β₂·m + (1 − β₂)·g");
+    assert_eq!(
+        formula("heavy_ball", &[0.1, 0.9, 0.1]),
+        "w⁻, w ← w, (1 − γ·λ)·w − (γ·g − (0 if t = 1 else μ)·(w − w⁻))"
+    );
+}
