@@ -11,10 +11,14 @@ and equal coefficients give the hyperparameters, an equal first step the buffer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
+
+from ravine import trees
+
+__all__ = ["Conversion", "coupled_to_decoupled", "decoupled_to_coupled"]
 
 Form = Literal["accumulate", "average"]
 
@@ -214,53 +218,30 @@ def _convert_buffers(convert: Callable[[Any, Any], Any], params: Any, buffers: A
         if buffers is not None:
             raise ValueError("params: expected the current parameters beside buffers, got None; pass both")
         return None
-    return _map(convert, params, buffers, "")
+    weights = trees.leaves(params)
+    old: dict[str, Any] = dict.fromkeys(weights) if buffers is None else trees.leaves(buffers)
+    if old.keys() != weights.keys():
+        missing, extra = sorted(weights.keys() - old), sorted(old.keys() - weights)
+        raise ValueError(f"buffers: expected the names of params, got missing {missing}, extra {extra}")
+    new = {}
+    for name, w in weights.items():
+        where = f"[{name!r}]" if isinstance(params, dict | list | tuple) else ""
+        _check_float(f"params{where}", w)
+        if buffers is None:
+            new[name] = convert(0.0, w)[...]  # [...] keeps the result of a 0-d array an array
+            continue
+        v = old[name]
+        _check_float(f"buffers{where}", v)
+        if v.shape != w.shape:
+            raise ValueError(f"buffers{where}: expected shape {w.shape} like its parameter, got {v.shape}")
+        # In the buffer's precision, which may exceed a float16 parameter's.
+        new[name] = convert(v, w.astype(v.dtype))[...]
+    values = iter(new.values())
+    return trees.map(lambda _: next(values), params)
 
 
-def _map(convert: Callable[[Any, Any], Any], w: Any, v: Any, path: str) -> Any:
-    """Apply ``convert(v, w)`` to the leaves; v is None for a fresh run all the way down, or nested like w."""
-    where = f"[{path!r}]" if path else ""
-    if isinstance(w, Mapping):
-        if v is not None and not isinstance(v, Mapping):
-            raise ValueError(f"buffers{where}: expected a dict like params, got {type(v).__name__}")
-        if v is not None and set(v) != set(w):
-            missing, extra = sorted(map(str, set(w) - set(v))), sorted(map(str, set(v) - set(w)))
-            raise ValueError(f"buffers{where}: expected the names of params, got missing {missing}, extra {extra}")
-        return {
-            key: _map(convert, w[key], None if v is None else _given(v[key], path, key), _join(path, key)) for key in w
-        }
-    if isinstance(w, (list, tuple)):
-        if v is not None and (not isinstance(v, (list, tuple)) or len(v) != len(w)):
-            got = f"{len(v)} items" if isinstance(v, (list, tuple)) else type(v).__name__
-            raise ValueError(f"buffers{where}: expected {len(w)} items like params, got {got}")
-        items = [
-            _map(convert, item, None if v is None else _given(v[k], path, k), _join(path, k))
-            for k, item in enumerate(w)
-        ]
-        return items if isinstance(w, list) else tuple(items)
-    _check_float("params", where, w)
-    if v is None:
-        # [...] keeps the result of a 0-d array an array.
-        return convert(0.0, w)[...]
-    _check_float("buffers", where, v)
-    if v.shape != w.shape:
-        raise ValueError(f"buffers{where}: expected shape {w.shape} like its parameter, got {v.shape}")
-    # In the buffer's precision, which may exceed a float16 parameter's.
-    return convert(v, w.astype(v.dtype))[...]
-
-
-def _given(v: Any, path: str, key: object) -> Any:
-    if v is None:
-        raise ValueError(f"buffers[{_join(path, key)!r}]: expected an array, got None; pass zeros for a fresh buffer")
-    return v
-
-
-def _join(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)
-
-
-def _check_float(name: str, where: str, array: Any) -> None:
+def _check_float(name: str, array: Any) -> None:
     if not (hasattr(array, "dtype") and hasattr(array, "shape")):
-        raise TypeError(f"{name}{where}: expected an array, got {type(array).__name__}; make it one with np.asarray")
+        raise TypeError(f"{name}: expected an array, got {type(array).__name__}; make it one with np.asarray")
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        raise TypeError(f"{name}{where}: expected floating-point numbers, got {array.dtype}; convert with astype")
+        raise TypeError(f"{name}: expected floating-point numbers, got {array.dtype}; convert with astype")

@@ -1,8 +1,8 @@
 """One update of one array: the optimizers' own kernels, for people who keep the states themselves.
 
 Every function changes ``p`` and the states in place and returns nothing. The states are arrays of zeros before the
-first update, of ``p``'s shape, in the dtype that ``p`` is computed in (float64 for float64, else float32). ``step`` is the
-number of this update, 1 at the first. ``options``: ``weight_decay`` (decoupled), ``l2`` (coupled), ``maximize``.
+first update, of ``p``'s shape, in the dtype that ``p`` is computed in: float64 for float64, else float32. ``step`` is
+the number of this update, 1 at the first. ``options``: ``weight_decay`` (decoupled), ``l2`` (coupled), ``maximize``.
 The formulas and their sources are those of the classes in :mod:`ravine.optimizers`.
 
 >>> p, g, m, v = np.ones(3), np.full(3, 0.5), np.zeros(3), np.zeros(3)

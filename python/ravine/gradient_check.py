@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from ravine.backends import array_module
+from ravine.trees import leaves as leaves_of
+
 __all__ = ["GradientCheck", "check_gradient"]
 
 Array: TypeAlias = Any
 Tree: TypeAlias = Any
-Path: TypeAlias = tuple[Any, ...]
-Leaves: TypeAlias = dict[Path, Array]
+Leaves: TypeAlias = dict[str, Array]
 LossAndGrad: TypeAlias = Callable[[Tree], tuple[Any, Tree]]
 
 EPSILONS = tuple(10.0 ** (-k / 2) for k in range(2, 11))  # 0.1 down to 1e-5
@@ -104,10 +105,10 @@ def check_gradient(
     steps = _epsilons(epsilons)
     if method not in _LEAST_ORDER:
         raise ValueError(f"method: expected 'central' or 'one_sided', got {method!r}")
-    leaves = _leaves(params)
+    leaves = leaves_of(params)
     _check_params(leaves)
     rng = np.random.default_rng(0) if rng is None else rng
-    direction = [_like(array, rng.standard_normal(array.shape)) for array in leaves.values()]
+    direction = [array_module(array).asarray(rng.standard_normal(array.shape)) for array in leaves.values()]
     line = _Line(loss_and_grad, params, leaves, rounding)
     try:
         line.start()
@@ -115,10 +116,10 @@ def check_gradient(
         if result.passed:
             return result
         wrong = []
-        for i, (path, array) in enumerate(leaves.items()):
+        for i, (name, array) in enumerate(leaves.items()):
             alone = [d if i == j else 0 * d for j, d in enumerate(direction)]
             if array.size and (len(leaves) == 1 or not line.check(alone, steps, method).passed):
-                wrong.append(_name(path))
+                wrong.append(name)
     finally:
         line.restore()
     return replace(result, message=f"{result.message}; wrong in {', '.join(wrong) or 'no single parameter'}")
@@ -153,9 +154,9 @@ class _Line:
         if not math.isfinite(loss):
             raise ValueError(f"loss_and_grad: expected a finite loss, got {loss} at {where}; try smaller epsilons")
         gradient, size = _gradients(self.leaves, tree), abs(loss)
-        for g, (path, array) in zip(gradient, self.leaves.items(), strict=True):
+        for g, (name, array) in zip(gradient, self.leaves.items(), strict=True):
             if not bool(np.isfinite(g).all()):
-                raise ValueError(f"loss_and_grad: expected finite gradients, got others in {_name(path)} at {where}")
+                raise ValueError(f"loss_and_grad: expected finite gradients, got others in {name} at {where}")
             size += float(abs(g * array).sum())
         return loss, gradient, size
 
@@ -229,29 +230,14 @@ def _epsilons(epsilons: Sequence[float]) -> tuple[float, ...]:
     return tuple(dict.fromkeys(steps))
 
 
-def _leaves(tree: Tree, path: Path = ()) -> Leaves:
-    """Give the arrays of a nesting by their path."""
-    if isinstance(tree, Mapping):
-        parts = list(tree.items())
-    elif isinstance(tree, list | tuple):
-        parts = list(enumerate(tree))
-    else:
-        return {path: tree}
-    return {key: leaf for name, part in parts for key, leaf in _leaves(part, (*path, name)).items()}
-
-
-def _name(path: Path) -> str:
-    return ".".join(map(str, path)) or "params"
-
-
 def _check_params(leaves: Leaves) -> None:
-    for path, array in leaves.items():
+    for name, array in leaves.items():
         dtype = getattr(array, "dtype", None)
         if dtype is None or dtype.kind != "f" or dtype.itemsize > 8:
             got = type(array).__name__ if dtype is None else dtype.name
-            raise TypeError(f"{_name(path)}: expected an array of float64, float32 or float16, got {got}")
+            raise TypeError(f"{name}: expected an array of float64, float32 or float16, got {got}")
         if not getattr(array.flags, "writeable", True):
-            raise TypeError(f"{_name(path)}: expected a writable array, got a read-only one; pass a copy")
+            raise TypeError(f"{name}: expected a writable array, got a read-only one; pass a copy")
     if not any(array.size for array in leaves.values()):
         raise ValueError("params: expected at least one element, got none")
     if len({id(array) for array in leaves.values()}) < len(leaves):
@@ -260,19 +246,13 @@ def _check_params(leaves: Leaves) -> None:
 
 def _gradients(leaves: Leaves, tree: Tree) -> list[Array]:
     """Copy the gradients, in the order of the leaves: the next call of the function may overwrite its own."""
-    found = _leaves(tree)
-    wrong = [f"missing {_name(path)}" for path in leaves if path not in found]
-    wrong += [f"unknown {_name(path)}" for path in found if path not in leaves]
-    for path in leaves.keys() & found.keys():
-        shape = getattr(found[path], "shape", type(found[path]).__name__)
-        if shape != leaves[path].shape:
-            wrong.append(f"{_name(path)}: expected shape {leaves[path].shape}, got {shape}")
+    found = leaves_of(tree)
+    wrong = [f"missing {name}" for name in leaves if name not in found]
+    wrong += [f"unknown {name}" for name in found if name not in leaves]
+    for name in leaves.keys() & found.keys():
+        shape = getattr(found[name], "shape", type(found[name]).__name__)
+        if shape != leaves[name].shape:
+            wrong.append(f"{name}: expected shape {leaves[name].shape}, got {shape}")
     if wrong:
         raise ValueError(f"loss_and_grad: gradients unlike params: {'; '.join(wrong)}")
-    return [found[path].astype(np.float64) for path in leaves]
-
-
-def _like(array: Array, values: Any) -> Array:
-    """Bring NumPy's numbers to the GPU for an array that is there."""
-    root = type(array).__module__.partition(".")[0]
-    return sys.modules["cupy"].asarray(values) if root == "cupy" else np.asarray(values)
+    return [found[name].astype(np.float64) for name in leaves]

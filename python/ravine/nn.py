@@ -18,12 +18,12 @@ gives its value, a Python float, and its gradient by the first argument, an arra
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from ravine.backends import array_module as _xp
 from ravine.init import uniform_fan_in, zeros
 
 __all__ = [
@@ -43,11 +43,6 @@ __all__ = [
 Array: TypeAlias = Any
 Generator: TypeAlias = Any
 Init: TypeAlias = Callable[..., Array]
-
-
-def _xp(x: Array) -> Any:
-    """Find the module that works on x: NumPy, or CuPy if x came from there; never imports CuPy."""
-    return sys.modules["cupy"] if type(x).__module__.partition(".")[0] == "cupy" else np
 
 
 class Layer:
