@@ -220,6 +220,8 @@ impl Pool {
             if start.elapsed() > AWAKE {
                 break;
             }
+            // On a busy machine the caller may be waiting for this very processor.
+            std::thread::yield_now();
         }
         loop {
             self.parked[id].store(true, Ordering::SeqCst);
@@ -255,7 +257,7 @@ impl Drop for Closing {
         while gate.load(Ordering::Acquire) & INSIDE != 0 {
             spins += 1;
             // The processors may be fewer than the threads: then the one we wait for needs ours.
-            if spins > 10_000 { std::thread::yield_now() } else { spin_loop() }
+            if spins > 500 { std::thread::yield_now() } else { spin_loop() }
         }
     }
 }

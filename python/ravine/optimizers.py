@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
@@ -243,14 +243,17 @@ class Optimizer:
     #: Arguments that choose the rule's shape, so that groups cannot differ in them.
     _shapes: frozenset[str] = frozenset()
 
-    def _check_names(self, given: Mapping[str, Any], known: Any, what: str) -> None:
+    def _check_names(self, given: Mapping[str, Any], known: Collection[str], what: str) -> None:
+        own = [p for p in inspect.signature(type(self)).parameters if p not in ("params", "options")]
         for name in given:
-            if name not in known:
-                own = [p for p in inspect.signature(type(self)).parameters if p not in ("params", "options")]
-                names = sorted({*own, *known})
-                near = difflib.get_close_matches(name, names, n=3)
-                hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it takes {names}"
-                raise TypeError(f"{type(self).__name__}: unknown {what} {name!r}; {hint}")
+            if name in known:
+                continue
+            if name in own:
+                raise TypeError(f"{type(self).__name__}: {name!r} is the same for all parameters; it is no {what}")
+            names = sorted({*own, *known})
+            near = difflib.get_close_matches(name, names, n=3)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it takes {names}"
+            raise TypeError(f"{type(self).__name__}: unknown {what} {name!r}; {hint}")
 
 
 def _torch_groups(params: Any, groups: list[tuple[str, Mapping[str, Any]]]) -> tuple[Any, Groups]:
