@@ -87,36 +87,50 @@ impl<A: Arithmetic> Kernel for MeasureBlock<'_, A> {
     fn run(self) -> Measured {
         let start = self.block * BLOCK;
         let end = self.view.len().min(start + BLOCK);
-        let mut lanes = [0.0; LANES];
-        let mut beyond = 0;
-        let cut = A::constant(self.asked.clip_value);
+        let mut sums = Sums { cut: A::constant(self.asked.clip_value), lanes: [0.0; LANES], beyond: 0 };
         let mut at = start;
+        if let Some(data) = self.view.plain::<A>() {
+            while at + LANES <= end {
+                // SAFETY: LANES elements from `at` are inside the array, which is plain.
+                sums.add(self.asked, unsafe { data.wrapping_add(at).cast::<[A; LANES]>().read() });
+                at += LANES;
+            }
+        }
         while at < end {
             let n = LOADED.min(end - at);
             // SAFETY: at + n ≤ len; the rest is the contract of `measure`.
-            let mut x = unsafe { self.view.load::<A>(at, n) };
-            if let Some(limit) = self.asked.limit {
-                let limit = A::constant(limit);
-                // Not `> limit`: NaN is beyond it too. Absent elements are 0, which never is.
-                beyond += x.iter().map(|x| usize::from(!(x.abs() <= limit))).sum::<usize>();
-            }
-            if self.asked.clip_value < f64::INFINITY {
-                for x in &mut x {
-                    *x = x.larger(-cut).smaller(cut);
-                }
-            }
-            if self.asked.squares {
-                // Absent elements add 0² = +0 to a lane that is never −0: nothing.
-                for row in x.as_chunks::<LANES>().0 {
-                    for (lane, x) in lanes.iter_mut().zip(row) {
-                        let x = x.to_f64();
-                        *lane += x * x;
-                    }
-                }
-            }
+            let x = unsafe { self.view.load::<A>(at, n) };
+            x.as_chunks::<LANES>().0.iter().for_each(|row| sums.add(self.asked, *row));
             at += n;
         }
-        Measured { squares: fold(lanes), beyond }
+        Measured { squares: fold(sums.lanes), beyond: sums.beyond }
+    }
+}
+
+struct Sums<A> {
+    cut: A,
+    lanes: [f64; LANES],
+    beyond: usize,
+}
+
+impl<A: Arithmetic> Sums<A> {
+    /// One row more. Absent elements are 0: never beyond a limit, and 0² = +0 does nothing to a lane that is never −0.
+    #[inline(always)]
+    fn add(&mut self, asked: &Measure, mut x: [A; LANES]) {
+        if let Some(limit) = asked.limit {
+            let limit = A::constant(limit);
+            // Not `> limit`: NaN is beyond it too.
+            self.beyond += usize::from(x.map(|x| u8::from(!(x.abs() <= limit))).iter().sum::<u8>());
+        }
+        if asked.clip_value < f64::INFINITY {
+            x = x.map(|x| x.larger(-self.cut).smaller(self.cut));
+        }
+        if asked.squares {
+            for (lane, x) in self.lanes.iter_mut().zip(x) {
+                let x = x.to_f64();
+                *lane += x * x;
+            }
+        }
     }
 }
 
