@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::pool;
 use crate::reduce::{self, Measure, Measured};
 use crate::rules::{CoefficientRow, Entry, Fields, MAX_STATES, Range, Rule};
-use crate::simd::{self, Kernel};
+use crate::simd::{self, DefaultEnvironment, Kernel};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -321,6 +321,7 @@ impl Plan {
 /// # Safety
 /// The promise of [`View::new`] holds for all of them.
 pub unsafe fn global_norm(views: &[View]) -> f64 {
+    let _default = DefaultEnvironment::enter();
     let mut plan = Plan::new();
     views.iter().for_each(|view| plan.push(view.len()));
     let squares: Vec<AtomicU64> = (0..plan.blocks[views.len()]).map(|_| AtomicU64::new(0)).collect();
@@ -331,6 +332,50 @@ pub unsafe fn global_norm(views: &[View]) -> f64 {
         }
     });
     plan.norm(&squares)
+}
+
+/// Scales all elements of all views so that their norm is at most `max_norm`, as a step with `clip_norm` does; returns
+/// the norm before.
+///
+/// # Safety
+/// As [`global_norm`], and they may be written, and none overlaps another.
+pub unsafe fn clip_by_global_norm(views: &[View], max_norm: f64) -> f64 {
+    let _default = DefaultEnvironment::enter();
+    // SAFETY: the same contract.
+    let norm = unsafe { global_norm(views) };
+    if let Some(scale) = clip_scale(max_norm, norm) {
+        let mut plan = Plan::new();
+        views.iter().for_each(|view| plan.push(view.len()));
+        plan.for_each(&|chunk| {
+            let view = &views[chunk.tensor];
+            match view.dtype().compute() {
+                // SAFETY: the contract of this function; the dtype was just compared, and chunks do not overlap.
+                Dtype::F64 => unsafe { scale_chunk::<f64>(view, chunk, scale) },
+                // SAFETY: as above.
+                _ => unsafe { scale_chunk::<f32>(view, chunk, scale) },
+            }
+        });
+    }
+    norm
+}
+
+/// What gradients of this norm are multiplied by; None for those that are short enough.
+fn clip_scale(max_norm: f64, norm: f64) -> Option<f64> {
+    // Not `norm > max_norm`: the step of a NaN norm is NaN everywhere, not unclipped.
+    (!(norm <= max_norm)).then(|| max_norm / norm)
+}
+
+/// # Safety
+/// As [`clip_by_global_norm`]; the view computes in `A` and nobody else is at this chunk.
+unsafe fn scale_chunk<A: Arithmetic>(view: &View, chunk: &Chunk, scale: f64) {
+    let scale = A::constant(scale);
+    for at in (chunk.start..chunk.start + chunk.len).step_by(BLOCK) {
+        let n = BLOCK.min(chunk.start + chunk.len - at);
+        // SAFETY: at + n ≤ the end of the chunk ≤ len; the rest is the contract of this function.
+        let block = unsafe { view.load::<A>(at, n) }.map(|x| x * scale);
+        // SAFETY: as above.
+        unsafe { view.store(at, n, &block) };
+    }
 }
 
 impl Chunk {
@@ -476,6 +521,8 @@ impl Step {
 
     /// One step over all parameters that have a gradient.
     pub fn run(&mut self) -> Result<Info, Error> {
+        // Not only in the loops: the coefficients and the norm are computed here.
+        let _default = DefaultEnvironment::enter();
         let lr = self.groups.first().map_or(0.0, |group| group.hyper[0]);
         let mut info = Info { step: self.steps, lr, grad_norm: None, skipped: false, nonfinite: None };
         let mut scale = None;
@@ -485,9 +532,7 @@ impl Step {
                 info.skipped = true;
                 return Ok(info);
             }
-            // Not `norm > clip`: the step of a NaN norm is NaN everywhere, not unclipped.
-            scale =
-                self.options.clip_norm.zip(info.grad_norm).filter(|(clip, norm)| !(norm <= clip)).map(|(c, n)| c / n);
+            scale = self.options.clip_norm.zip(info.grad_norm).and_then(|(max_norm, norm)| clip_scale(max_norm, norm));
         }
         let shared = Shared { clip_value: self.options.clip_value, scale };
         self.find_rows();

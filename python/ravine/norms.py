@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
-
-import numpy as np
 
 from ravine import _core
 
@@ -28,7 +27,7 @@ def global_norm(tree: Any) -> float:
     >>> rv.global_norm({"w": np.array([3.0]), "b": np.array([[4.0]])})
     5.0
     """
-    return _core.global_norm(_arrays(tree))
+    return _core.global_norm(_core.flatten(tree))
 
 
 def clip_by_global_norm_(tree: Any, max_norm: float) -> float:
@@ -44,7 +43,7 @@ def clip_by_global_norm_(tree: Any, max_norm: float) -> float:
         max_norm: c > 0.
 
     Raises:
-        ValueError: max_norm not a finite number above 0; a read-only array. Nothing was changed.
+        ValueError: max_norm not a finite number above 0; a read-only array; two that share memory. Nothing was changed.
         TypeError: a leaf that is not a float array, named by its path.
 
     Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013, Algorithm 1.
@@ -53,21 +52,6 @@ def clip_by_global_norm_(tree: Any, max_norm: float) -> float:
     >>> rv.clip_by_global_norm_(g, 2.5), g["w"], g["b"]
     (5.0, array([1.5]), array([2.]))
     """
-    if not 0.0 < max_norm < np.inf:
+    if not 0.0 < max_norm < math.inf:
         raise ValueError(f"max_norm: expected a finite number > 0, got {max_norm!r}")
-    arrays = _arrays(tree)
-    norm = _core.global_norm(arrays)
-    for name, array in arrays:
-        if not array.flags.writeable:
-            raise ValueError(f"{name}: the array is read-only; pass a writable one")
-    if not norm <= max_norm:  # not `norm > max_norm`: NaN must reach the arrays
-        with np.errstate(all="ignore"):
-            scale = np.float64(max_norm) / norm
-            for _, array in arrays:
-                compute = np.float64 if array.dtype == np.float64 else np.float32
-                array[...] = (array.astype(compute) * compute(scale)).astype(array.dtype)
-    return norm
-
-
-def _arrays(tree: Any) -> list[tuple[str, Any]]:
-    return [(name, leaf) for name, leaf in _core.flatten(tree) if leaf is not None]
+    return _core.clip_by_global_norm(_core.flatten(tree), max_norm)

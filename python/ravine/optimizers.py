@@ -107,9 +107,9 @@ class Optimizer:
                 array leaves that parameter, its states and its update count as they are.
 
         Returns:
-            step (completed steps), lr (of the first group), grad_norm (after clipping by value, before clipping by
-            norm; None unless ``clip_norm`` is set), skipped, nonfinite (None unless checked; else name → how many
-            elements, C-order index of the first).
+            step (completed steps), lr (of the first parameter's group), grad_norm (after clipping by value, before
+            clipping by norm; None unless ``clip_norm`` is set), skipped, nonfinite (None unless checked; else name →
+            how many elements, C-order index of the first).
 
         Raises:
             ValueError: names, shapes or memory that do not fit; a schedule out of range. Nothing was changed.
@@ -128,7 +128,7 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the first group, at the last step."""
+        """The learning rate of the first parameter's group, at the last step."""
         return self._engine.hyper(0, "lr")
 
     @property
@@ -222,13 +222,13 @@ class Optimizer:
     def _resolve(
         self, names: list[str], defaults: dict[str, Any], groups: Groups
     ) -> tuple[list[int], list[dict[str, Any]]]:
-        """Return each parameter's group number, and the values of each group; the first are the defaults."""
+        """Return each parameter's group number, and the values of each group; the first is the first parameter's."""
         changeable = {name for name, value in defaults.items() if name not in self._shapes}
         for pattern, overrides in groups:
             self._check_names(overrides, changeable, f"value in group {pattern!r}")
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(f"groups: pattern {pattern!r} matches none of {names}")
-        distinct: list[dict[str, Any]] = [defaults]
+        distinct: list[dict[str, Any]] = []
         numbers = []
         for name in names:
             values = dict(defaults)
@@ -238,7 +238,7 @@ class Optimizer:
             if values not in distinct:
                 distinct.append(values)
             numbers.append(distinct.index(values))
-        return numbers, distinct
+        return numbers, distinct or [defaults]
 
     #: Arguments that choose the rule's shape, so that groups cannot differ in them.
     _shapes: frozenset[str] = frozenset()
@@ -297,6 +297,10 @@ def _state_differences(state: Mapping[str, Any], rule: str, kinds: list[str], ow
     wrong += [f"missing parameters {sorted(own - given.keys())}"] if own.keys() - given.keys() else []
     wrong += [f"unknown parameters {sorted(given.keys() - own)}"] if given.keys() - own.keys() else []
     wrong += [f"updates: missing {sorted(own.keys() - state['updates'])}"] if own.keys() - state["updates"] else []
+    counts = {"step": state["step"], **{f"updates[{name!r}]": count for name, count in state["updates"].items()}}
+    for name, count in counts.items():
+        if not isinstance(count, int | np.integer) or not 0 <= count < 2**63:
+            wrong.append(f"{name}: expected a whole number >= 0, got {count!r}")
     for name in own.keys() & given.keys():
         for kind, array in zip(kinds, own[name], strict=True):
             other = given[name].get(kind)
@@ -383,7 +387,7 @@ class SGD(Optimizer):
             if nesterov:
                 rule = {"momentum": "nesterov", "velocity": "velocity_nesterov"}[rule]
             if rule == "momentum":
-                hyper |= {"dampening": dampening, "average": form == "average"}
+                hyper |= {"average": True} if form == "average" else {"dampening": dampening, "average": False}
         super().__init__(params, rule, hyper, options)
 
 
@@ -517,7 +521,7 @@ class Adam(Optimizer):
     array([ 0.9, -1.9])
     """
 
-    _shapes = frozenset({"amsgrad"})
+    _shapes = frozenset({"amsgrad", "bias_correction", "eps_inside", "eps_hat"})
 
     def __init__(
         self,

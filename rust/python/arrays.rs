@@ -207,6 +207,45 @@ impl Occupied {
     }
 }
 
+/// Views of several arrays, by name; of nothing for None. If they are to be written, none may share memory with another.
+pub(crate) fn views(arrays: &[(String, Bound<'_, PyAny>)], written: bool) -> PyResult<Vec<View>> {
+    let mut views = Vec::with_capacity(arrays.len());
+    let mut ranges = Vec::new();
+    for (i, (name, object)) in arrays.iter().enumerate() {
+        if object.is_none() {
+            views.push(View::empty());
+            continue;
+        }
+        let called = || name.clone();
+        let array = array(object, &called)?;
+        if written {
+            array.check_writable(&called)?;
+        }
+        let view = array.view();
+        ranges.extend(view.extent().map(|(low, high)| (low, high, i)));
+        views.push(view);
+    }
+    if written {
+        check_apart(&Occupied::new(ranges), |i| (arrays[i].0.clone(), &arrays[i].1))?;
+    }
+    Ok(views)
+}
+
+/// Refuses arrays of which two share memory; `named` gives an array and what to call it.
+pub(crate) fn check_apart<'a, 'py: 'a>(
+    occupied: &Occupied,
+    named: impl Fn(usize) -> (String, &'a Bound<'py, PyAny>),
+) -> PyResult<()> {
+    for (i, j) in occupied.pairs() {
+        let ((name, array), (other, second)) = (named(i), named(j));
+        if array.is(second) || shares_memory(array, second)? {
+            let text = format!("{name} and {other} share memory, so what is there would change twice; pass it once");
+            return Err(Error::Memory(text).into());
+        }
+    }
+    Ok(())
+}
+
 /// Whether two arrays whose extents meet really share an element: columns of one matrix do not.
 pub(crate) fn shares_memory(a: &Bound<'_, PyAny>, b: &Bound<'_, PyAny>) -> PyResult<bool> {
     a.py().import("numpy")?.call_method1("shares_memory", (a, b))?.extract()

@@ -103,15 +103,20 @@ mod _core {
         step.apply(py, t, parameter, gradient, &states)
     }
 
-    /// The Euclidean norm of all elements of all arrays, by the canonical tree.
+    /// The Euclidean norm of all elements of all arrays, by the canonical tree; None counts as an array of nothing.
     #[pyfunction]
     fn global_norm(py: Python<'_>, arrays: Vec<(String, Bound<'_, PyAny>)>) -> PyResult<f64> {
-        let views = arrays
-            .iter()
-            .map(|(name, array)| Ok(arrays::array(array, &|| name.clone())?.view()))
-            .collect::<Result<Vec<_>, Error>>()?;
+        let views = arrays::views(&arrays, false)?;
         // SAFETY: the arrays are alive in this call, aligned and of a dtype that is computed with; they are only read.
         Ok(py.detach(|| unsafe { step::global_norm(&views) }))
+    }
+
+    /// Scales all arrays in place so that their norm is at most `max_norm`; returns the norm before.
+    #[pyfunction]
+    fn clip_by_global_norm(py: Python<'_>, arrays: Vec<(String, Bound<'_, PyAny>)>, max_norm: f64) -> PyResult<f64> {
+        let views = arrays::views(&arrays, true)?;
+        // SAFETY: the arrays are alive in this call, aligned, of a dtype that is computed with, writable, and apart.
+        Ok(py.detach(|| unsafe { step::clip_by_global_norm(&views, max_norm) }))
     }
 
     /// The leaves of a nesting of dicts, lists and tuples, with their dotted names.

@@ -126,16 +126,7 @@ impl Engine {
         for i in 0..leaves.len() {
             ranges.extend(extents(i)?.map(|(low, high)| (low, high, i)));
         }
-        for (i, j) in Occupied::new(ranges.clone()).pairs() {
-            if leaves[i].is(&leaves[j]) || arrays::shares_memory(&leaves[i], &leaves[j])? {
-                let text = format!(
-                    "{} and {} share memory, so one step would update it twice; pass it once",
-                    called(i)(),
-                    called(j)()
-                );
-                return Err(PyValueError::new_err(text));
-            }
-        }
+        arrays::check_apart(&Occupied::new(ranges.clone()), |i| (called(i)(), &leaves[i]))?;
         let groups: Vec<usize> = group_of.call1((tree.names.clone(),))?.extract()?;
         let mut step = Step::new(rule, options, groups.iter().max().map_or(1, |last| last + 1));
         let mut bonds = Vec::with_capacity(leaves.len());

@@ -1,0 +1,77 @@
+"""What the tests of steps share: engines made by a rule's name, hyperparameters from its ranges, bits compared."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import ravine as rv
+
+RULES = rv._core.rules()
+
+#: Neutral nowhere: neither 0 nor 1, nor a value at which two formulas agree.
+VALUES = {
+    "not_negative": [(0.03, 0.0017, 0.3), (0.0007, 0.2, 1.9)],
+    "fraction": [(0.9, 0.35, 0.99), (0.6, 0.995, 0.8)],
+}
+
+
+def instruction_sets():
+    """Name the instruction sets that this processor has."""
+    before = rv._core.simd_level()
+    found = dict.fromkeys(rv._core.set_simd(name) for name in ("baseline", "avx2", "avx512"))
+    rv._core.set_simd(before)
+    return tuple(found)
+
+
+def own_hyperparameters(rule):
+    """Name the rule's hyperparameters but the decay, which is an option of every rule."""
+    return {name: kind for name, kind in RULES[rule]["hyperparameters"].items() if name != "weight_decay"}
+
+
+def hyper_sets(rule):
+    """Every setting of the rule's switches, with two sets of numbers."""
+    kinds = own_hyperparameters(rule)
+    switches = [name for name, kind in kinds.items() if kind == "switch"]
+    for numbers in range(2):
+        values = {kind: itertools.cycle(sets[numbers]) for kind, sets in VALUES.items()}
+        hyper = {name: next(values[kind]) for name, kind in kinds.items() if kind != "switch"}
+        for setting in itertools.product((1.0, 0.0), repeat=len(switches)):
+            yield hyper | dict(zip(switches, setting, strict=True))
+
+
+def engine(rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="propagate", **common):
+    """Bind any rule of the registry to parameters, by its name."""
+    made = rv._core.Engine(
+        rule,
+        params,
+        lambda names: [0] * len(names),
+        lambda p, dtype: [np.zeros(p.shape, dtype) for _ in RULES[rule]["states"]],
+        clip_value,
+        clip_norm,
+        nonfinite,
+    )
+    for name, value in {**hyper, **common}.items():
+        made.set_hyper(0, name, value)
+    return made
+
+
+def assert_same_bits(got, expected, what=""):
+    """Same dtype, shape and bits; any NaN equals any NaN."""
+    got, expected = np.asarray(got), np.asarray(expected)
+    assert (got.dtype, got.shape) == (expected.dtype, expected.shape), what
+    unsigned = f"u{got.dtype.itemsize}"
+    got, expected = got.reshape(-1), expected.reshape(-1)
+    same = (got.view(unsigned) == expected.view(unsigned)) | ((got != got) & (expected != expected))
+    if not same.all():
+        i = np.argmin(same)
+        raise AssertionError(f"{what}: {np.sum(~same)} differ, first number {i}: {got[i]!r}, expected {expected[i]!r}")
+
+
+@pytest.fixture(autouse=True)
+def _settings_as_before():
+    threads, instructions = rv.num_threads(), rv._core.simd_level()
+    yield
+    rv._core.disturb_environment(False)
+    rv.set_num_threads(threads)
+    rv._core.set_simd(instructions)

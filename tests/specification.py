@@ -1,0 +1,381 @@
+"""The readable specification: what a step computes, rounding by rounding, in NumPy.
+
+Every rule is one short function ``rule(w, g, *states, t, **hyper) -> (w, *states)`` over arrays of the compute dtype.
+Coefficients are Python floats, rounded once to that dtype (``rounded``); then each NumPy operation rounds once, in the
+order it is written. ``step`` adds what surrounds a rule. The kernels equal all of it byte for byte; any NaN equals any
+NaN. Nothing here is shared with the kernels, nor with ``tests.reference``, which says what is right, not how it rounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.reference.tree import sum_tensors
+
+Array = NDArray[Any]
+Update = tuple[Array, ...]
+
+
+def compute_dtype(dtype: Any) -> np.dtype[Any]:
+    """float64 for float64, else float32."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def rounded(w: Array, *coefficients: float) -> list[Any]:
+    """Round each coefficient once, to the dtype of ``w``."""
+    return [w.dtype.type(c) for c in coefficients]
+
+
+def power(base: float, t: int) -> float:
+    """baseᵗ by repeated squaring, the lowest bit of t first."""
+    result = 1.0
+    while t:
+        if t & 1:
+            result *= base
+        base *= base
+        t >>= 1
+    return result
+
+
+def divide_or_zero(a: Array, denominator: Array) -> Array:
+    """+0 where the denominator is 0, whatever stands above it."""
+    return np.where(denominator == 0, a.dtype.type(0), a / denominator)
+
+
+def smaller(a: Array, b: Array) -> Array:
+    """min(a, b) = a if a < b or a ≠ a, else b; so NaN if one is NaN, and b of two equal zeros."""
+    return np.where((a < b) | (a != a), a, b)
+
+
+def larger(a: Array, b: Array) -> Array:
+    """max(a, b) = a if a > b or a ≠ a, else b."""
+    return np.where((a > b) | (a != a), a, b)
+
+
+def sign(a: Array) -> Array:
+    """−1, +0 or 1; NaN for NaN."""
+    return np.where(a != a, a, (a > 0).astype(a.dtype) - (a < 0).astype(a.dtype))
+
+
+# Gradient descent and its momentums.
+
+
+def sgd(w: Array, g: Array, *, t: int, lr: float) -> Update:
+    (lr,) = rounded(w, lr)
+    return (w - lr * g,)
+
+
+def momentum(
+    w: Array, g: Array, b: Array, *, t: int, lr: float, momentum: float, dampening: float, average: float
+) -> Update:
+    gain = 1.0 - momentum if average else 1.0 if t == 1 else 1.0 - dampening
+    lr, momentum, gain = rounded(w, lr, momentum, gain)
+    b = momentum * b + gain * g
+    return w - lr * b, b
+
+
+def nesterov(w: Array, g: Array, b: Array, *, t: int, lr: float, momentum: float) -> Update:
+    lr, momentum = rounded(w, lr, momentum)
+    b = momentum * b + g
+    return w - lr * (g + momentum * b), b
+
+
+def velocity(w: Array, g: Array, v: Array, *, t: int, lr: float, momentum: float) -> Update:
+    lr, momentum = rounded(w, lr, momentum)
+    v = momentum * v - lr * g
+    return w + v, v
+
+
+def velocity_nesterov(w: Array, g: Array, v: Array, *, t: int, lr: float, momentum: float) -> Update:
+    lr, momentum = rounded(w, lr, momentum)
+    v = momentum * v - lr * g
+    return w + (momentum * v - lr * g), v
+
+
+def heavy_ball(
+    w: Array, g: Array, previous: Array, *, t: int, lr: float, momentum: float, weight_decay: float
+) -> Update:
+    lr, momentum, keep = rounded(w, lr, 0.0 if t == 1 else momentum, 1.0 - lr * weight_decay)
+    return keep * w - (lr * g - momentum * (w - previous)), w
+
+
+# Adagrad.
+
+
+def adagrad(w: Array, g: Array, v: Array, *, t: int, lr: float, eps: float) -> Update:
+    lr, eps = rounded(w, lr, eps)
+    v = v + g * g
+    return w - lr * divide_or_zero(g, np.sqrt(v) + eps), v
+
+
+def adagrad_mean(w: Array, g: Array, v: Array, *, t: int, lr: float, eps: float) -> Update:
+    lr, eps, count = rounded(w, lr, eps, float(t))
+    v = v + (g * g - v) / count
+    return w - lr * divide_or_zero(g, np.sqrt(v) + eps), v
+
+
+# RMSprop and Adam: ε stands inside or outside the root, and the other place adds 0.
+
+
+def running(w: Array, old: Array, new: Array, t: int, decay: float, first_square: float) -> Array:
+    decay = 0.0 if first_square and t == 1 else decay
+    decay, rest = rounded(w, decay, 1.0 - decay)
+    return decay * old + rest * new
+
+
+def root(v: Array, eps: float, eps_inside: float) -> Array:
+    inside, outside = rounded(v, *((eps, 0.0) if eps_inside else (0.0, eps)))
+    return np.sqrt(v + inside) + outside
+
+
+def rmsprop(
+    w: Array, g: Array, v: Array, *, t: int, lr: float, decay: float, eps: float, eps_inside: float, first_square: float
+) -> Update:
+    v = running(w, v, g * g, t, decay, first_square)
+    (lr,) = rounded(w, lr)
+    return w - lr * divide_or_zero(g, root(v, eps, eps_inside)), v
+
+
+def deviation(v: Array, a: Array, eps: float, eps_inside: float) -> Array:
+    return root(larger(v - a * a, np.zeros_like(v)), eps, eps_inside)
+
+
+def rmsprop_centered(
+    w: Array,
+    g: Array,
+    v: Array,
+    a: Array,
+    *,
+    t: int,
+    lr: float,
+    decay: float,
+    eps: float,
+    eps_inside: float,
+    first_square: float,
+) -> Update:
+    v = running(w, v, g * g, t, decay, first_square)
+    a = running(w, a, g, t, decay, first_square)
+    (lr,) = rounded(w, lr)
+    return w - lr * divide_or_zero(g, deviation(v, a, eps, eps_inside)), v, a
+
+
+def rmsprop_momentum(
+    w: Array,
+    g: Array,
+    v: Array,
+    b: Array,
+    *,
+    t: int,
+    lr: float,
+    decay: float,
+    eps: float,
+    eps_inside: float,
+    first_square: float,
+    momentum: float,
+) -> Update:
+    v = running(w, v, g * g, t, decay, first_square)
+    lr, momentum = rounded(w, lr, momentum)
+    b = momentum * b + divide_or_zero(g, root(v, eps, eps_inside))
+    return w - lr * b, v, b
+
+
+def rmsprop_centered_momentum(
+    w: Array,
+    g: Array,
+    v: Array,
+    a: Array,
+    b: Array,
+    *,
+    t: int,
+    lr: float,
+    decay: float,
+    eps: float,
+    eps_inside: float,
+    first_square: float,
+    momentum: float,
+) -> Update:
+    v = running(w, v, g * g, t, decay, first_square)
+    a = running(w, a, g, t, decay, first_square)
+    lr, momentum = rounded(w, lr, momentum)
+    b = momentum * b + divide_or_zero(g, deviation(v, a, eps, eps_inside))
+    return w - lr * b, v, a, b
+
+
+def rmsprop_momentum_before(
+    w: Array,
+    g: Array,
+    v: Array,
+    m: Array,
+    *,
+    t: int,
+    lr: float,
+    decay: float,
+    eps: float,
+    eps_inside: float,
+    first_square: float,
+    momentum: float,
+) -> Update:
+    v = running(w, v, g * g, t, decay, first_square)
+    lr, momentum = rounded(w, lr, momentum)
+    m = momentum * m + g
+    return w - lr * divide_or_zero(m, root(v, eps, eps_inside)), v, m
+
+
+def adam_update(
+    m: Array,
+    second: Array,
+    t: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    bias_correction: float,
+    eps_inside: float,
+    eps_hat: float,
+) -> Array:
+    """γ√c₂/c₁ · m/(√v + ε√c₂), or m/√(v + εc₂), or with ε-hat m/(√v + ε); cᵢ = 1 − βᵢᵗ, or 1 uncorrected."""
+    c1 = 1.0 - power(beta1, t) if bias_correction else 1.0
+    c2 = 1.0 - power(beta2, t) if bias_correction else 1.0
+    (rate,) = rounded(m, lr * math.sqrt(c2) / c1)
+    eps = eps * c2 if eps_inside else eps if eps_hat else eps * math.sqrt(c2)
+    return rate * divide_or_zero(m, root(second, eps, eps_inside))
+
+
+def adam(
+    w: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    t: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    bias_correction: float,
+    eps_inside: float,
+    eps_hat: float,
+) -> Update:
+    m = running(w, m, g, t, beta1, False)
+    v = running(w, v, g * g, t, beta2, False)
+    return w - adam_update(m, v, t, lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat), m, v
+
+
+def adam_amsgrad(
+    w: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    v_max: Array,
+    *,
+    t: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    bias_correction: float,
+    eps_inside: float,
+    eps_hat: float,
+) -> Update:
+    m = running(w, m, g, t, beta1, False)
+    v = running(w, v, g * g, t, beta2, False)
+    v_max = larger(v_max, v)
+    return w - adam_update(m, v_max, t, lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat), m, v, v_max
+
+
+def lion(w: Array, g: Array, m: Array, *, t: int, lr: float, beta1: float, beta2: float) -> Update:
+    direction = sign(running(w, m, g, t, beta1, False))
+    (lr,) = rounded(w, lr)
+    return w - lr * direction, running(w, m, g, t, beta2, False)
+
+
+SPECIFICATION: dict[str, Callable[..., Update]] = {
+    rule.__name__: rule
+    for rule in (
+        sgd,
+        momentum,
+        nesterov,
+        velocity,
+        velocity_nesterov,
+        heavy_ball,
+        adagrad,
+        adagrad_mean,
+        rmsprop,
+        rmsprop_centered,
+        rmsprop_momentum,
+        rmsprop_centered_momentum,
+        rmsprop_momentum_before,
+        adam,
+        adam_amsgrad,
+        lion,
+    )
+}
+
+
+# What surrounds a rule.
+
+
+def clipped(g: Array, clip_value: float | None) -> Array:
+    """Cut off at ±clip_value, in the compute dtype; NaN stays."""
+    g = g.astype(compute_dtype(g.dtype))
+    if clip_value is None:
+        return g
+    (clip,) = rounded(g, clip_value)
+    return smaller(larger(g, -clip), clip)
+
+
+def global_norm(gradients: Sequence[Array | None], clip_value: float | None = None) -> float:
+    """The norm of the gradients after clipping by value; one that is None keeps its place, as a sum of 0."""
+    with np.errstate(all="ignore"):
+        terms = [np.zeros(0) if g is None else clipped(g, clip_value).astype(np.float64) ** 2 for g in gradients]
+    return math.sqrt(sum_tensors(terms))
+
+
+def norm_scale(norm: float, clip_norm: float | None) -> float | None:
+    """What clipping by norm multiplies by, in float64; None: it does not."""
+    if clip_norm is None or norm <= clip_norm:
+        return None
+    with np.errstate(all="ignore"):
+        return float(np.float64(clip_norm) / norm)
+
+
+def step(
+    rule: str,
+    w: Array,
+    g: Array,
+    states: Sequence[Array],
+    *,
+    t: int,
+    hyper: Mapping[str, float],
+    weight_decay: float = 0.0,
+    l2: float = 0.0,
+    maximize: float = False,
+    clip_value: float | None = None,
+    scale: float | None = None,
+) -> tuple[Array, list[Array]]:
+    """One step of one parameter: sign → clip by value → clip by norm → l2 → decay of the old w → rule → store.
+
+    ``scale`` is ``norm_scale`` of the norm over all gradients. A stage that is off is left out.
+    """
+    with np.errstate(all="ignore"):
+        old = w.astype(compute_dtype(w.dtype))
+        g = g.astype(old.dtype)
+        if maximize:
+            g = -g
+        g = clipped(g, clip_value)
+        if scale is not None:
+            g = g * old.dtype.type(scale)
+        if l2:
+            g = g + old.dtype.type(l2) * old
+        hyper = dict(hyper)
+        if rule == "heavy_ball":  # its motion is of undecayed parameters, so it decays itself
+            hyper["weight_decay"] = weight_decay
+        elif weight_decay:
+            old = old.dtype.type(1.0 - hyper["lr"] * weight_decay) * old
+        new, *new_states = SPECIFICATION[rule](old, g, *states, t=t, **hyper)
+        return new.astype(w.dtype), new_states

@@ -1,0 +1,406 @@
+"""Norms by the canonical tree, clipping by value and by norm, and what is done about gradients that are not finite."""
+
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ravine as rv
+from tests import specification
+from tests.conftest import RULES, assert_same_bits, engine, hyper_sets, instruction_sets
+from tests.reference import norms, tree
+
+DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "float16")} | {
+    "bfloat16": np.dtype(ml_dtypes.bfloat16)
+}
+NAN, INF = np.nan, np.inf
+
+every_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+
+
+def numbers(shape, dtype=np.float32, seed=0):
+    return np.asarray(np.random.default_rng(seed).standard_normal(shape)).astype(dtype)
+
+
+def literal(tensors):
+    return math.sqrt(tree.sum_squares(tensors))
+
+
+# The norm is the literal tree's.
+
+LENGTHS = [*range(131), 4095, 4096, 4097, 8191, 8192, 8193, 12_289, 16_385, 20_557, 32_771, 65_537]
+
+
+@every_dtype
+def test_the_norm_equals_the_literal_tree_at_every_length(dtype):
+    x = numbers(max(LENGTHS), dtype)
+    for n in LENGTHS:
+        assert_same_bits(rv.global_norm(x[:n]), literal([x[:n]]), n)
+
+
+def test_the_norm_of_a_million_elements_equals_the_literal_tree():
+    x = numbers(1_000_003)
+    assert_same_bits(rv.global_norm(x), literal([x]))
+
+
+#: Nestings, and their arrays in order.
+A, B, C, D, E = numbers((70, 80)), numbers(()), numbers((3, 0)), numbers(4097, np.float64), numbers((2, 3), np.float16)
+F = numbers(9000, ml_dtypes.bfloat16)
+NESTINGS = [
+    (A, [A]),
+    ([], []),
+    ({}, []),
+    ({"a": []}, []),
+    (C, [C]),
+    ([C, A], [C, A]),
+    ({"layer": {"w": A, "b": B}, "out": (D, [E, F])}, [A, B, D, E, F]),
+    ((A, (B, (C, (D, (E, (F,)))))), [A, B, C, D, E, F]),
+    ([D, D, D, E, E, E, F], [D, D, D, E, E, E, F]),
+    ({"z": A, "a": D, "m": F}, [A, D, F]),
+]
+
+
+@pytest.mark.parametrize("nesting, arrays", NESTINGS, ids=range(len(NESTINGS)))
+def test_the_norm_of_a_nesting_adds_its_arrays_in_order(nesting, arrays):
+    assert_same_bits(rv.global_norm(nesting), literal(arrays))
+
+
+@pytest.mark.parametrize("count", range(1, 18))
+def test_tensors_combine_by_pairs(count):
+    tensors = [numbers(5000 if i % 3 else 7, np.float64, i) * 10.0 ** (i % 5) for i in range(count)]
+    assert_same_bits(rv.global_norm(tensors), literal(tensors))
+    info = engine("sgd", [np.zeros(len(g)) for g in tensors], {"lr": 0.1}, clip_norm=1.0).step(tensors)
+    assert_same_bits(info.grad_norm, literal(tensors))
+
+
+@every_dtype
+@pytest.mark.parametrize("level", instruction_sets())
+def test_the_norm_is_the_same_for_any_instruction_set_and_thread_count(dtype, level):
+    tensors = [numbers(n, dtype, n) for n in (40_000, 5, 12_345, 0, 8193)]
+    expected = literal(tensors)
+    rv._core.set_simd(level)
+    params = [np.zeros(len(g), dtype) for g in tensors]
+    made = engine("sgd", params, {"lr": 0.1}, clip_norm=1.0)
+    for threads in range(1, 9):
+        rv.set_num_threads(threads)
+        assert_same_bits(rv.global_norm(tensors), expected, threads)
+        assert_same_bits(made.step(tensors).grad_norm, expected, threads)
+
+
+LAYOUTS = {
+    "Fortran": np.asfortranarray,
+    "transposed": lambda x: np.ascontiguousarray(x.transpose(2, 0, 1)).transpose(1, 2, 0),
+    "reversed": lambda x: np.ascontiguousarray(x[::-1, :, ::-1])[::-1, :, ::-1],
+    "every other": lambda x: np.repeat(x, 2, -1)[..., ::2],
+    "inside": lambda x: np.pad(x, 2)[2:-2, 2:-2, 2:-2],
+}
+
+
+@every_dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_norm_of_strided_memory_is_that_of_the_logical_order(dtype, layout):
+    x = numbers((21, 17, 33), dtype)
+    strided = LAYOUTS[layout](x)
+    assert not strided.flags.c_contiguous
+    assert_same_bits(rv.global_norm(strided), literal([x]))
+    info = engine("sgd", np.zeros(x.shape, dtype), {"lr": 0.1}, clip_norm=1.0).step(strided)
+    assert_same_bits(info.grad_norm, literal([x]))
+
+
+def test_the_norm_of_a_broadcast_view_is_that_of_the_full_array():
+    row = numbers(200)
+    assert_same_bits(rv.global_norm(np.broadcast_to(row, (50, 200))), literal([np.tile(row, (50, 1))]))
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.floats(), max_size=70), max_size=5))
+def test_the_norm_of_any_numbers_equals_the_literal_tree(lists):
+    tensors = [np.array(values) for values in lists]
+    assert_same_bits(rv.global_norm(tensors), literal(tensors))
+
+
+def test_the_norm_agrees_with_the_mathematics():
+    tensors = [numbers((300, 70), np.float64, 1), numbers(999, np.float64, 2)]
+    np.testing.assert_allclose(rv.global_norm(tensors), norms.global_norm(tensors), rtol=1e-14)
+    assert rv.global_norm([np.array([3.0], np.float32), np.array([4.0])]) == 5.0
+
+
+def test_squares_of_float32_do_not_overflow():
+    g = np.full(2, 1e20, np.float32)
+    norm = float(g[0]) * math.sqrt(2)
+    np.testing.assert_allclose(rv.global_norm(g), norm, rtol=1e-15)
+    assert rv.clip_by_global_norm_(g, 1.0) == pytest.approx(norm, rel=1e-15)
+    np.testing.assert_allclose(g, math.sqrt(0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("none", [(), (0,), (1,), (0, 2), (1, 2, 4), (0, 1, 2, 3, 4)])
+def test_a_gradient_that_is_none_keeps_its_place_in_the_tree_as_a_sum_of_zero(none):
+    made = engine("sgd", [np.zeros(9) for _ in range(5)], {"lr": 0.1}, clip_norm=1.0)
+    for seed in range(50):
+        gradients = [None if i in none else numbers(9, np.float64, 5 * seed + i) for i in range(5)]
+        norm = made.step(gradients).grad_norm
+        assert_same_bits(norm, specification.global_norm(gradients))
+        assert_same_bits(rv.global_norm(gradients), norm, "rv.global_norm")
+
+
+# Clipping.
+
+
+def clipped_by_step(gradients, **clip):
+    """What a step makes of the gradients: 0 − 1·g."""
+    params = [np.zeros_like(g) for g in gradients]
+    info = engine("sgd", params, {"lr": 1.0}, **clip).step(gradients)
+    return params, info.grad_norm
+
+
+def clipped_by_function(gradients, max_norm):
+    gradients = [g.copy() for g in gradients]
+    norm = rv.clip_by_global_norm_(gradients, max_norm)
+    return gradients, norm
+
+
+#: Gradients of a total norm, in float64.
+CLIPPED = {
+    "beyond": [[3.0, -4.0], [12.0]],
+    "far beyond": [[3e30, -4e30], [1e-3]],
+    "exactly": [[0.3, -0.4], [1.2]],
+    "within": [[0.1, -0.2], [0.05]],
+    "zero": [[0.0, -0.0], [0.0]],
+    "NaN": [[1.0, NAN], [3.0]],
+    "inf": [[1.0, -INF], [-0.0]],
+    "both": [[NAN, INF], [2.0]],
+    "subnormal": [[1e-40, 2e-7], [3.0]],
+}
+
+
+@every_dtype
+@pytest.mark.parametrize("case", CLIPPED)
+@pytest.mark.parametrize("clip_norm", [1.3, 1e-6, 1e-300, 1e300, "norm"])
+def test_clipping_by_norm_equals_its_definition_in_the_step_and_the_function(dtype, case, clip_norm):
+    with np.errstate(all="ignore"):
+        gradients = [np.array(values).astype(dtype) for values in CLIPPED[case]]
+    norm = specification.global_norm(gradients)
+    if clip_norm == "norm":
+        clip_norm = norm if 0 < norm < INF else 1.0
+    scale = norms.clip_scale(np.float64(norm), clip_norm) if norm else 1.0
+    compute = specification.compute_dtype(dtype).type
+    with np.errstate(all="ignore"):
+        widened = [g.astype(compute) for g in gradients]
+        exact = [g * compute(scale) if scale != 1.0 else g for g in widened]
+        expected = [g.astype(dtype) for g in exact]
+        moved = [(compute(0) - g).astype(dtype) for g in exact]
+    by_function, norm_before = clipped_by_function(gradients, clip_norm)
+    by_step, grad_norm = clipped_by_step(gradients, clip_norm=clip_norm)
+    for got, want, w, minus in zip(by_function, expected, by_step, moved, strict=True):
+        assert_same_bits(got, want)
+        assert_same_bits(w, minus)
+    assert_same_bits(norm_before, norm)
+    assert_same_bits(grad_norm, norm)
+
+
+def test_a_nan_norm_makes_everything_nan_and_an_infinite_one_leaves_zeros_and_nans():
+    for clip in (clipped_by_function, lambda g, c: clipped_by_step(g, clip_norm=c)):
+        (a, b), norm = clip([np.array([1.0, 2.0]), np.array([NAN])], 1.0)
+        assert np.isnan(norm)
+        assert np.isnan(a).all()
+        assert np.isnan(b).all()
+        (a, b), norm = clip([np.array([1.0, -INF]), np.array([-2.0, INF])], 1.0)
+        assert norm == INF
+        np.testing.assert_array_equal(np.concatenate([a, b]), [0, NAN, 0, NAN])
+
+
+@every_dtype
+def test_the_clipped_norm_exceeds_the_limit_by_a_few_ulps_at_most(dtype):
+    g = numbers(10_000, dtype)
+    rv.clip_by_global_norm_(g, 1.5)
+    resolution = 2.0**-53 if dtype == np.float64 else float(ml_dtypes.finfo(dtype).eps)
+    assert rv.global_norm(g) <= 1.5 * (1 + 4 * resolution)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_clipping_by_value_cuts_elements_keeps_nan_and_comes_before_the_norm(dtype):
+    g = np.array([3.0, -4.0, 0.1, -0.0, INF, -INF, NAN], dtype)
+    cut = np.array([0.5, -0.5, 0.1, -0.0, 0.5, -0.5, NAN], dtype)
+    (w,), _ = clipped_by_step([g], clip_value=0.5)
+    assert_same_bits(w, dtype(0) - cut)
+    (w,), norm = clipped_by_step([g[:-1]], clip_value=0.5, clip_norm=0.25)
+    assert_same_bits(norm, literal([cut[:-1]]))
+    assert_same_bits(w, dtype(0) - cut[:-1] * dtype(0.25 / norm))
+
+
+@every_dtype
+def test_the_norm_of_the_value_clipped_gradient_is_taken_in_the_compute_dtype(dtype):
+    # 0.1 is another number in float32 and float64.
+    g = [numbers(5000, dtype), numbers((30, 30), dtype, 1)]
+    _, norm = clipped_by_step(g, clip_value=0.1, clip_norm=1.0)
+    assert_same_bits(norm, specification.global_norm(g, 0.1))
+
+
+@pytest.mark.parametrize("bad", [0.0, -0.0, -1.0, NAN, -INF, INF])
+def test_a_limit_that_is_not_a_finite_number_above_zero_raises(bad):
+    g = np.ones(2)
+    with pytest.raises(ValueError, match="max_norm"):
+        rv.clip_by_global_norm_(g, bad)
+    for option in ("clip_norm", "clip_value"):
+        with pytest.raises(ValueError, match=option):
+            rv.SGD(np.ones(2), lr=0.1, **{option: bad})
+    assert_same_bits(g, np.ones(2))
+
+
+def test_the_function_changes_nothing_if_any_array_is_read_only():
+    a, b = np.full(3, 5.0), np.full(3, 5.0)
+    b.flags.writeable = False
+    with pytest.raises(ValueError, match=r"1.*read-only"):
+        rv.clip_by_global_norm_([a, b], 1.0)
+    assert_same_bits(a, np.full(3, 5.0))
+
+
+@pytest.mark.parametrize("leaf", [1.0, [2.0], "g", np.ones(2, np.int64), np.ones(2, np.complex128), object()], ids=repr)
+def test_what_is_not_a_float_array_raises_by_name(leaf):
+    with pytest.raises(TypeError, match="bias"):
+        rv.global_norm({"w": np.ones(2), "bias": leaf})
+
+
+def test_gradients_are_only_read_by_a_clipped_step():
+    g = np.full(3, 5.0)
+    g.flags.writeable = False
+    rv.SGD(np.ones(3), lr=0.1, clip_norm=1.0, clip_value=2.0).step(g)
+    assert_same_bits(g, np.full(3, 5.0))
+
+
+def test_the_clipped_step_has_no_norm_to_report_unless_it_needs_one():
+    assert rv.SGD(np.ones(3), lr=0.1, clip_value=1.0).step(np.ones(3)).grad_norm is None
+
+
+# Gradients that are not finite.
+
+HYPER = {rule: next(hyper_sets(rule)) for rule in RULES}
+SQUARING = {rule for rule, parts in RULES.items() if "second" in parts["states"].values()}
+
+
+def test_the_rules_that_square_gradients_are_those_with_an_adaptive_step():
+    assert {rule for rule in RULES if rule.startswith(("adam", "adagrad", "rmsprop"))} == SQUARING
+
+
+def schedule(step):
+    return 0.1 / (1 + step)
+
+
+def snapshot(opt, params):
+    return [params[name].copy() for name in params], opt.state_dict(), opt.lr, opt.steps
+
+
+def assert_unchanged(before, after):
+    for a, b in zip(before[0], after[0], strict=True):
+        assert_same_bits(a, b)
+    for key in ("step", "updates", "rule"):
+        assert before[1][key] == after[1][key]
+    for name, states in before[1]["states"].items():
+        for kind, state in states.items():
+            assert_same_bits(after[1]["states"][name][kind], state)
+    assert before[2:] == after[2:]
+
+
+@pytest.mark.parametrize("cls", [rv.Adam, rv.SGD, rv.RMSprop, rv.Adagrad, rv.Lion])
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("n", [5, 50_000])
+def test_a_skipped_step_did_not_happen(cls, bad, n):
+    def train(with_bad):
+        params = {"w": numbers(n, np.float32, 1), "b": numbers(3, np.float64, 2)}
+        opt = cls(params, lr=schedule, nonfinite="skip", clip_norm=3.0, weight_decay=0.1)
+        opt.step({"w": numbers(n, np.float32, 3), "b": numbers(3, np.float64, 4)})
+        if with_bad:
+            g = {"w": numbers(n, np.float32, 5), "b": np.array([1.0, bad, 2.0])}
+            before = snapshot(opt, params)
+            info = opt.step(g)
+            assert info.skipped
+            assert info.step == 1
+            assert info.nonfinite == {"b": (1, 1)}
+            assert_unchanged((*before[:2], schedule(1), 1), snapshot(opt, params))
+        info = opt.step({"w": numbers(n, np.float32, 6), "b": None})
+        assert (info.step, info.lr, info.skipped, info.nonfinite) == (2, schedule(1), False, {})
+        return snapshot(opt, params)
+
+    assert_unchanged(train(False), train(True))
+
+
+@pytest.mark.parametrize("n", [5, 50_000])
+def test_a_raised_step_did_not_happen(n):
+    params = {"w": numbers(n, np.float32, 1), "b": numbers(3, np.float64, 2)}
+    opt = rv.Adam(params, lr=0.1, nonfinite="raise")
+    good = {"w": numbers(n, np.float32, 3), "b": numbers(3, np.float64, 4)}
+    opt.step(good)
+    before = snapshot(opt, params)
+    with pytest.raises(FloatingPointError, match=r"'w': \(2, 1\)"):
+        opt.step({"w": np.array([1, INF, 2, NAN] + [0] * (n - 4), np.float32), "b": np.zeros(3)})
+    assert_unchanged(before, snapshot(opt, params))
+    assert opt.step(good).step == 2
+
+
+def test_propagated_numbers_go_where_the_formula_takes_them():
+    w = np.ones(4)
+    info = rv.SGD(w, lr=1.0).step(np.array([NAN, INF, -INF, 1.0]))
+    assert (info.skipped, info.nonfinite, info.step) == (False, None, 1)
+    np.testing.assert_array_equal(w, [NAN, -INF, INF, 0.0])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", *LAYOUTS])
+def test_counts_and_first_indices_are_those_of_c_order(layout):
+    g = np.zeros((11, 13, 17), np.float32)
+    bad = [301, 302, 1500, 2000, 2430]
+    g.reshape(-1)[bad] = [NAN, INF, -INF, NAN, 2e38]  # the last is finite
+    laid = g if layout == "contiguous" else LAYOUTS[layout](g)
+    for threads in (1, 4):
+        rv.set_num_threads(threads)
+        params = {"a": np.zeros(40_000, np.float32), "b": np.zeros(g.shape, np.float32), "c": np.zeros(2)}
+        opt = rv.SGD(params, lr=0.1, nonfinite="skip")
+        info = opt.step({"a": np.zeros(40_000, np.float32), "b": laid, "c": np.array([0.0, INF])})
+        assert info.nonfinite == {"b": (4, 301), "c": (1, 1)}
+
+
+@every_dtype
+@pytest.mark.parametrize("at", [0, 63, 127, 128, 4095, 4096, 8191, 8192, 9999])
+def test_one_bad_element_is_found_wherever_it_is(dtype, at):
+    g = np.ones(10_000, dtype)
+    g[at] = NAN
+    info = rv.SGD(np.ones(10_000, dtype), lr=0.1, nonfinite="skip").step(g)
+    assert info.nonfinite == {"params": (1, at)}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rules_that_square_refuse_what_their_states_cannot_hold(rule, dtype):
+    largest = np.finfo(dtype).max
+    # The largest number whose square is finite.
+    root = np.sqrt(largest)
+    with np.errstate(over="ignore"):
+        root = root if np.isfinite(root * root) else np.nextafter(root, dtype(0))
+        above = np.nextafter(root, dtype(INF))
+        assert np.isfinite(root * root)
+        assert np.isinf(above * above)
+    for value, refused in ((root, False), (above, rule in SQUARING), (largest, rule in SQUARING), (INF, True)):
+        for sign in (1, -1):
+            g = np.array([0.0, sign * value], dtype)
+            w = np.ones(2, dtype)
+            info = engine(rule, w, HYPER[rule], nonfinite="skip").step(g)
+            assert info.skipped == refused
+            assert info.nonfinite == ({"params": (1, 1)} if refused else {})
+            assert np.array_equal(w, np.ones(2)) == refused or rule == "lion" or value == root
+
+
+def test_gradients_are_judged_as_they_come_before_any_clipping():
+    w = np.ones(2)
+    info = rv.SGD(w, lr=0.1, clip_value=1.0, clip_norm=1.0, nonfinite="skip").step(np.array([INF, 0.0]))
+    assert info.skipped
+    assert_same_bits(w, np.ones(2))
+
+
+def test_a_parameter_without_a_gradient_is_never_found_not_finite():
+    params = [np.ones(2), np.full(2, NAN)]
+    opt = rv.SGD(params, lr=0.1, nonfinite="skip")
+    opt.step([np.ones(2), np.full(2, NAN)])
+    info = opt.step([np.ones(2), None])
+    assert (info.skipped, info.nonfinite) == (False, {})

@@ -1,0 +1,569 @@
+"""Every rule of the registry: its bits, its mathematics, the classes and functions that choose it, and its laws."""
+
+import inspect
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import ravine as rv
+from tests import specification
+from tests.conftest import RULES, assert_same_bits, engine, hyper_sets, own_hyperparameters
+from tests.reference.rules import REFERENCE, STATES, pipeline_step
+from tests.specification import SPECIFICATION
+
+DTYPES = [np.float32, np.float64]
+N = 203  # several vectors and a rest
+
+#: What surrounds the rule; never neutral.
+PIPELINES = {
+    "alone": {},
+    "decay": {"weight_decay": 0.13},
+    "all": {"weight_decay": 0.13, "l2": 0.07, "maximize": True, "clip_value": 0.9, "clip_norm": 2.5},
+}
+CASES = [(rule, hyper) for rule in RULES for hyper in hyper_sets(rule)]
+
+
+def label(case):
+    rule, hyper = case
+    return "-".join([rule, *(f"{value:g}" for value in hyper.values())])
+
+
+def problem(dtype, steps, n=N, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal(n).astype(dtype), list(rng.standard_normal((steps, n)).astype(dtype))
+
+
+def specified(rule, w, gradients, *, hyper, clip_norm=None, first=1, states=None, **pipeline):
+    """Follow the specification over all gradients."""
+    if states is None:
+        states = [np.zeros(w.shape, specification.compute_dtype(w.dtype)) for _ in RULES[rule]["states"]]
+    for t, g in enumerate(gradients, first):
+        norm = specification.global_norm([g], pipeline.get("clip_value"))
+        scale = specification.norm_scale(norm, clip_norm)
+        w, states = specification.step(rule, w, g, states, t=t, hyper=hyper, scale=scale, **pipeline)
+    return w, states
+
+
+def assert_equals_specification(rule, made, w, gradients, hyper, pipeline, at):
+    expected, states = specified(rule, at, gradients, hyper=hyper, **pipeline)
+    for g in gradients:
+        made.step(g)
+    assert_same_bits(w, expected, rule)
+    for name, got, state in zip(RULES[rule]["states"], made.states[0], states, strict=True):
+        assert_same_bits(got, state, f"{rule}: {name}")
+
+
+# The specification and the reference.
+
+
+def test_every_rule_is_specified_and_has_a_reference():
+    assert list(SPECIFICATION) == list(RULES)
+    assert REFERENCE.keys() == RULES.keys()
+    for rule, states in STATES.items():
+        assert len(states) == len(RULES[rule]["states"])
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_every_rule_equals_the_specification(case, dtype, pipeline):
+    rule, hyper = case
+    w, gradients = problem(dtype, steps=6)
+    at = w.copy()
+    made = engine(rule, w, hyper, **PIPELINES[pipeline])
+    assert_equals_specification(rule, made, w, gradients, hyper, PIPELINES[pipeline], at)
+
+
+def in_reference(case):
+    """The reference has no formula for two combinations, which the classes refuse too."""
+    _, hyper = case
+    return not (hyper.get("eps_inside") and hyper.get("eps_hat")) and not (
+        hyper.get("average") and hyper.get("dampening")
+    )
+
+
+def referred(rule, w, g, states, t, hyper, pipeline, norm):
+    options = {name: value for name, value in pipeline.items() if name != "clip_norm"}
+    scale = min(1.0, pipeline["clip_norm"] / norm) if "clip_norm" in pipeline else None
+    named = dict(zip(STATES[rule], states, strict=True))
+    w, new = pipeline_step(rule, w, g, named, t, hyper, norm_scale=scale, **options)
+    return w, [new[name] for name in STATES[rule]]
+
+
+def error(got, expected, *scales):
+    """The largest error, relative to the largest number that it was made of."""
+    scale = np.max([np.abs(s).astype(np.float64) for s in (expected, *scales)], axis=0)
+    return float(np.max(np.abs(got.astype(np.float64) - expected) / np.maximum(scale, 1e-30)))
+
+
+REFERENCE_CASES = [case for case in CASES if in_reference(case)] + [
+    ("momentum", {"lr": 0.03, "momentum": 0.9, "dampening": 0.0, "average": 1.0}),
+    ("momentum", {"lr": 0.2, "momentum": 0.6, "dampening": 0.0, "average": 1.0}),
+]
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize("case", REFERENCE_CASES, ids=label)
+def test_a_float64_run_agrees_with_the_reference_to_2e_14(case, pipeline):
+    rule, hyper = case
+    w, gradients = problem(np.float64, steps=6)
+    expected, states = w.copy(), [np.zeros(N) for _ in STATES[rule]]
+    made = engine(rule, w, hyper, **PIPELINES[pipeline])
+    for t, g in enumerate(gradients, 1):
+        before = expected
+        norm = np.linalg.norm(np.clip(g, -0.9, 0.9))
+        expected, states = referred(rule, expected, g, states, t, hyper, PIPELINES[pipeline], norm)
+        made.step(g)
+        assert error(w, expected, before) < 2e-14
+    for got, state in zip(made.states[0], states, strict=True):
+        assert error(got, state, g, g * g) < 2e-14
+
+
+@pytest.mark.parametrize("from_zero", [False, True])
+@pytest.mark.parametrize("case", REFERENCE_CASES, ids=label)
+def test_a_float32_step_lies_within_4_ulps_of_the_reference(case, from_zero, record_property):
+    """In units of the last place of each array's largest number; at t = 1, and at t = 7 from the same numbers.
+
+    From w = 0, w' is the update itself. The worst seen is 3.70.
+    """
+    rule, hyper = case
+    rng = np.random.default_rng(1)
+    w, g, *normal = rng.standard_normal((2 + len(STATES[rule]), 4096)).astype(np.float32)
+    w *= not from_zero
+    kinds = RULES[rule]["states"]
+    # Squares well above squared means, as in a run; else the centered variance is all cancellation.
+    later = [np.abs(s) + 5 if kind == "second" else s / 2 for s, kind in zip(normal, kinds.values(), strict=True)]
+    for t, states in ((1, [np.zeros_like(s) for s in normal]), (7, later)):
+        expected, new = referred(rule, w, g, states, t, hyper, {}, None)
+        p, s = w.copy(), [state.copy() for state in states]
+        rv._core.apply(rule, list(hyper.items()), t, p, g, list(zip(kinds, s, strict=True)))
+        pairs = zip([p, *s], [expected, *new], strict=True)
+        ulps = max(np.max(np.abs(got - exact)) / np.spacing(np.max(np.abs(got))) for got, exact in pairs)
+        record_property("ulps", ulps)
+        assert ulps < 4
+
+
+# Classes and functions.
+
+ADAM = {"bias_correction": 1.0, "eps_inside": 0.0, "eps_hat": 0.0}
+RMS = {"decay": 0.97, "eps": 1e-3, "eps_inside": 0.0, "first_square": 0.0}
+
+
+def rmsprop_class(rule, **momentum):
+    for inside, square in itertools.product((False, True), repeat=2):
+        shape = {"decay": 0.97, "eps": 1e-3, "eps_inside": inside, "first": "square" if square else "zero", **momentum}
+        flags = {"eps_inside": float(inside), "first_square": float(square)}
+        number = [value for name, value in momentum.items() if name.startswith("momentum")]
+        yield rv.RMSprop, shape, rule, RMS | flags | ({"momentum": number[0]} if number else {})
+
+
+def adam_class(cls, rule, **extra):
+    for place, corrected in itertools.product((None, "eps_inside", "eps_hat"), (True, False)):
+        shape = {"betas": (0.8, 0.97), "eps": 1e-3, "bias_correction": corrected, **extra}
+        shape |= {place: True} if place else {}
+        numbers = {"beta1": 0.8, "beta2": 0.97, "eps": 1e-3}
+        yield cls, shape, rule, numbers | ADAM | {"bias_correction": float(corrected)} | ({place: 1.0} if place else {})
+
+
+#: Class, its arguments, the rule it must choose, that rule's hyperparameters but lr.
+CONFIGURATIONS = [
+    (rv.SGD, {}, "sgd", {}),
+    (rv.SGD, {"momentum": 0.0, "form": "velocity"}, "sgd", {}),
+    (rv.SGD, {"momentum": 0.9}, "momentum", {"momentum": 0.9, "dampening": 0.0, "average": 0.0}),
+    (rv.SGD, {"momentum": 0.9, "dampening": 0.3}, "momentum", {"momentum": 0.9, "dampening": 0.3, "average": 0.0}),
+    (rv.SGD, {"momentum": 0.9, "form": "average"}, "momentum", {"momentum": 0.9, "dampening": 0.0, "average": 1.0}),
+    (rv.SGD, {"momentum": 0.9, "nesterov": True}, "nesterov", {"momentum": 0.9}),
+    (rv.SGD, {"momentum": 0.9, "form": "velocity"}, "velocity", {"momentum": 0.9}),
+    (rv.SGD, {"momentum": 0.9, "form": "velocity", "nesterov": True}, "velocity_nesterov", {"momentum": 0.9}),
+    (rv.SGD, {"momentum": 0.9, "form": "heavy_ball"}, "heavy_ball", {"momentum": 0.9}),
+    (rv.Adagrad, {"eps": 1e-3}, "adagrad", {"eps": 1e-3}),
+    (rv.Adagrad, {"eps": 1e-3, "accumulate": "mean"}, "adagrad_mean", {"eps": 1e-3}),
+    *rmsprop_class("rmsprop"),
+    *rmsprop_class("rmsprop_centered", centered=True),
+    *rmsprop_class("rmsprop_momentum", momentum=0.9),
+    *rmsprop_class("rmsprop_centered_momentum", centered=True, momentum=0.9),
+    *rmsprop_class("rmsprop_momentum_before", momentum_before=0.9),
+    *adam_class(rv.Adam, "adam"),
+    *adam_class(rv.Adam, "adam_amsgrad", amsgrad=True),
+    *adam_class(rv.AdamW, "adam"),
+    *adam_class(rv.AdamW, "adam_amsgrad", amsgrad=True),
+    (rv.Lion, {"betas": (0.8, 0.97)}, "lion", {"beta1": 0.8, "beta2": 0.97}),
+]
+OPTIONS = {"weight_decay": 0.13, "l2": 0.07, "maximize": True, "clip_value": 0.9, "clip_norm": 2.5}
+
+
+def configuration(row):
+    cls, arguments, rule, _ = row
+    return "-".join([cls.__name__, *(f"{name}={value}" for name, value in arguments.items()), rule])
+
+
+def test_every_rule_is_chosen_by_some_class():
+    assert {rule for _, _, rule, _ in CONFIGURATIONS} == RULES.keys()
+
+
+@pytest.mark.parametrize("row", CONFIGURATIONS, ids=configuration)
+@pytest.mark.parametrize("options", [{"weight_decay": 0.0}, OPTIONS], ids=["alone", "all"])
+def test_every_class_equals_the_specification_of_its_rule(row, options):
+    cls, arguments, rule, hyper = row
+    w, gradients = problem(np.float32, steps=4)
+    at = w.copy()
+    opt = cls({"w": w}, lr=0.03, **arguments, **options)
+    for g in gradients:
+        opt.step({"w": g})
+    expected, states = specified(rule, at, gradients, hyper={"lr": 0.03, **hyper}, **options)
+    assert_same_bits(w, expected)
+    saved = opt.state_dict()
+    assert saved["rule"] == rule
+    assert saved["states"]["w"].keys() == RULES[rule]["states"].keys()
+    for got, state in zip(saved["states"]["w"].values(), states, strict=True):
+        assert_same_bits(got, state)
+
+
+#: Class, arguments, specified hyperparameters: the defaults that the docstrings state.
+DEFAULTS = [
+    (rv.Adagrad, {"lr": 0.01, "eps": 1e-10}, {}, "adagrad"),
+    (rv.RMSprop, {"lr": 0.01, **RMS, "decay": 0.99, "eps": 1e-8}, {}, "rmsprop"),
+    (rv.Adam, {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, **ADAM}, {}, "adam"),
+    (rv.AdamW, {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, **ADAM}, {"weight_decay": 0.01}, "adam"),
+    (rv.Lion, {"lr": 1e-4, "beta1": 0.9, "beta2": 0.99}, {}, "lion"),
+]
+
+
+@pytest.mark.parametrize("cls, hyper, options, rule", DEFAULTS, ids=[row[0].__name__ for row in DEFAULTS])
+def test_defaults_are_those_of_the_docstring(cls, hyper, options, rule):
+    w, gradients = problem(np.float64, steps=3)
+    at = w.copy()
+    opt = cls(w)
+    for g in gradients:
+        opt.step(g)
+    assert_same_bits(w, specified(rule, at, gradients, hyper=hyper, **options)[0])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_has_a_function_with_its_states_and_hyperparameters(rule):
+    parameters = inspect.signature(getattr(rv.functional, rule + "_")).parameters
+    positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == ["p", "g", *RULES[rule]["states"]]
+    keywords = dict.fromkeys("betas" if name in ("beta1", "beta2") else name for name in own_hyperparameters(rule))
+    named = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.name != "step"]
+    assert sorted(named) == sorted(keywords)
+    assert rule + "_" in rv.functional.__all__
+
+
+@pytest.mark.parametrize("row", CONFIGURATIONS, ids=configuration)
+def test_the_function_equals_the_class_byte_for_byte(row):
+    cls, arguments, rule, hyper = row
+    options = {name: value for name, value in OPTIONS.items() if not name.startswith("clip")}
+    w, gradients = problem(np.float32, steps=4)
+    p, states = w.copy(), {name: np.zeros_like(w) for name in RULES[rule]["states"]}
+    opt = cls(w, lr=0.03, **arguments, **options)
+    keywords = {name: value for name, value in hyper.items() if not name.startswith("beta")}
+    if "beta1" in hyper:
+        keywords["betas"] = (hyper["beta1"], hyper["beta2"])
+    for t, g in enumerate(gradients, 1):
+        opt.step(g)
+        step = {} if rule == "sgd" else {"step": t}
+        assert (
+            getattr(rv.functional, rule + "_")(p, g, *states.values(), lr=0.03, **step, **keywords, **options) is None
+        )
+    assert_same_bits(p, w)
+    for name, state in opt.state_dict()["states"]["params"].items():
+        assert_same_bits(states[name], state)
+
+
+def test_adamw_is_adam_with_decoupled_decay():
+    w, gradients = problem(np.float64, steps=4)
+    p, m, v = w.copy(), np.zeros(N), np.zeros(N)
+    opt = rv.AdamW(w, lr=0.01)
+    for t, g in enumerate(gradients, 1):
+        opt.step(g)
+        rv.functional.adamw_(p, g, m, v, step=t, lr=0.01)
+    assert_same_bits(p, w)
+
+
+# Any input.
+
+SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-40, 1.2e-38, 3.4e38, -3e38, 1e19, 2e19, 1.0, -1.0]
+NUMBERS = {
+    "not_negative": st.sampled_from([0.0, 1e-300, 1e-8, 1e-3, 0.1, 1.0, 3.0, 1e30, 1e300]) | st.floats(0, 10),
+    "fraction": st.sampled_from([0.0, 0.5, 0.9, 0.999, 1 - 2**-53, 1e-300]) | st.floats(0, 1, exclude_max=True),
+    "switch": st.sampled_from([0.0, 1.0]),
+}
+
+
+@st.composite
+def steps(draw, rule):
+    dtype = np.dtype(draw(st.sampled_from(DTYPES)))
+    shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9))
+    element = st.sampled_from(SPECIAL) | st.floats(width=8 * dtype.itemsize)
+    with np.errstate(all="ignore"):
+        arrays = [draw(hnp.arrays(dtype, shape, elements=element)) for _ in range(2 + len(RULES[rule]["states"]))]
+    hyper = {name: draw(NUMBERS[kind]) for name, kind in own_hyperparameters(rule).items()}
+    common = {name: draw(NUMBERS["not_negative"]) for name in ("weight_decay", "l2")}
+    common["maximize"] = draw(NUMBERS["switch"])
+    clip = {name: draw(st.none() | st.floats(1e-30, 1e30)) for name in ("clip_value", "clip_norm")}
+    t = draw(st.sampled_from([1, 2, 3, 1000, 2**24 + 1, 2**33 + 1]))
+    return arrays, hyper, common, clip, t
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
+@given(data=st.data())
+def test_any_step_on_any_numbers_equals_the_specification(rule, data):
+    (w, g, *states), hyper, common, clip, t = data.draw(steps(rule))
+    norm = specification.global_norm([g], clip["clip_value"])
+    scale = specification.norm_scale(norm, clip["clip_norm"])
+    expected, new = specification.step(
+        rule, w, g, states, t=t, hyper=hyper, scale=scale, clip_value=clip["clip_value"], **common
+    )
+    made = engine(rule, w, hyper, **clip, **common)
+    made.set_counters(t - 1, [t - 1])
+    for own, state in zip(made.states[0], states, strict=True):
+        own[...] = state
+    info = made.step(g)
+    assert_same_bits(w, expected, "w")
+    for name, got, state in zip(RULES[rule]["states"], made.states[0], new, strict=True):
+        assert_same_bits(got, state, name)
+    if clip["clip_norm"] is not None:
+        assert_same_bits(info.grad_norm, norm)
+
+
+# Laws.
+
+
+def path(opt, w, gradients):
+    """Every parameter along the way."""
+    points = []
+    for g in gradients:
+        opt.step(g)
+        points.append(w.copy())
+    return np.array(points)
+
+
+def run(cls, gradients, **arguments):
+    w = np.zeros_like(gradients[0])
+    return path(cls(w, **arguments), w, gradients)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        (rv.Adam, {"eps": 0.0}),
+        (rv.Adam, {"eps": 0.0, "bias_correction": False}),
+        (rv.Adam, {"eps": 0.0, "amsgrad": True}),
+        (rv.RMSprop, {"eps": 0.0}),
+        (rv.RMSprop, {"eps": 0.0, "centered": True}),
+        (rv.RMSprop, {"eps": 0.0, "momentum": 0.9}),
+        (rv.RMSprop, {"eps": 0.0, "momentum_before": 0.9}),
+        (rv.Adagrad, {"eps": 0.0}),
+        (rv.Lion, {}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("power", [-20, 7, 20])
+def test_scaling_gradients_by_a_power_of_two_changes_no_bit_of_an_adaptive_step(row, power):
+    cls, arguments = row
+    _, gradients = problem(np.float32, steps=6)
+    scaled = [g * np.float32(2.0**power) for g in gradients]
+    assert_same_bits(run(cls, scaled, lr=0.1, **arguments), run(cls, gradients, lr=0.1, **arguments))
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_mirrored_parameters_and_gradients_take_the_mirrored_path(case):
+    rule, hyper = case
+    w, gradients = problem(np.float32, steps=4)
+    mirror = -w
+    a, b = engine(rule, w, hyper, weight_decay=0.1, l2=0.1), engine(rule, mirror, hyper, weight_decay=0.1, l2=0.1)
+    for g in gradients:
+        a.step(g)
+        b.step(-g)
+    np.testing.assert_array_equal(w, -mirror)
+
+
+@pytest.mark.parametrize("case", CASES, ids=label)
+def test_maximize_is_the_step_of_the_negated_gradient(case):
+    rule, hyper = case
+    w, gradients = problem(np.float32, steps=4)
+    other = w.copy()
+    a, b = engine(rule, w, hyper, maximize=1.0), engine(rule, other, hyper)
+    for g in gradients:
+        a.step(g)
+        b.step(-g)
+    assert_same_bits(w, other)
+
+
+#: What the first step is, over γ: formulas.md and errata 7.
+FIRST_STEPS = [
+    (rv.Adam, {"eps": 0.0, "bias_correction": False}, 0.1 / math.sqrt(0.001)),
+    (rv.Adam, {"eps": 0.0}, 1.0),
+    (rv.Adam, {"eps": 0.0, "betas": (0.5, 0.9)}, 1.0),
+    (rv.RMSprop, {"eps": 0.0, "decay": 0.99}, 10.0),
+    (rv.RMSprop, {"eps": 0.0, "first": "square"}, 1.0),
+    (rv.RMSprop, {"eps": 0.0, "first": "square", "momentum": 0.9}, 1.0),
+    (rv.Adagrad, {"eps": 0.0}, 1.0),
+    (rv.Adagrad, {"eps": 0.0, "accumulate": "mean"}, 1.0),
+    (rv.Lion, {}, 1.0),
+]
+
+
+@pytest.mark.parametrize("cls, arguments, length", FIRST_STEPS, ids=str)
+def test_the_first_step_has_its_known_length_whatever_the_gradient_is(cls, arguments, length):
+    g = np.array([3.0, -0.02, 1e-5, -1e6])
+    np.testing.assert_allclose(run(cls, [g], lr=0.01, **arguments)[0], -0.01 * length * np.sign(g), rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "form, dampening, expected",
+    [("accumulate", 0.0, 1.0), ("accumulate", 0.6, 1.0), ("velocity", 0.0, -0.1), ("average", 0.0, 0.25)],
+)
+def test_the_first_buffer_is_the_undampened_gradient_but_an_average_starts_at_zero(form, dampening, expected):
+    w, g = np.zeros(3), np.array([4.0, -1.0, 0.5])
+    opt = rv.SGD(w, lr=0.1, momentum=0.75, form=form, dampening=dampening)
+    opt.step(g)
+    (buffer,) = opt.state_dict()["states"]["params"].values()
+    np.testing.assert_allclose(buffer, expected * g, rtol=1e-15)
+
+
+def schedule(step):
+    return 0.1 / (1 + step)
+
+
+def test_heavy_ball_equals_the_velocity_form_under_any_schedule():
+    _, gradients = problem(np.float64, steps=60)
+    a, b = (run(rv.SGD, gradients, lr=schedule, momentum=0.9, form=form) for form in ("heavy_ball", "velocity"))
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+def test_accumulating_equals_the_velocity_form_only_under_a_constant_rate():
+    _, gradients = problem(np.float64, steps=60)
+    forms = {"accumulate": {}, "velocity": {"form": "velocity"}}
+    constant, changing = (
+        [run(rv.SGD, gradients, lr=lr, momentum=0.9, **form) for form in forms.values()] for lr in (0.1, schedule)
+    )
+    np.testing.assert_allclose(*constant, rtol=0, atol=1e-12)
+    assert np.abs(changing[0] - changing[1]).max() > 0.1
+
+
+def test_nesterov_looks_ahead_by_one_momentum_step_in_both_forms():
+    _, gradients = problem(np.float64, steps=60)
+    a, b = (run(rv.SGD, gradients, lr=0.1, momentum=0.9, nesterov=True, form=f) for f in ("accumulate", "velocity"))
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("form, gain", [("accumulate", 4.0), ("average", 1.0), ("velocity", 4.0), ("heavy_ball", 4.0)])
+def test_under_a_constant_gradient_momentum_moves_by_its_steady_state(form, gain):
+    g = np.array([1.0, -2.0])
+    points = run(rv.SGD, [g] * 200, lr=0.1, momentum=0.75, form=form)
+    np.testing.assert_allclose(points[-1] - points[-2], -0.1 * gain * g, rtol=1e-12)
+
+
+def test_the_sum_of_adagrad_stalls_in_float32_and_the_mean_does_not():
+    w, v = np.zeros(1, np.float32), np.full(1, 2.0**25, np.float32)
+    g = np.ones(1, np.float32)
+    rv.functional.adagrad_(w, g, v, step=2**25 + 1, lr=0.1)
+    assert v == 2.0**25
+    mean = np.full(1, 4.0, np.float32)
+    for t in range(2**12, 2**12 + 50):
+        rv.functional.adagrad_mean_(w, g, mean, step=t, lr=0.1)
+    np.testing.assert_allclose(mean, 1 + 3 * (2**12 - 1) / (2**12 + 49), rtol=1e-5)
+
+
+def test_the_mean_of_adagrad_is_the_mean_of_all_squares():
+    _, gradients = problem(np.float64, steps=50)
+    w = np.zeros(N)
+    opt = rv.Adagrad(w, accumulate="mean")
+    path(opt, w, gradients)
+    np.testing.assert_allclose(opt.state_dict()["states"]["params"]["v"], np.mean(np.square(gradients), 0), rtol=1e-13)
+
+
+def test_a_zero_denominator_gives_no_update_but_decay_still_acts():
+    g = np.array([0.0, 1e-200, -1e-200])  # squares underflow
+    for cls in (rv.Adam, rv.RMSprop, rv.Adagrad):
+        w = np.full(3, 2.0)
+        cls(w, lr=0.1, eps=0.0, weight_decay=0.5).step(g)
+        assert_same_bits(w, np.full(3, 1.9))
+
+
+def test_decoupled_decay_alone_shrinks_and_coupled_decay_is_a_gradient():
+    w = np.array([1.0, -4.0])
+    rv.SGD(w, lr=0.5, weight_decay=0.5).step(np.zeros(2))
+    assert_same_bits(w, np.array([0.75, -3.0]))
+    v = np.array([1.0, -4.0])
+    rv.Lion(v, lr=0.5, l2=0.5).step(np.zeros(2))
+    assert_same_bits(v, np.array([0.5, -3.5]))
+
+
+# It learns.
+
+#: Every optimizer with the rates that suit it: (quadratic, Rosenbrock, logistic regression).
+LEARNERS = [
+    (rv.SGD, {}, (0.009, 1e-3, 0.5)),
+    (rv.SGD, {"momentum": 0.9}, (0.009, 2e-4, 0.1)),
+    (rv.SGD, {"momentum": 0.9, "nesterov": True}, (0.006, 2e-4, 0.1)),
+    (rv.SGD, {"momentum": 0.9, "form": "velocity"}, (0.009, 2e-4, 0.1)),
+    (rv.SGD, {"momentum": 0.9, "form": "heavy_ball"}, (0.009, 2e-4, 0.1)),
+    (rv.SGD, {"momentum": 0.9, "form": "average"}, (0.009, 1e-3, 0.5)),
+    (rv.Adagrad, {}, (0.3, 0.3, 0.1)),
+    (rv.Adagrad, {"accumulate": "mean"}, (0.005, 0.005, 0.02)),
+    (rv.RMSprop, {}, (0.005, 0.002, 0.01)),
+    (rv.RMSprop, {"centered": True, "momentum": 0.5, "eps": 1e-3}, (0.005, 0.001, 0.005)),
+    (rv.Adam, {}, (0.02, 0.02, 0.01)),
+    (rv.Adam, {"amsgrad": True}, (0.02, 0.02, 0.01)),
+    (rv.AdamW, {"weight_decay": 1e-4}, (0.02, 0.02, 0.01)),
+    (rv.Lion, {}, (0.003, 0.002, 0.003)),
+]
+
+
+def learner(row):
+    cls, arguments, _ = row
+    return "-".join([cls.__name__, *(f"{name}={value}" for name, value in arguments.items())])
+
+
+@pytest.mark.parametrize("row", LEARNERS, ids=learner)
+def test_an_ill_conditioned_quadratic_is_minimised(row):
+    cls, arguments, (lr, _, _) = row
+    curvature = np.array([1.0, 10.0, 200.0])
+    w = np.ones(3)
+    opt = cls(w, lr=lr, **arguments)
+    start = 0.5 * curvature @ w**2
+    for _ in range(1000):
+        opt.step(curvature * w)
+    assert 0.5 * curvature @ w**2 < 1e-3 * start
+
+
+@pytest.mark.parametrize("row", LEARNERS, ids=learner)
+def test_the_valley_of_rosenbrock_is_followed_to_its_minimum(row):
+    cls, arguments, (_, lr, _) = row
+    w = np.array([-0.5, 0.5])
+    opt = cls(w, lr=lr, **arguments)
+    for _ in range(20_000):
+        x, y = w
+        opt.step(np.array([-2 * (1 - x) - 400 * x * (y - x * x), 200 * (y - x * x)]))
+    assert np.abs(w - 1).max() < 0.1
+
+
+@pytest.fixture(scope="module")
+def tumours():
+    from sklearn.datasets import load_breast_cancer
+
+    x, y = load_breast_cancer(return_X_y=True)
+    return ((x - x.mean(0)) / x.std(0)).astype(np.float32), y.astype(np.float32)
+
+
+@pytest.mark.parametrize("row", LEARNERS, ids=learner)
+def test_logistic_regression_learns_real_data(row, tumours):
+    cls, arguments, (_, _, lr) = row
+    x, y = tumours
+    params = {"w": np.zeros(x.shape[1], np.float32), "b": np.zeros(1, np.float32)}
+    opt = cls(params, lr=lr, **arguments)
+    for _ in range(300):
+        p = 1 / (1 + np.exp(-(x @ params["w"] + params["b"])))
+        opt.step({"w": x.T @ (p - y) / np.float32(len(y)), "b": np.mean(p - y, keepdims=True)})
+    margin = (2 * y - 1) * (x @ params["w"] + params["b"])
+    assert np.mean(np.logaddexp(0, -margin)) < 0.08
+    assert np.mean(margin > 0) > 0.975
