@@ -1,10 +1,11 @@
 //! ravine: fused optimizer steps and batch normalisation for arrays.
 //!
 //! One formula, every backend: a rule ([`rules`]) is written once over [`real::Real`]; [`step`] runs it over arrays,
-//! [`trace`] prints it. [`reduce`] defines the order of every sum, so that the bits depend on nothing else.
+//! [`trace`] prints it. [`norm`] is batch and layer normalisation. [`reduce`] defines the order of every sum, so that the bits depend on nothing else.
 
 pub mod element;
 pub mod error;
+pub mod norm;
 pub mod pool;
 pub mod real;
 pub mod reduce;

@@ -45,6 +45,49 @@ pub fn combine(sums: &mut [f64]) -> f64 {
     sums.first().copied().unwrap_or(0.0)
 }
 
+/// [`combine`] for sums that come one after the other: the same additions, nothing stored but one sum a level.
+#[derive(Clone, Copy, Debug)]
+pub struct Pairs {
+    /// Level k holds the sum of 2ᵏ neighbours while bit k of `count` is set.
+    levels: [f64; usize::BITS as usize],
+    count: usize,
+}
+
+impl Pairs {
+    /// No sums yet.
+    #[inline(always)]
+    pub fn new() -> Self {
+        Self { levels: [0.0; usize::BITS as usize], count: 0 }
+    }
+
+    /// The next sum.
+    #[inline(always)]
+    pub fn push(&mut self, sum: f64) {
+        let (mut sum, mut level) = (sum, 0);
+        while self.count >> level & 1 == 1 {
+            sum += self.levels[level];
+            level += 1;
+        }
+        self.levels[level] = sum;
+        self.count += 1;
+    }
+
+    /// The sum of all; 0 of none.
+    #[inline(always)]
+    pub fn total(&self) -> f64 {
+        // An odd last sum moves up until it meets its left neighbour: the lower level is always the right operand.
+        let present = |level: &usize| self.count >> level & 1 == 1;
+        let sums = (0..self.levels.len()).filter(present).map(|level| self.levels[level]);
+        sums.reduce(|right, left| left + right).unwrap_or(0.0)
+    }
+}
+
+impl Default for Pairs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// What is asked about the gradients before a step.
 #[derive(Clone, Copy, Debug)]
 pub struct Measure {
@@ -204,6 +247,16 @@ mod tests {
             }
         }
         simd::set_level(simd::Level::Avx512);
+    }
+
+    #[test]
+    fn pairs_that_come_one_by_one_are_the_same_pairs() {
+        for n in 0..200 {
+            let mut sums: Vec<f64> = (0..n).map(|i| 1.0 / f64::from(i + 3)).collect();
+            let mut pairs = Pairs::new();
+            sums.iter().for_each(|sum| pairs.push(*sum));
+            assert_eq!(pairs.total().to_bits(), combine(&mut sums).to_bits(), "{n}");
+        }
     }
 
     #[test]

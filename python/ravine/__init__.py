@@ -2,8 +2,10 @@
 
 from ravine import convert, data, functional, init, nn, schedules, trees
 from ravine._core import __version__
+from ravine.batch_norm import BatchNorm, BatchNormSaved, batch_norm, batch_norm_backward
 from ravine.config import num_threads, set_num_threads, show_config
 from ravine.gradient_check import GradientCheck, check_gradient
+from ravine.layer_norm import LayerNorm, LayerNormSaved, layer_norm, layer_norm_backward
 from ravine.norms import clip_by_global_norm_, global_norm
 from ravine.optimizers import SGD, Adagrad, Adam, AdamW, Lion, Optimizer, RMSprop
 
@@ -12,11 +14,17 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "BatchNorm",
+    "BatchNormSaved",
     "GradientCheck",
+    "LayerNorm",
+    "LayerNormSaved",
     "Lion",
     "Optimizer",
     "RMSprop",
     "__version__",
+    "batch_norm",
+    "batch_norm_backward",
     "check_gradient",
     "clip_by_global_norm_",
     "convert",
@@ -24,6 +32,8 @@ __all__ = [
     "functional",
     "global_norm",
     "init",
+    "layer_norm",
+    "layer_norm_backward",
     "nn",
     "num_threads",
     "schedules",

@@ -1,6 +1,7 @@
 //! The extension module `ravine._core`: what the Python facade stands on.
 
 mod arrays;
+mod norm;
 mod optimizer;
 mod tree;
 
@@ -21,6 +22,9 @@ fn find(rule: &str) -> Result<&'static Entry, Error> {
 #[pymodule(gil_used = false)]
 mod _core {
     use super::*;
+
+    #[pymodule_export]
+    use super::norm::{batch_norm, batch_norm_backward, layer_norm, layer_norm_backward};
 
     #[pymodule_export]
     use super::optimizer::{Engine, StepInfo};

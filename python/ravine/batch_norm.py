@@ -1,0 +1,284 @@
+r"""Batch normalisation: each channel by its mean and variance over the batch, forward and backward, in fused kernels.
+
+The statistics are float64 sums in an order of their own, so the results have the same bits for any number of threads,
+any instruction set, contiguous memory or not. Which order depends on where the channel axis is: if it is the last,
+``(N, C)`` or channels last, a channel's terms go to 8 accumulators in turn, row by row; else, ``(N, C, …)``, to 64.
+The variance is a second pass, Σ(x−μ)²/M, never E[x²]−E[x]²: a constant channel gives β, not NaN.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ravine import _core
+
+__all__ = ["BatchNorm", "BatchNormSaved", "batch_norm", "batch_norm_backward"]
+
+
+@dataclass(frozen=True)
+class BatchNormSaved:
+    """What `batch_norm` keeps for `batch_norm_backward`: small, whatever the size of x.
+
+    Args:
+        mean: μ of each channel, float64.
+        inv_std: 1/√(σ²+ε) of each channel, float64.
+        axis: number of the channel axis.
+        training: whether these are the batch's own statistics, which change with x.
+
+    >>> rv.batch_norm(np.array([[1.0], [3.0]]), eps=0)[1]
+    BatchNormSaved(mean=array([2.]), inv_std=array([1.]), axis=1, training=True)
+    """
+
+    mean: np.ndarray[Any, np.dtype[np.float64]]
+    inv_std: np.ndarray[Any, np.dtype[np.float64]]
+    axis: int
+    training: bool
+
+
+def contiguous(x: Any) -> Any:
+    """Give x itself, or a C-order copy of an array that is not contiguous."""
+    return np.ascontiguousarray(x) if isinstance(x, np.ndarray) and not x.flags.c_contiguous else x
+
+
+def output(x: Any, out: Any) -> Any:
+    """Give ``out``, or a new array like x."""
+    return np.empty(x.shape, x.dtype) if out is None and isinstance(x, np.ndarray) else out
+
+
+def dtype_of(x: Any) -> Any:
+    """Give x's dtype; what is no array is refused where the arrays are checked."""
+    return x.dtype if isinstance(x, np.ndarray) else np.float32
+
+
+def _axis(x: Any, axis: int) -> int:
+    ndim = x.ndim if isinstance(x, np.ndarray) else 0
+    number = operator.index(axis)
+    if ndim and not -ndim <= number < ndim:
+        raise ValueError(f"axis: expected -{ndim} to {ndim - 1}, one of the axes of x, shape {x.shape}, got {number}")
+    return number % ndim if ndim else 0
+
+
+def batch_norm(
+    x: Any,
+    weight: Any = None,
+    bias: Any = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    *,
+    axis: int = 1,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    out: Any = None,
+) -> tuple[Any, BatchNormSaved]:
+    r"""Normalise each channel of x, in training by the batch's mean and variance, else by the running ones.
+
+    .. math:: y = \alpha\,\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+
+    Training also updates the running statistics, in place: r ← (1−m)·r + m·batch, of the variance the unbiased
+    one, σ²·M/(M−1).
+
+    Args:
+        x: float32 or float64 array with C channels along ``axis``; not contiguous works, by way of a copy.
+        weight: α, shape (C,), x's dtype; None is 1.
+        bias: β, shape (C,), x's dtype; None is 0.
+        running_mean: shape (C,), x's dtype, zeros at first; None: not kept, and then ``training`` must be True.
+        running_var: shape (C,), x's dtype, ones at first; None with ``running_mean``.
+        axis: the channels' (1); it also chooses the order of the sums, see the module.
+        training: normalise by the batch and update the running statistics, or normalise by these.
+        momentum: m in [0, 1], the weight of the new batch (0.1, as in PyTorch; Keras writes 1−m).
+        eps: ε ≥ 0 (1e-5).
+        out: where y goes: C-contiguous, x's shape and dtype, no memory in common with x. None makes a new array; for
+            large x, writing to an array that exists is several times as fast.
+
+    Returns:
+        y, and what `batch_norm_backward` needs of the statistics.
+
+    Raises:
+        ValueError: a shape that does not fit, one element per channel in training, ``out`` that overlaps x or cannot be
+            written, eps or momentum out of range, one running statistic without the other. Nothing was changed.
+        TypeError: not a NumPy array, or of another dtype than float32, float64, x's.
+
+    Source: Ioffe and Szegedy, "Batch Normalization", 2015, Algorithms 1 and 2.
+
+    >>> x = np.array([[1.0, 10.0], [3.0, 30.0]], np.float32)
+    >>> y, saved = rv.batch_norm(x); y.round(4), saved.mean
+    (array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32), array([ 2., 20.]))
+    """
+    x = contiguous(x)
+    axis, out = _axis(x, axis), output(x, out)
+    mean, inv_std = _core.batch_norm(
+        x, axis, weight, bias, running_mean, running_var, bool(training), momentum, eps, out
+    )
+    return out, BatchNormSaved(mean, inv_std, axis, bool(training))
+
+
+def batch_norm_backward(
+    dy: Any, x: Any, saved: BatchNormSaved, weight: Any = None, *, out: Any = None
+) -> tuple[Any, Any, Any]:
+    r"""Differentiate `batch_norm`: ∂L/∂x, ∂L/∂α and ∂L/∂β from ∂L/∂y.
+
+    .. math::
+        d\beta = \sum dy, \quad d\alpha = \sum dy\,\hat x, \quad
+        dx = \frac{\alpha}{\sqrt{\sigma^2+\epsilon}} \Bigl(dy - \frac{d\beta}{M} - \hat x\,\frac{d\alpha}{M}\Bigr)
+
+    With running statistics (``training=False``) dx = α·dy/√(σ²+ε).
+
+    Args:
+        dy: ∂L/∂y, x's shape and dtype.
+        x: what went forward, unchanged since.
+        saved: what `batch_norm` returned with y.
+        weight: the α that went forward.
+        out: where dx goes; as in `batch_norm`, and no memory in common with dy.
+
+    Returns:
+        dx like x; dα and dβ, shape (C,), x's dtype (also where α and β were None).
+
+    Raises:
+        ValueError: a shape that does not fit, ``out`` that overlaps an input or cannot be written.
+        TypeError: not a NumPy array, or of another dtype than float32, float64, x's.
+
+    Source: Ioffe and Szegedy, "Batch Normalization", 2015, section 3, simplified.
+
+    >>> x = np.array([[1.0], [2.0], [6.0]]); y, saved = rv.batch_norm(x)
+    >>> dx, dweight, dbias = rv.batch_norm_backward(np.array([[1.0], [0.0], [0.0]]), x, saved)
+    >>> dx.round(4).ravel(), dweight.round(4), dbias
+    (array([ 0.1763, -0.2204,  0.0441]), array([-0.9258]), array([1.]))
+    """
+    dy, x = contiguous(dy), contiguous(x)
+    out = output(x, out)
+    dweight, dbias = (np.empty(saved.mean.shape, dtype_of(x)) for _ in range(2))
+    _core.batch_norm_backward(dy, x, saved.axis, weight, saved.mean, saved.inv_std, saved.training, out, dweight, dbias)
+    return out, dweight, dbias
+
+
+class BatchNorm:
+    r"""Batch normalisation as a layer: parameters, running statistics, and work space that is used again.
+
+    .. math:: y = \alpha\,\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+
+    ``params`` and ``grads`` are dicts with "weight" (α, ones at first) and "bias" (β, zeros); ``buffers`` holds
+    "running_mean" (zeros) and "running_var" (ones). The arrays are made once and changed in place.
+
+    The results of ``forward`` and ``backward`` are overwritten by the next call with the same shape: copy what
+    must last.
+
+    Args:
+        n_features: channels C.
+        axis: the channels' (1); -1 for channels last.
+        eps: ε ≥ 0 (1e-5).
+        momentum: m in [0, 1], the weight of the new batch (0.1).
+        affine: whether there are α and β.
+        dtype: float32 or float64, x's.
+
+    Raises:
+        ValueError: n_features < 1, eps or momentum out of range.
+        TypeError: another dtype.
+
+    Source: Ioffe and Szegedy, "Batch Normalization", 2015, Algorithms 1 and 2.
+
+    >>> layer = rv.BatchNorm(2)
+    >>> y = layer(np.array([[1.0, 10.0], [3.0, 30.0]], np.float32)); y.round(4)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    >>> layer.buffers["running_mean"], layer.backward(np.ones_like(y))
+    (array([0.2, 2. ], dtype=float32), array([[0., 0.],
+           [0., 0.]], dtype=float32))
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        *,
+        axis: int = 1,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = True,
+        dtype: Any = np.float32,
+    ) -> None:
+        if operator.index(n_features) < 1:
+            raise ValueError(f"n_features: expected at least 1, got {n_features}")
+        check_settings(eps, momentum, dtype)
+        self.axis, self.eps, self.momentum = operator.index(axis), eps, momentum
+        ones, zeros = np.ones(n_features, dtype), np.zeros(n_features, dtype)
+        self.params: dict[str, Any] = {"weight": ones.copy(), "bias": zeros.copy()} if affine else {}
+        self.grads: dict[str, Any] = {name: zeros.copy() for name in self.params}
+        self.buffers: dict[str, Any] = {"running_mean": zeros, "running_var": ones}
+        self._space = WorkSpace()
+        self._kept: tuple[Any, BatchNormSaved] | None = None
+
+    def forward(self, x: Any, training: bool = True) -> Any:
+        """Give y, by the statistics of x if ``training``, else by the running ones; see `batch_norm`."""
+        x = contiguous(x)
+        y, saved = batch_norm(
+            x,
+            self.params.get("weight"),
+            self.params.get("bias"),
+            self.buffers["running_mean"],
+            self.buffers["running_var"],
+            axis=self.axis,
+            training=training,
+            momentum=self.momentum,
+            eps=self.eps,
+            out=self._space.array("y", x),
+        )
+        self._kept = (x, saved)
+        return y
+
+    __call__ = forward
+
+    def backward(self, dy: Any) -> Any:
+        """Fill ``grads`` and give ∂L/∂x, from ∂L/∂y at the last forward, whose x must be as it was.
+
+        Raises:
+            RuntimeError: before any forward.
+        """
+        if self._kept is None:
+            raise RuntimeError("BatchNorm.backward: nothing to go back through; call forward first")
+        x, saved = self._kept
+        dx, dweight, dbias = batch_norm_backward(
+            dy, x, saved, self.params.get("weight"), out=self._space.array("dx", x, dy)
+        )
+        for grad, value in zip(self.grads.values(), (dweight, dbias), strict=False):
+            grad[...] = value
+        return dx
+
+    def __repr__(self) -> str:
+        n = self.buffers["running_mean"].size
+        affine = bool(self.params)
+        return f"BatchNorm({n}, axis={self.axis}, eps={self.eps}, momentum={self.momentum}, affine={affine})"
+
+
+class WorkSpace:
+    """Results that are made once per shape and then used again."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, Any] = {}
+
+    def array(self, name: str, x: Any, *others: Any) -> Any:
+        """Give the array of that name, a new one if x has another shape or dtype than last time.
+
+        A new one, too, if the inputs lie in it because the caller passed an earlier result: that one is now theirs.
+        """
+        if not isinstance(x, np.ndarray):
+            return None
+        array = self._arrays.get(name)
+        usable = array is not None and array.shape == x.shape and array.dtype == x.dtype
+        if not usable or any(np.may_share_memory(array, used) for used in (x, *others)):
+            array = self._arrays[name] = np.empty(x.shape, x.dtype)
+        return array
+
+
+def check_settings(eps: float, momentum: float, dtype: Any) -> None:
+    """Refuse numbers out of range, and dtypes that are not computed in."""
+    if not 0 <= eps < np.inf:
+        raise ValueError(f"eps: expected a finite number ≥ 0, got {eps}")
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum: expected a number in [0, 1], got {momentum}")
+    if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise TypeError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")

@@ -1,0 +1,206 @@
+r"""Layer normalisation: each sample by the mean and variance of its own units, forward and backward, in fused kernels.
+
+The same bits for any number of threads, any instruction set, contiguous memory or not: a sample's sums go to 64 float64
+accumulators in turn, the sums over samples for dα and dβ to 8. There are no running statistics.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ravine import _core
+from ravine.batch_norm import WorkSpace, check_settings, contiguous, dtype_of, output
+
+__all__ = ["LayerNorm", "LayerNormSaved", "layer_norm", "layer_norm_backward"]
+
+
+@dataclass(frozen=True)
+class LayerNormSaved:
+    """What `layer_norm` keeps for `layer_norm_backward`.
+
+    Args:
+        mean: μ of each sample, float64, in C order.
+        inv_std: 1/√(σ²+ε) of each sample, float64.
+        axes: how many trailing axes were normalised over.
+
+    >>> rv.layer_norm(np.array([[1.0, 3.0]]), eps=0)[1]
+    LayerNormSaved(mean=array([2.]), inv_std=array([1.]), axes=1)
+    """
+
+    mean: np.ndarray[Any, np.dtype[np.float64]]
+    inv_std: np.ndarray[Any, np.dtype[np.float64]]
+    axes: int
+
+
+def layer_norm(
+    x: Any, weight: Any = None, bias: Any = None, *, axes: int = 1, eps: float = 1e-5, out: Any = None
+) -> tuple[Any, LayerNormSaved]:
+    r"""Normalise each sample of x by the mean and variance over its last ``axes`` axes, its units.
+
+    .. math:: y = \alpha \odot \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+
+    Args:
+        x: float32 or float64 array; not contiguous works, by way of a copy.
+        weight: α, one number per unit (x's last axes), or one for all (any array of one element); x's dtype; None is 1.
+        bias: β, likewise; None is 0.
+        axes: how many trailing axes are units (1).
+        eps: ε ≥ 0 (1e-5).
+        out: where y goes: C-contiguous, x's shape and dtype, no memory in common with x; None makes a new array.
+
+    Returns:
+        y, and what `layer_norm_backward` needs of the statistics.
+
+    Raises:
+        ValueError: a shape that does not fit, ``out`` that overlaps x or cannot be written, axes or eps out of range.
+        TypeError: not a NumPy array, or of another dtype than float32, float64, x's.
+
+    Source: Ba, Kiros and Hinton, "Layer Normalization", 2016, equations 3 and 4.
+
+    >>> y, saved = rv.layer_norm(np.array([[1.0, 3.0], [20.0, 10.0]])); y.round(4), saved.mean
+    (array([[-1.,  1.],
+           [ 1., -1.]]), array([ 2., 15.]))
+    """
+    x = contiguous(x)
+    axes, out = _axes(axes), output(x, out)
+    mean, inv_std = _core.layer_norm(x, axes, weight, bias, eps, out)
+    return out, LayerNormSaved(mean, inv_std, axes)
+
+
+def layer_norm_backward(
+    dy: Any, x: Any, saved: LayerNormSaved, weight: Any = None, bias: Any = None, *, out: Any = None
+) -> tuple[Any, Any, Any]:
+    r"""Differentiate `layer_norm`: ∂L/∂x, ∂L/∂α and ∂L/∂β from ∂L/∂y.
+
+    .. math::
+        dx = \frac{d - \overline{d} - \hat x\,\overline{d \hat x}}{\sqrt{\sigma^2+\epsilon}}, \quad d = \alpha \odot dy,
+        \qquad d\alpha = \sum dy \odot \hat x, \quad d\beta = \sum dy
+
+    The means go over the units of a sample, the sums over samples, and over units, too, where one number serves all.
+
+    Args:
+        dy: ∂L/∂y, x's shape and dtype.
+        x: what went forward, unchanged since.
+        saved: what `layer_norm` returned with y.
+        weight: the α that went forward; None gives a dα per unit.
+        bias: the β that went forward, for its shape only; None gives a dβ per unit.
+        out: where dx goes; as in `layer_norm`, and no memory in common with dy.
+
+    Returns:
+        dx like x; dα and dβ, shaped like α and β, x's dtype.
+
+    Raises:
+        ValueError: a shape that does not fit, ``out`` that overlaps an input or cannot be written.
+        TypeError: not a NumPy array, or of another dtype than float32, float64, x's.
+
+    Source: the derivative of Ba, Kiros and Hinton 2016, equations 3 and 4.
+
+    >>> x = np.array([[1.0, 2.0, 6.0]]); y, saved = rv.layer_norm(x)
+    >>> dx, dweight, dbias = rv.layer_norm_backward(np.array([[1.0, 0.0, 0.0]]), x, saved)
+    >>> dx.round(4), dweight.round(4), dbias
+    (array([[ 0.1763, -0.2204,  0.0441]]), array([-0.9258,  0.    ,  0.    ]), array([1., 0., 0.]))
+    """
+    dy, x = contiguous(dy), contiguous(x)
+    units = np.shape(x)[-saved.axes :]
+    out = output(x, out)
+    dweight, dbias = (np.empty(units if like is None else np.shape(like), dtype_of(x)) for like in (weight, bias))
+    _core.layer_norm_backward(dy, x, saved.axes, weight, saved.mean, saved.inv_std, out, dweight, dbias)
+    return out, dweight, dbias
+
+
+def _axes(axes: int) -> int:
+    number = operator.index(axes)
+    if number < 1:
+        raise ValueError(f"axes: expected how many trailing axes are normalised over, at least 1, got {number}")
+    return number
+
+
+class LayerNorm:
+    r"""Layer normalisation as a layer: parameters, and work space that is used again.
+
+    .. math:: y = \alpha \odot \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
+
+    ``params`` and ``grads`` are dicts with "weight" (α, ones at first) and "bias" (β, zeros), made once and changed in
+    place. The results of ``forward`` and ``backward`` are overwritten by the next call with the same shape: copy what
+    must last.
+
+    Args:
+        shape: the units: the length of x's last axis, or a tuple of the lengths of its last axes.
+        eps: ε ≥ 0 (1e-5).
+        affine: whether there are α and β.
+        scalar: one α and one β for all units, instead of one each.
+        dtype: float32 or float64, x's.
+
+    Raises:
+        ValueError: a length < 1, eps out of range, ``scalar`` without ``affine``.
+        TypeError: another dtype.
+
+    Source: Ba, Kiros and Hinton, "Layer Normalization", 2016, equations 3 and 4.
+
+    >>> layer = rv.LayerNorm(2)
+    >>> y = layer(np.array([[1.0, 3.0], [20.0, 10.0]], np.float32)); y.round(4)
+    array([[-1.,  1.],
+           [ 1., -1.]], dtype=float32)
+    >>> layer.backward(np.ones_like(y)), layer.grads["bias"]
+    (array([[0., 0.],
+           [0., 0.]], dtype=float32), array([2., 2.], dtype=float32))
+    """
+
+    def __init__(
+        self,
+        shape: int | tuple[int, ...],
+        *,
+        eps: float = 1e-5,
+        affine: bool = True,
+        scalar: bool = False,
+        dtype: Any = np.float32,
+    ) -> None:
+        self.shape = tuple(shape) if isinstance(shape, (tuple, list)) else (operator.index(shape),)
+        if not self.shape or min(self.shape) < 1:
+            raise ValueError(f"shape: expected the length of one axis or more, each at least 1, got {shape}")
+        if scalar and not affine:
+            raise ValueError("scalar: expected False where affine is False: there are no α and β")
+        check_settings(eps, 0.0, dtype)
+        self.eps = eps
+        units = () if scalar else self.shape
+        self.params: dict[str, Any] = (
+            {"weight": np.ones(units, dtype), "bias": np.zeros(units, dtype)} if affine else {}
+        )
+        self.grads: dict[str, Any] = {name: np.zeros_like(p) for name, p in self.params.items()}
+        self._space = WorkSpace()
+        self._kept: tuple[Any, LayerNormSaved] | None = None
+
+    def forward(self, x: Any, training: bool = True) -> Any:
+        """Give y; ``training`` changes nothing, a sample needs no other. See `layer_norm`."""
+        x = contiguous(x)
+        if isinstance(x, np.ndarray) and x.shape[-len(self.shape) :] != self.shape:
+            expected = ", ".join(map(str, ("...", *self.shape)))
+            raise ValueError(f"x: expected shape ({expected}), got {x.shape}; reshape it")
+        weight, bias = self.params.get("weight"), self.params.get("bias")
+        y, saved = layer_norm(x, weight, bias, axes=len(self.shape), eps=self.eps, out=self._space.array("y", x))
+        self._kept = (x, saved)
+        return y
+
+    __call__ = forward
+
+    def backward(self, dy: Any) -> Any:
+        """Fill ``grads`` and give ∂L/∂x, from ∂L/∂y at the last forward, whose x must be as it was.
+
+        Raises:
+            RuntimeError: before any forward.
+        """
+        if self._kept is None:
+            raise RuntimeError("LayerNorm.backward: nothing to go back through; call forward first")
+        x, saved = self._kept
+        weight, bias = self.params.get("weight"), self.params.get("bias")
+        dx, dweight, dbias = layer_norm_backward(dy, x, saved, weight, bias, out=self._space.array("dx", x, dy))
+        for grad, value in zip(self.grads.values(), (dweight, dbias), strict=False):
+            grad[...] = value
+        return dx
+
+    def __repr__(self) -> str:
+        scalar = bool(self.params) and self.params["weight"].ndim == 0
+        return f"LayerNorm({self.shape}, eps={self.eps}, affine={bool(self.params)}, scalar={scalar})"
