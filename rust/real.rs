@@ -52,6 +52,12 @@ pub trait Real:
         Self::select_equal(denominator, zero, zero, self / denominator)
     }
 
+    /// self, or `other` where self is NaN: for ∞ − ∞, where the limit is known.
+    #[inline(always)]
+    fn or_if_nan(self, other: Self) -> Self {
+        Self::select_equal(self, self, self, other)
+    }
+
     /// −1, 0 or 1; NaN for NaN.
     #[inline(always)]
     fn sign(self) -> Self {

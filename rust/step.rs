@@ -483,18 +483,24 @@ impl Step {
         self.rule.hyperparameters.iter().position(|known| *known == name).ok_or_else(unknown)
     }
 
+    /// Whether a hyperparameter or common option may have this value.
+    pub fn check_hyper(&self, name: &str, value: f64) -> Result<(), Error> {
+        let common = COMMON.iter().find(|(known, _)| *known == name);
+        let range = match (self.position(name), common) {
+            (Ok(i), _) => self.rule.ranges[i],
+            (Err(_), Some((_, range))) => *range,
+            (Err(unknown), None) => return Err(unknown),
+        };
+        if range.contains(value) {
+            return Ok(());
+        }
+        Err(Error::OutOfRange { name: name.to_owned(), got: value, expected: range.describe() })
+    }
+
     /// Sets a hyperparameter or common option of a group.
     pub fn set_hyper(&mut self, group: usize, name: &str, value: f64) -> Result<(), Error> {
+        self.check_hyper(name, value)?;
         let position = self.position(name);
-        let common = COMMON.iter().find(|(known, _)| *known == name);
-        let range = match (&position, common) {
-            (Ok(i), _) => self.rule.ranges[*i],
-            (_, Some((_, range))) => *range,
-            (Err(unknown), None) => return Err(unknown.clone()),
-        };
-        if !range.contains(value) {
-            return Err(Error::OutOfRange { name: name.to_owned(), got: value, expected: range.describe() });
-        }
         let group = &mut self.groups[group];
         match name {
             "weight_decay" => group.weight_decay = value,

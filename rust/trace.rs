@@ -6,7 +6,7 @@
 
 use crate::real::{Real, Scalar};
 use crate::rules::{Fields, Hyperparameters, Range, Rule};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Write;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
@@ -53,6 +53,8 @@ enum Compare {
 
 thread_local! {
     static TAPE: RefCell<Vec<Node>> = const { RefCell::new(Vec::new()) };
+    /// Whether terms that a hyperparameter of 0 switches off are left out: for readers only, since 0·x is not always 0.
+    static FOLDING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Equal subexpressions share a node: what is computed once is printed once.
@@ -73,12 +75,16 @@ fn constant_of(x: Expr) -> Option<f64> {
 }
 
 fn binary(op: Binary, a: Expr, b: Expr) -> Expr {
-    // Only what a switch left behind is simplified: a term that is a literal 0 or a factor that is a literal 1.
+    if !FOLDING.get() {
+        return record(Node::Binary(op, a, b));
+    }
     match (op, constant_of(a), constant_of(b)) {
         (Binary::Add | Binary::Subtract, _, Some(0.0)) => a,
         (Binary::Add, Some(0.0), _) => b,
         (Binary::Multiply | Binary::Divide, _, Some(1.0)) => a,
         (Binary::Multiply, Some(1.0), _) => b,
+        (Binary::Multiply | Binary::Divide, Some(0.0), _) => a,
+        (Binary::Multiply, _, Some(0.0)) => b,
         _ => record(Node::Binary(op, a, b)),
     }
 }
@@ -133,7 +139,7 @@ impl Real for Expr {
 
 impl Scalar for Expr {
     fn power(self, _t: u64) -> Self {
-        record(Node::Power(self))
+        if constant_of(self) == Some(0.0) { self } else { record(Node::Power(self)) }
     }
     fn count(_t: u64) -> Self {
         record(Node::Count)
@@ -190,7 +196,8 @@ pub(crate) fn of_coefficients<R: Rule<N>, const N: usize>() -> Trace {
 
 /// The rule with its hyperparameters as inputs, and the switches among them set.
 pub(crate) fn of_hyperparameters<R: Rule<N>, const N: usize>(values: &[f64]) -> Trace {
-    trace::<R, N>(|| {
+    FOLDING.set(true);
+    let trace = trace::<R, N>(|| {
         let hyper = R::Hyper::<Expr>::from_fn(|i| match <R::Hyper<Expr> as Hyperparameters<Expr>>::RANGES[i] {
             Range::Switch => Expr::constant(values[i]),
             // A momentum or a decay of exactly 0 switches its term off, and the reader wants to see that.
@@ -198,7 +205,9 @@ pub(crate) fn of_hyperparameters<R: Rule<N>, const N: usize>(values: &[f64]) -> 
             _ => record(Node::Input(<R::Hyper<Expr> as Fields<Expr>>::NAMES[i])),
         });
         R::coefficients(&hyper, 2)
-    })
+    });
+    FOLDING.set(false);
+    trace
 }
 
 /// How a reader writes a name: γ for lr.
@@ -211,7 +220,8 @@ pub fn symbol(name: &str) -> &str {
         "momentum" => "μ",
         "dampening" => "τ",
         "eps" => "ε",
-        "weight_decay" | "l2" => "λ",
+        "weight_decay" => "λ",
+        "l2" => "λ₂",
         "p" => "w",
         "v_max" => "v̄",
         "previous" => "w⁻",
@@ -356,6 +366,12 @@ impl Trace {
     fn text(&self, x: Expr, binds: u8, done: &[(&str, Expr)]) -> String {
         if let Some((name, _)) = done.iter().find(|(_, value)| *value == x && !self.is_input(x)) {
             return symbol(name).to_owned();
+        }
+        if let Node::Select(Compare::Equal, [a, b, then, _]) = self.tape[x.0]
+            && a == b
+            && a == then
+        {
+            return self.text(then, binds, done); // a guard against ∞ − ∞, beside the formula
         }
         let sub = |x: Expr, binds: u8| self.text(x, binds, done);
         let (text, strength) = match self.tape[x.0] {

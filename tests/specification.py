@@ -113,9 +113,14 @@ def adagrad(w: Array, g: Array, v: Array, *, t: int, lr: float, eps: float) -> U
     return w - lr * divide_or_zero(g, np.sqrt(v) + eps), v
 
 
+def unless_nan(a: Array, b: Array) -> Array:
+    """∞ − ∞ in a running mean or a variance: once infinite, always infinite."""
+    return np.where(a == a, a, b)
+
+
 def adagrad_mean(w: Array, g: Array, v: Array, *, t: int, lr: float, eps: float) -> Update:
     lr, eps, count = rounded(w, lr, eps, float(t))
-    v = v + (g * g - v) / count
+    v = unless_nan(v + (g * g - v) / count, v + g * g)
     return w - lr * divide_or_zero(g, np.sqrt(v) + eps), v
 
 
@@ -142,7 +147,7 @@ def rmsprop(
 
 
 def deviation(v: Array, a: Array, eps: float, eps_inside: float) -> Array:
-    return root(larger(v - a * a, np.zeros_like(v)), eps, eps_inside)
+    return root(larger(unless_nan(v - a * a, v), np.zeros_like(v)), eps, eps_inside)
 
 
 def rmsprop_centered(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack
@@ -68,7 +70,7 @@ class Optimizer:
         own = {name: value for name, value in hyper.items() if name not in _COMMON}
         self._check_names(options, {**OptionsButDecay.__annotations__, **Options.__annotations__}, "option")
         defaults: dict[str, Any] = {**own, **_COMMON, **{k: v for k, v in options.items() if k in _COMMON}}
-        params, groups = _torch_groups(params, list(options.get("groups", ())))
+        params, groups, self._torch_groups = _torch_groups(params, list(options.get("groups") or ()))
         self._rule = rule
         self._values: list[dict[str, Any]] = []
         backend = backends.backend_for(params)
@@ -87,6 +89,7 @@ class Optimizer:
             self._options["clip_norm"],
             options.get("nonfinite", "propagate"),
         )
+        self._lock = threading.Lock()
         self._scheduled = [
             (group, name, value)
             for group, values in enumerate(self._values)
@@ -97,7 +100,7 @@ class Optimizer:
             for name, value in _engine_values(values).items():
                 if not callable(value):
                     self._engine.set_hyper(group, name, _number(name, value))
-        self._follow_schedules()
+        self._start()
 
     def step(self, grads: Any) -> _core.StepInfo:
         """Update all parameters in place from their gradients.
@@ -122,31 +125,44 @@ class Optimizer:
         >>> w
         array([0.5, 1. ])
         """
-        if self._scheduled:
-            self._follow_schedules()
-        return self._engine.step(grads)
+        step = self._careful_step if self._scheduled or self._torch_groups else self._engine.step
+        return step(grads)
+
+    def _careful_step(self, grads: Any) -> _core.StepInfo:
+        """Step where Python code runs before the core's: no other thread may come in between."""
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("step: another thread is inside a step of this optimizer; give each thread its own")
+        try:
+            for i, (group, params) in enumerate(self._torch_groups):
+                if group["params"] is not params:
+                    raise ValueError(f"params[{i}]['params'] was replaced; assign into it, or make a new optimizer")
+            return self._engine.step(grads, self._schedule_values(self._engine.steps))
+        finally:
+            self._lock.release()
 
     @property
     def lr(self) -> float:
         """The learning rate of the first parameter's group, at the last step."""
-        return self._engine.hyper(0, "lr")
+        return self._engine.lr
 
     @property
     def steps(self) -> int:
         """How many steps were completed."""
-        return self._engine.counters[0]
+        return self._engine.steps
 
     def formula(self) -> str:
         """Return the update as configured, from the very rule that runs.
 
         >>> print(rv.RMSprop(np.zeros(3), lr=0.01, l2=0.1).formula())
-        g ← g + λ·w
+        g ← g + λ₂·w
         v ← β·v + (1 − β)·g²
         w ← w − γ·g/(√v + ε)
-        γ = 0.01, β = 0.99, ε = 1e-08, λ = 0.1
+        γ = 0.01, β = 0.99, ε = 1e-08, λ₂ = 0.1
         """
         rule = _core.rules()[self._rule]["hyperparameters"]
-        values = {name: self._engine.hyper(0, name) for name in [*rule, *_COMMON]}
+        scheduled = {name: value for group, name, value in self._scheduled if group == 0}
+        # What is 0 is left out, unless a schedule may change that.
+        values = {name: math.nan if name in scheduled else self._engine.hyper(0, name) for name in [*rule, *_COMMON]}
         lines, symbols = [], {name: values[name] for name, kind in rule.items() if kind != "switch"}
         if values["maximize"]:
             lines.append("g ← −g")
@@ -161,7 +177,6 @@ class Optimizer:
             lines.append(f"w ← (1 − {_core.symbol('lr')}·{_core.symbol('weight_decay')})·w")
             symbols["weight_decay"] = values["weight_decay"]
         lines += _core.formula(self._rule, [values[name] for name in rule]).splitlines()
-        scheduled = {name: value for group, name, value in self._scheduled if group == 0}
         used = {name: value for name, value in symbols.items() if value or name == "lr"}
         lines.append(", ".join(f"{_core.symbol(name)} = {scheduled.get(name, value)}" for name, value in used.items()))
         return "\n".join(lines)
@@ -173,14 +188,13 @@ class Optimizer:
         >>> opt.state_dict()["updates"], sorted(opt.state_dict()["states"]["w"])
         ({'w': 1}, ['m', 'v'])
         """
-        steps, updates = self._engine.counters
         kinds = list(_core.rules()[self._rule]["states"])
         states = {
             name: {kind: state.copy() for kind, state in zip(kinds, states, strict=True)}
             for name, states in zip(self._engine.names, self._engine.states, strict=True)
         }
-        updates_by_name = dict(zip(self._engine.names, updates, strict=True))
-        return {"format": 1, "rule": self._rule, "step": steps, "updates": updates_by_name, "states": states}
+        updates = dict(zip(self._engine.names, self._engine.updates, strict=True))
+        return {"format": 1, "rule": self._rule, "step": self.steps, "updates": updates, "states": states}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``, matched by the parameters' names.
@@ -205,19 +219,28 @@ class Optimizer:
             for kind, array in zip(kinds, own[name], strict=True):
                 array[...] = state["states"][name][kind]
         self._engine.set_counters(int(state["step"]), [int(state["updates"][name]) for name in names])
+        self._start()
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value!r}" for name, value in self._values[0].items() if value is not False)
         return f"{type(self).__name__}({len(self._engine.names)} parameters, {values})"
 
-    def _follow_schedules(self) -> None:
-        step = self._engine.counters[0]
-        values = [(group, name, schedule, schedule(step)) for group, name, schedule in self._scheduled]
-        for group, name, schedule, value in values:
+    def _start(self) -> None:
+        """Bring the schedules to where the count of steps is."""
+        for group, name, value in self._schedule_values(self._engine.steps):
+            self._engine.set_hyper(group, name, value)
+
+    def _schedule_values(self, step: int) -> list[tuple[int, str, float]]:
+        """Ask all schedules, and check what they say before any of it counts."""
+        values = []
+        for group, name, schedule in self._scheduled:
             try:
-                self._engine.set_hyper(group, name, _number(name, value))
+                value = _number(name, schedule(step))
+                self._engine.check_hyper(name, value)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{error}, from the schedule {schedule!r} at step {step}") from None
+            values.append((group, name, value))
+        return values
 
     def _resolve(
         self, names: list[str], defaults: dict[str, Any], groups: Groups
@@ -256,21 +279,32 @@ class Optimizer:
             raise TypeError(f"{type(self).__name__}: unknown {what} {name!r}; {hint}")
 
 
-def _torch_groups(params: Any, groups: list[tuple[str, Mapping[str, Any]]]) -> tuple[Any, Groups]:
-    """Turn torch's ``[{"params": ..., "lr": ...}, ...]`` into a list of nestings and patterns on their numbers."""
-    if isinstance(params, list | tuple) and params and all(isinstance(g, dict) and "params" in g for g in params):
-        for i, group in enumerate(params):
-            overrides = {name: value for name, value in group.items() if name != "params"}
-            if overrides:
-                alone = not isinstance(group["params"], dict | list | tuple)
-                groups.append((f"{i}" if alone else f"{i}.*", overrides))
-        return [group["params"] for group in params], groups
-    return params, groups
+def _is_torch(params: Any) -> bool:
+    return (
+        isinstance(params, list | tuple) and bool(params) and all(isinstance(g, dict) and "params" in g for g in params)
+    )
+
+
+def _torch_groups(
+    params: Any, groups: list[tuple[str, Mapping[str, Any]]]
+) -> tuple[Any, Groups, list[tuple[dict[str, Any], Any]]]:
+    """Turn torch's ``[{"params": ..., "lr": ...}, ...]`` into a list of nestings and patterns on their numbers.
+
+    The last result are the dicts with what is in them, to see that it stays there.
+    """
+    if not _is_torch(params):
+        return params, groups, []
+    for i, group in enumerate(params):
+        overrides = {name: value for name, value in group.items() if name != "params"}
+        if overrides:
+            alone = not isinstance(group["params"], dict | list | tuple)
+            groups.append((f"{i}" if alone else f"{i}.*", overrides))
+    return [group["params"] for group in params], groups, [(group, group["params"]) for group in params]
 
 
 def _engine_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Split ``betas``, which users give as a pair."""
-    flat = {name: value for name, value in values.items() if name != "betas"}
+    """Give the core's names: ``betas`` is a pair, and where momentum stands is the rule's business."""
+    flat = {{"momentum_before": "momentum"}.get(name, name): value for name, value in values.items() if name != "betas"}
     if "betas" in values:
         try:
             flat["beta1"], flat["beta2"] = values["betas"]
@@ -281,6 +315,8 @@ def _engine_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _number(name: str, value: Any) -> float:
     try:
+        if isinstance(value, str | bytes):
+            raise TypeError  # float("0.1") would do, and hide that a setting was not parsed
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number or a schedule, got {value!r}") from None
@@ -290,20 +326,29 @@ def _state_differences(state: Mapping[str, Any], rule: str, kinds: list[str], ow
     missing = [key for key in ("format", "rule", "step", "updates", "states") if key not in state]
     if missing:
         return [f"missing {missing}; expected what state_dict() returned"]
-    wrong = [f"format: expected 1, got {state['format']!r}"] if state["format"] != 1 else []
-    if state["rule"] != rule:
-        return [*wrong, f"rule: expected {rule!r}, got {state['rule']!r}"]
-    given = state["states"]
-    wrong += [f"missing parameters {sorted(own - given.keys())}"] if own.keys() - given.keys() else []
-    wrong += [f"unknown parameters {sorted(given.keys() - own)}"] if given.keys() - own.keys() else []
-    wrong += [f"updates: missing {sorted(own.keys() - state['updates'])}"] if own.keys() - state["updates"] else []
+    wrong = [
+        f"{key}: expected {expected!r}, got {state[key]!r}"
+        for key, expected in (("format", 1), ("rule", rule))
+        if state[key] != expected
+    ]
+    for key in ("updates", "states"):
+        if not isinstance(state[key], Mapping):
+            return [*wrong, f"{key}: expected a dict by parameter name, got {type(state[key]).__name__}"]
+        wrong += [f"{key}: missing parameters {sorted(own.keys() - state[key])}"] if own.keys() - state[key] else []
+        wrong += [f"{key}: unknown parameters {sorted(state[key].keys() - own)}"] if state[key].keys() - own else []
     counts = {"step": state["step"], **{f"updates[{name!r}]": count for name, count in state["updates"].items()}}
     for name, count in counts.items():
         if not isinstance(count, int | np.integer) or not 0 <= count < 2**63:
             wrong.append(f"{name}: expected a whole number >= 0, got {count!r}")
-    for name in own.keys() & given.keys():
+    if state["rule"] != rule:
+        return wrong
+    for name in own.keys() & state["states"].keys():
+        given = state["states"][name]
+        if not isinstance(given, Mapping):
+            wrong.append(f"states[{name!r}]: expected a dict of {kinds}, got {type(given).__name__}")
+            continue
         for kind, array in zip(kinds, own[name], strict=True):
-            other = given[name].get(kind)
+            other = given.get(kind)
             found = "nothing" if other is None else f"{np.shape(other)} {getattr(other, 'dtype', type(other).__name__)}"
             if found != f"{array.shape} {array.dtype}":
                 wrong.append(f"states[{name!r}][{kind!r}]: expected {array.shape} {array.dtype}, got {found}")
@@ -366,8 +411,8 @@ class SGD(Optimizer):
             near = difflib.get_close_matches(str(form), rules, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"form: expected one of {sorted(rules)}, got {form!r}{hint}")
-        groups: Any = [overrides for _, overrides in options.get("groups", ())]
-        groups += [g for g in params if isinstance(g, dict) and "params" in g] if isinstance(params, list) else []
+        groups: Any = [overrides for _, overrides in options.get("groups") or ()]
+        groups += params if _is_torch(params) else []
         plain = not callable(momentum) and momentum == 0 and all("momentum" not in group for group in groups)
         if nesterov and (plain or form not in ("accumulate", "velocity") or callable(dampening) or dampening != 0):
             raise ValueError(
@@ -486,7 +531,7 @@ class RMSprop(Optimizer):
         rule = "rmsprop" + "_centered" * bool(centered) + "_momentum" * (after or before) + "_before" * before
         hyper = {"lr": lr, "decay": decay, "eps": eps, "eps_inside": eps_inside, "first_square": first == "square"}
         if after or before:
-            hyper["momentum"] = momentum if after else momentum_before
+            hyper |= {"momentum": momentum} if after else {"momentum_before": momentum_before}
         super().__init__(params, rule, hyper, options)
 
 
@@ -521,7 +566,7 @@ class Adam(Optimizer):
     array([ 0.9, -1.9])
     """
 
-    _shapes = frozenset({"amsgrad", "bias_correction", "eps_inside", "eps_hat"})
+    _shapes = frozenset({"amsgrad", "eps_inside", "eps_hat"})
 
     def __init__(
         self,

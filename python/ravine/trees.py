@@ -35,5 +35,6 @@ def map(f: Callable[..., Any], tree: Any, *others: Any) -> Any:
     if isinstance(tree, list | tuple):
         if any(not isinstance(other, list | tuple) or len(other) != len(tree) for other in others):
             raise ValueError(f"trees.map: expected lists or tuples of {len(tree)}, got another nesting")
-        return type(tree)(map(f, *items) for items in zip(tree, *others, strict=True))
+        mapped = [map(f, *items) for items in zip(tree, *others, strict=True)]
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)  # a named tuple, or not
     return f(tree, *others)

@@ -30,6 +30,13 @@ pub(crate) fn array<'a, 'py>(
         let kind = if kind == "ndarray" { "an array of another library".to_owned() } else { kind };
         return Err(Error::Dtype(format!("{}: expected a NumPy array, got {kind}; pass np.asarray(…)", name())));
     };
+    let kind = object.get_type();
+    if !kind.is(object.py().get_type::<PyUntypedArray>()) && kind.name().is_ok_and(|name| name == "MaskedArray") {
+        return Err(Error::Dtype(format!(
+            "{}: a masked array's mask would be ignored; pass x.data or x.filled(…)",
+            name()
+        )));
+    }
     let descr = object.dtype();
     let dtype = match descr.num() {
         11 => Dtype::F32,

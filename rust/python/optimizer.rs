@@ -10,6 +10,8 @@ use numpy::PyUntypedArrayMethods;
 use pyo3::exceptions::{PyFloatingPointError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 /// Steps over fewer elements than this keep the interpreter's lock: letting go of it costs as much as they do.
 const DETACH_FROM: usize = 1 << 12;
@@ -46,6 +48,7 @@ struct Bond {
     states: Vec<Py<PyAny>>,
     dtype: Dtype,
     shape: Vec<usize>,
+    strides: Vec<isize>,
     len: usize,
     data: usize,
     look: Option<Look>,
@@ -54,14 +57,24 @@ struct Bond {
 }
 
 /// A rule bound to the arrays of a nesting.
-#[pyclass(module = "ravine._core")]
+#[pyclass(frozen, module = "ravine._core")]
 #[derive(Debug)]
 pub(crate) struct Engine {
+    bound: Mutex<Binding>,
+    /// What may be asked during a step, too.
+    steps: AtomicU64,
+    lr: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Binding {
     step: Step,
     tree: Tree,
     bonds: Vec<Bond>,
     occupied: Occupied,
     elements: usize,
+    /// The gradients of the step that is running: another thread may empty the container they came in.
+    held: Vec<Py<PyAny>>,
 }
 
 impl From<Error> for PyErr {
@@ -147,6 +160,7 @@ impl Engine {
             bonds.push(Bond {
                 dtype: parameter.dtype,
                 shape: parameter.shape().to_vec(),
+                strides: parameter.object.strides().to_vec(),
                 len: parameter.object.len(),
                 data: parameter.data as usize,
                 look: Look::at(&parameter),
@@ -155,61 +169,112 @@ impl Engine {
                 last_gradient: 0,
             });
         }
-        Ok(Self { step, tree, bonds, occupied: Occupied::new(ranges), elements })
+        let bound = Binding { step, tree, bonds, occupied: Occupied::new(ranges), elements, held: Vec::new() };
+        Ok(Self { bound: Mutex::new(bound), steps: AtomicU64::new(0), lr: AtomicU64::new(0) })
     }
 
-    /// One step; see `Optimizer.step`.
-    #[pyo3(name = "step")]
-    fn step_py<'py>(slf: &Bound<'py, Self>, grads: &Bound<'py, PyAny>) -> PyResult<StepInfo> {
-        let py = slf.py();
-        let mut this = slf.try_borrow_mut().map_err(|_| {
-            PyRuntimeError::new_err("step: another thread is inside a step of this optimizer; give each thread its own")
-        })?;
-        this.take(py, grads)?;
-        let Self { step, elements, .. } = &mut *this;
+    /// One step, with these values of (group, name) from now on; see `Optimizer.step`.
+    #[pyo3(name = "step", signature = (grads, values = Vec::new()))]
+    fn step_py<'py>(
+        &self,
+        py: Python<'py>,
+        grads: &Bound<'py, PyAny>,
+        values: Vec<(usize, String, f64)>,
+    ) -> PyResult<StepInfo> {
+        let mut bound = self.bound()?;
+        bound.take(py, grads)?;
+        for (group, name, value) in values {
+            bound.step.set_hyper(group, &name, value)?;
+        }
+        let Binding { step, elements, .. } = &mut *bound;
         let info = if *elements < DETACH_FROM { step.run() } else { py.detach(|| step.run()) };
-        this.report(py, info?)
+        bound.held.clear();
+        let info = info?;
+        self.publish(info.step, info.lr);
+        bound.report(py, info)
+    }
+
+    /// Whether a hyperparameter or common option may have this value.
+    fn check_hyper(&self, name: &str, value: f64) -> PyResult<()> {
+        Ok(self.bound()?.step.check_hyper(name, value)?)
     }
 
     /// Sets a hyperparameter or common option of a group.
-    fn set_hyper(&mut self, group: usize, name: &str, value: f64) -> PyResult<()> {
-        Ok(self.step.set_hyper(group, name, value)?)
+    fn set_hyper(&self, group: usize, name: &str, value: f64) -> PyResult<()> {
+        let mut bound = self.bound()?;
+        bound.step.set_hyper(group, name, value)?;
+        self.publish(bound.step.steps(), bound.step.hyper(0, "lr")?);
+        Ok(())
     }
 
     /// The value of a hyperparameter or common option of a group.
     fn hyper(&self, group: usize, name: &str) -> PyResult<f64> {
-        Ok(self.step.hyper(group, name)?)
+        Ok(self.bound()?.step.hyper(group, name)?)
+    }
+
+    /// Steps completed.
+    #[getter]
+    fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
+    }
+
+    /// The learning rate of the first group.
+    #[getter]
+    fn lr(&self) -> f64 {
+        f64::from_bits(self.lr.load(Ordering::Relaxed))
     }
 
     /// The dotted names of the parameters, in order.
     #[getter]
-    fn names(&self) -> Vec<String> {
-        self.tree.names.clone()
+    fn names(&self) -> PyResult<Vec<String>> {
+        Ok(self.bound()?.tree.names.clone())
     }
 
     /// The parameters, in order.
     #[getter]
     fn parameters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        PyList::new(py, self.bonds.iter().map(|bond| bond.array.bind(py)))
+        PyList::new(py, self.bound()?.bonds.iter().map(|bond| bond.array.bind(py)))
     }
 
     /// The state arrays of each parameter, in order.
     #[getter]
     fn states<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let states = self.bonds.iter().map(|bond| PyTuple::new(py, bond.states.iter().map(|state| state.bind(py))));
+        let bound = self.bound()?;
+        let states = bound.bonds.iter().map(|bond| PyTuple::new(py, bond.states.iter().map(|state| state.bind(py))));
         PyList::new(py, states.collect::<PyResult<Vec<_>>>()?)
     }
 
-    /// Steps completed, and how often each parameter was updated.
+    /// How often each parameter was updated.
     #[getter]
-    fn counters(&self) -> (u64, Vec<u64>) {
-        (self.step.steps(), self.step.updates().collect())
+    fn updates(&self) -> PyResult<Vec<u64>> {
+        Ok(self.bound()?.step.updates().collect())
     }
 
-    /// Sets both.
-    fn set_counters(&mut self, steps: u64, updates: Vec<u64>) {
-        self.step.set_steps(steps);
-        self.step.set_updates(&updates);
+    /// Sets the number of steps completed, and how often each parameter was updated.
+    fn set_counters(&self, steps: u64, updates: Vec<u64>) -> PyResult<()> {
+        let mut bound = self.bound()?;
+        bound.step.set_steps(steps);
+        bound.step.set_updates(&updates);
+        self.publish(steps, bound.step.hyper(0, "lr")?);
+        Ok(())
+    }
+}
+
+impl Engine {
+    fn bound(&self) -> PyResult<MutexGuard<'_, Binding>> {
+        match self.bound.try_lock() {
+            Ok(bound) => Ok(bound),
+            // A panic in a step leaves numbers half updated, but nothing that could be misread.
+            Err(TryLockError::Poisoned(bound)) => Ok(bound.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(PyRuntimeError::new_err(
+                "step: another thread is inside a step of this optimizer; give each thread its own",
+            )),
+        }
+    }
+
+    fn publish(&self, steps: u64, lr: f64) {
+        self.steps.store(steps, Ordering::Relaxed);
+        self.lr.store(lr.to_bits(), Ordering::Relaxed);
     }
 }
 
@@ -269,6 +334,7 @@ impl Step {
         let bond = Bond {
             dtype: bond.dtype,
             shape: bond.shape().to_vec(),
+            strides: bond.object.strides().to_vec(),
             len: bond.object.len(),
             data: bond.data as usize,
             look: None,
@@ -277,8 +343,8 @@ impl Step {
             last_gradient: 0,
         };
         let ranges = views.iter().filter_map(View::extent).map(|(low, high)| (low, high, 0)).collect();
-        let names = ["params".to_owned()];
-        let gradient = checked_gradient(&[bond], 0, &names, &Occupied::new(ranges), gradient)?;
+        let (names, called) = (["p".to_owned()], || "g".to_owned());
+        let gradient = checked_gradient(&[bond], 0, &names, &called, &Occupied::new(ranges), gradient)?;
         let parameter = views.remove(0);
         let elements = parameter.len();
         // SAFETY: the arrays are alive in this call, writable, of the same shape, and none overlaps another.
@@ -291,10 +357,11 @@ impl Step {
     }
 }
 
-impl Engine {
+impl Binding {
     /// Checks all gradients and then takes them; nothing is taken if anything is wrong.
     fn take<'py>(&mut self, py: Python<'py>, grads: &Bound<'py, PyAny>) -> PyResult<()> {
-        let Self { step, tree, bonds, occupied, .. } = self;
+        let Self { step, tree, bonds, occupied, held, .. } = self;
+        held.clear();
         let mut replaced = None;
         let intact = tree.visit_own(py, &mut |i, leaf| {
             if !leaf.is(&bonds[i].array) {
@@ -313,22 +380,34 @@ impl Engine {
             return Err(PyValueError::new_err("params: entries were added or removed; make a new optimizer"));
         }
         let mut wrong: Vec<PyErr> = Vec::new();
-        let same = tree.visit(grads, &mut |i, leaf| {
-            match checked_gradient(bonds, i, &tree.names, occupied, leaf) {
+        let mut take = |i: usize, leaf: &Bound<'py, PyAny>| {
+            let name = &tree.names[i];
+            let called = || if name == "params" { "grads".to_owned() } else { format!("grads['{name}']") };
+            match checked_gradient(bonds, i, &tree.names, &called, occupied, leaf) {
                 Ok(gradient) => {
                     // Only what `Look::again` describes completely may be let through by its address alone.
                     let plain = gradient.as_ref().filter(|view| view.is_contiguous() && view.dtype() == bonds[i].dtype);
                     bonds[i].last_gradient = plain.and_then(View::extent).map_or(0, |(low, _)| low);
-                    // SAFETY: checked to be as long as the parameter and apart from everything that is written; the
-                    // caller's `grads` keeps it alive during the step.
+                    held.push(leaf.clone().unbind());
+                    // SAFETY: checked to be as long as the parameter and apart from everything that is written; `held`
+                    // keeps it alive until the step is over.
                     unsafe { step.set_gradient(i, gradient) };
                 }
                 Err(error) => wrong.push(error),
             }
             Ok(())
-        })?;
-        if !same {
-            return Err(PyValueError::new_err(format!("grads: {}", tree.differences(grads)?)));
+        };
+        if !tree.visit(grads, &mut take)? {
+            wrong.clear();
+            let differences = format!("grads: {}", tree.differences(grads)?);
+            let (given, leaves) = Tree::flatten(grads)?;
+            for (name, leaf) in given.names.iter().zip(&leaves) {
+                if let Some(i) = tree.names.iter().position(|own| own == name) {
+                    let called = || format!("grads['{name}']");
+                    wrong.extend(checked_gradient(bonds, i, &tree.names, &called, occupied, leaf).err());
+                }
+            }
+            wrong.insert(0, PyValueError::new_err(differences));
         }
         match wrong.len() {
             0 => Ok(()),
@@ -368,12 +447,12 @@ fn checked_gradient(
     bonds: &[Bond],
     i: usize,
     names: &[String],
+    called: &dyn Fn() -> String,
     occupied: &Occupied,
     leaf: &Bound<'_, PyAny>,
 ) -> PyResult<Option<View>> {
-    let (bond, name) = (&bonds[i], names[i].as_str());
-    let called = || if name == "params" { "grads".to_owned() } else { format!("grads['{name}']") };
-    check_in_place(bond, name, bond.array.bind(leaf.py()))?;
+    let bond = &bonds[i];
+    check_in_place(bond, &names[i], bond.array.bind(leaf.py()))?;
     if let Some((data, _)) = bond.look.as_ref().and_then(|look| look.again(leaf))
         && data as usize == bond.last_gradient
     {
@@ -383,7 +462,7 @@ fn checked_gradient(
     if leaf.is_none() {
         return Ok(None);
     }
-    let gradient = arrays::array(leaf, &called)?;
+    let gradient = arrays::array(leaf, called)?;
     if gradient.shape() != bond.shape {
         let mut text = format!(
             "{}: expected shape {} like its parameter, got {}",
@@ -434,7 +513,8 @@ fn check_in_place(bond: &Bond, name: &str, parameter: &Bound<'_, PyAny>) -> PyRe
     }
     let called = || if name == "params" { name.to_owned() } else { format!("params['{name}']") };
     let now = arrays::array(parameter, &called)?;
-    if now.data as usize != bond.data || now.shape() != bond.shape || now.dtype != bond.dtype || !now.writable {
+    let moved = now.data as usize != bond.data || now.object.strides() != bond.strides;
+    if moved || now.shape() != bond.shape || now.dtype != bond.dtype || !now.writable {
         return Err(PyValueError::new_err(format!(
             "{}: the array was resized, reshaped, moved or made read-only since the optimizer was made; make a new optimizer",
             called()

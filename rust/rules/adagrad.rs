@@ -49,7 +49,8 @@ impl Rule<1> for AdagradMean {
 
     #[inline(always)]
     fn update<A: Real>(c: &AdagradMeanCoefficients<A>, p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
-        let v = v + (g * g - v) / c.t;
+        // Once v is infinite it stays so, as a sum does: the element is frozen, not NaN.
+        let v = (v + (g * g - v) / c.t).or_if_nan(v + g * g);
         (p - c.lr * g.divide_or_zero(v.sqrt() + c.eps), [v])
     }
 }

@@ -37,6 +37,12 @@ fn with_momentum<S: Scalar>(h: &MomentumHyper<S>, t: u64) -> MomentumCoefficient
     MomentumCoefficients { lr, decay, one_minus_decay, eps_inside, eps, momentum: h.momentum }
 }
 
+/// v − a²: rounding can take it below 0, so it is cut off there; where both are infinite the element is frozen, not NaN.
+#[inline(always)]
+fn variance<A: Real>(v: A, a: A) -> A {
+    (v - a * a).or_if_nan(v).larger(A::constant(0.0))
+}
+
 /// v ← βv + (1−β)g²,  w ← w − γ·g/(√(v + ε) or √v + ε)
 #[derive(Debug)]
 pub struct RmsProp;
@@ -59,8 +65,6 @@ impl Rule<1> for RmsProp {
 }
 
 /// The same with the variance v − a² in place of v, a ← βa + (1−β)g
-///
-/// Rounding can take v − a² below 0, so it is cut off there.
 #[derive(Debug)]
 pub struct Centered;
 
@@ -78,7 +82,7 @@ impl Rule<2> for Centered {
     fn update<A: Real>(c: &RmsPropCoefficients<A>, p: A, g: A, [v, a]: [A; 2]) -> (A, [A; 2]) {
         let v = c.decay * v + c.one_minus_decay * (g * g);
         let a = c.decay * a + c.one_minus_decay * g;
-        let variance = (v - a * a).larger(A::constant(0.0));
+        let variance = variance(v, a);
         (p - c.lr * g.divide_or_zero((variance + c.eps_inside).sqrt() + c.eps), [v, a])
     }
 }
@@ -123,7 +127,7 @@ impl Rule<3> for CenteredWithMomentum {
     fn update<A: Real>(c: &MomentumCoefficients<A>, p: A, g: A, [v, a, b]: [A; 3]) -> (A, [A; 3]) {
         let v = c.decay * v + c.one_minus_decay * (g * g);
         let a = c.decay * a + c.one_minus_decay * g;
-        let variance = (v - a * a).larger(A::constant(0.0));
+        let variance = variance(v, a);
         let b = c.momentum * b + g.divide_or_zero((variance + c.eps_inside).sqrt() + c.eps);
         (p - c.lr * b, [v, a, b])
     }

@@ -99,14 +99,16 @@ __device__ __forceinline__ void adagrad_mean(const adagrad_mean_coefficients<A> 
     const A x7 = x6 - v;
     const A x8 = x7 / c.t;
     const A x9 = v + x8;
-    const A x10 = sqrt(x9);
-    const A x11 = x10 + c.eps;
-    const A x13 = g / x11;
-    const A x14 = x11 == A(0.0) ? A(0.0) : x13;
-    const A x15 = c.lr * x14;
-    const A x16 = p - x15;
-    v = x9;
-    p = x16;
+    const A x10 = v + x6;
+    const A x11 = x9 == x9 ? x9 : x10;
+    const A x12 = sqrt(x11);
+    const A x13 = x12 + c.eps;
+    const A x15 = g / x13;
+    const A x16 = x13 == A(0.0) ? A(0.0) : x15;
+    const A x17 = c.lr * x16;
+    const A x18 = p - x17;
+    v = x11;
+    p = x18;
 }
 
 template <typename A> struct rmsprop_coefficients { A lr, decay, one_minus_decay, eps_inside, eps; };
@@ -141,18 +143,19 @@ __device__ __forceinline__ void rmsprop_centered(const rmsprop_centered_coeffici
     const A x15 = x13 + x14;
     const A x16 = x15 * x15;
     const A x17 = x12 - x16;
-    const A x19 = x17 == x17 ? A(0.0) : x17;
-    const A x20 = A(0.0) < x17 ? x17 : x19;
-    const A x21 = x20 + c.eps_inside;
-    const A x22 = sqrt(x21);
-    const A x23 = x22 + c.eps;
-    const A x24 = g / x23;
-    const A x25 = x23 == A(0.0) ? A(0.0) : x24;
-    const A x26 = c.lr * x25;
-    const A x27 = p - x26;
+    const A x18 = x17 == x17 ? x17 : x12;
+    const A x20 = x18 == x18 ? A(0.0) : x18;
+    const A x21 = A(0.0) < x18 ? x18 : x20;
+    const A x22 = x21 + c.eps_inside;
+    const A x23 = sqrt(x22);
+    const A x24 = x23 + c.eps;
+    const A x25 = g / x24;
+    const A x26 = x24 == A(0.0) ? A(0.0) : x25;
+    const A x27 = c.lr * x26;
+    const A x28 = p - x27;
     v = x12;
     a = x15;
-    p = x27;
+    p = x28;
 }
 
 template <typename A> struct rmsprop_momentum_coefficients { A lr, decay, one_minus_decay, eps_inside, eps, momentum; };
@@ -190,21 +193,22 @@ __device__ __forceinline__ void rmsprop_centered_momentum(const rmsprop_centered
     const A x17 = x15 + x16;
     const A x18 = x17 * x17;
     const A x19 = x14 - x18;
-    const A x21 = x19 == x19 ? A(0.0) : x19;
-    const A x22 = A(0.0) < x19 ? x19 : x21;
-    const A x23 = c.momentum * b;
-    const A x24 = x22 + c.eps_inside;
-    const A x25 = sqrt(x24);
-    const A x26 = x25 + c.eps;
-    const A x27 = g / x26;
-    const A x28 = x26 == A(0.0) ? A(0.0) : x27;
-    const A x29 = x23 + x28;
-    const A x30 = c.lr * x29;
-    const A x31 = p - x30;
+    const A x20 = x19 == x19 ? x19 : x14;
+    const A x22 = x20 == x20 ? A(0.0) : x20;
+    const A x23 = A(0.0) < x20 ? x20 : x22;
+    const A x24 = c.momentum * b;
+    const A x25 = x23 + c.eps_inside;
+    const A x26 = sqrt(x25);
+    const A x27 = x26 + c.eps;
+    const A x28 = g / x27;
+    const A x29 = x27 == A(0.0) ? A(0.0) : x28;
+    const A x30 = x24 + x29;
+    const A x31 = c.lr * x30;
+    const A x32 = p - x31;
     v = x14;
     a = x17;
-    b = x29;
-    p = x31;
+    b = x30;
+    p = x32;
 }
 
 template <typename A> struct rmsprop_momentum_before_coefficients { A lr, decay, one_minus_decay, eps_inside, eps, momentum; };

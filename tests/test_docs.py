@@ -1,0 +1,266 @@
+"""What the documentation says is so: every example runs, every public name is explained, the stub is the extension."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ravine as rv
+from ravine import _core
+
+ROOT = Path(__file__).parent.parent
+MODULES = {
+    name: importlib.import_module(name)
+    for name in ["ravine", *(m.name for m in pkgutil.walk_packages(rv.__path__, "ravine."))]
+    if name != "ravine._core"
+}
+
+every_module = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+
+
+# Examples
+
+
+def examples():
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    for module in MODULES.values():
+        found = finder.find(module, globs={"np": np, "rv": rv})
+        yield from (test for test in found if test.examples)
+
+
+EXAMPLES = {test.name: test for test in examples()}
+
+
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
+def test_every_example_in_a_docstring_runs(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = []
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    with np.printoptions(precision=8, suppress=False, threshold=1000, linewidth=75):
+        failed, tried = runner.run(example, out=said.append)
+    assert failed == 0, "".join(said)
+    assert tried > 0
+
+
+def python_blocks(path):
+    """The fenced blocks of a Markdown file, each padded so that a traceback names the file's own lines."""
+    text = path.read_text(encoding="utf-8")
+    for block in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        yield "\n" * text[: block.start(1)].count("\n") + block[1]
+
+
+def test_every_python_block_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    readme = ROOT / "README.md"
+    blocks = list(python_blocks(readme))
+    assert blocks, "the README shows no code"
+    namespace = {"__name__": "__readme__"}
+    for block in blocks:
+        exec(compile(block, str(readme), "exec"), namespace)
+
+
+def test_blocks_are_found_with_their_line_numbers(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Title\n\n```python\na = 1\n```\n\n```sh\nls\n```\n```python\nb = a\n```\n")
+    assert list(python_blocks(page)) == ["\n\n\na = 1\n", "\n" * 10 + "b = a\n"]
+
+
+# Docstrings
+
+
+def public(module):
+    """The module's public functions and classes of its own, by name."""
+    names = getattr(module, "__all__", None)
+    if names is None:
+        names = [name for name, item in vars(module).items() if getattr(item, "__module__", None) == module.__name__]
+    items = {name: getattr(module, name) for name in names if not name.startswith("_")}
+    return {
+        f"{module.__name__}.{name}": item
+        for name, item in items.items()
+        if inspect.isclass(item) or inspect.isfunction(item)
+    }
+
+
+PUBLIC = {
+    name: item
+    for module in MODULES.values()
+    for name, item in public(module).items()
+    if name.startswith(item.__module__)
+}
+
+every_public = pytest.mark.parametrize("name, item", PUBLIC.items(), ids=PUBLIC)
+
+#: What needs no runnable example, and why.
+WITHOUT_EXAMPLE = {
+    "ravine.optimizers.Optimizer": "a base class, not made by itself; its methods have examples",
+    "ravine.optimizers.Options": "a list of keyword arguments; the optimizers' examples use them",
+    "ravine.config.num_threads": "in set_num_threads's example",
+    "ravine.config.show_config": "prints what differs from machine to machine",
+    "ravine.gradient_check.GradientCheck": "a result; check_gradient's example shows it",
+    "ravine.nn.Layer": "a base class, not made by itself",
+    "ravine.backends": "internal",
+}
+
+#: Whose arguments are explained elsewhere, and where.
+WITHOUT_ARGS = {
+    "ravine.functional": "the module's docstring explains p, g, step, states and options of all functions at once",
+    "ravine.init": "the module's docstring and uniform_fan_in's explain shape, rng, dtype and gain for all",
+    "ravine.trees": "the one line speaks of them",
+    "ravine.backends": "internal",
+    "ravine.optimizers.Optimizer": "a base class, not made by users",
+    "ravine.gradient_check.GradientCheck": "a result, made by check_gradient; its attributes are listed",
+    "ravine.schedules.Schedule": "made by the module's functions, not by hand",
+    "ravine.schedules.constant": "the one line speaks of it",
+    "ravine.nn.Layer": "a base class, not made by itself",
+    "ravine.nn.ReLU": "takes none; the base class has **params",
+    "ravine.nn.Tanh": "as ReLU",
+    "ravine.nn.Sigmoid": "as ReLU",
+    "ravine.nn.Sequential": "the one line speaks of the layers",
+    "ravine.nn.WeightNormLinear": "those of Linear, it says",
+    "ravine.nn.mean_squared_error": "those of squared_error, it says",
+}
+
+
+def excused(name, table):
+    return any(name == entry or name.startswith(f"{entry}.") for entry in table)
+
+
+@every_module
+def test_every_module_says_what_it_is_and_what_is_public(module):
+    assert module.__doc__
+    assert "__all__" in vars(module), "which names are public?"
+    assert list(module.__all__) == sorted(module.__all__, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+@every_public
+def test_every_public_name_has_a_docstring(name, item):
+    assert item.__doc__, name
+    if inspect.isclass(item):
+        own = {key: value for key, value in vars(item).items() if not key.startswith("_")}
+        methods = [key for key, value in own.items() if inspect.isfunction(value) or isinstance(value, property)]
+        assert [key for key in methods if not inspect.getdoc(getattr(item, key))] == []
+
+
+@every_public
+def test_every_public_function_and_class_has_a_runnable_example(name, item):
+    assert ">>>" in item.__doc__ or excused(name, WITHOUT_EXAMPLE)
+
+
+def parameters(item):
+    try:
+        signature = inspect.signature(item)
+    except ValueError:  # a builtin's
+        return []
+    return [p.lstrip("*") for p in signature.parameters if p not in ("self", "cls")]
+
+
+def documented(docstring):
+    """The names in the Args section; "a, b: …" documents both."""
+    section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", inspect.cleandoc(docstring), re.MULTILINE)
+    entries = re.findall(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)*):", section[1], re.MULTILINE) if section else []
+    return {name.lstrip("*") for entry in entries for name in entry.split(", ")}
+
+
+def undocumented(item):
+    known = documented(item.__doc__)
+    if item is rv.AdamW:
+        assert "those of :class:`Adam`" in item.__doc__
+        known |= documented(rv.Adam.__doc__)
+    return [p for p in parameters(item) if p not in known]
+
+
+@every_public
+def test_every_argument_is_documented(name, item):
+    assert undocumented(item) == [] or excused(name, WITHOUT_ARGS)
+
+
+def test_the_tables_excuse_only_what_needs_it():
+    guilty = [name for name, item in PUBLIC.items() if undocumented(item)]
+    assert [entry for entry in WITHOUT_ARGS if not any(excused(name, [entry]) for name in guilty)] == []
+    guilty = [name for name, item in PUBLIC.items() if ">>>" not in item.__doc__]
+    assert [entry for entry in WITHOUT_EXAMPLE if not any(excused(name, [entry]) for name in guilty)] == []
+
+
+@every_public
+def test_no_argument_is_documented_that_does_not_exist(name, item):
+    typed_dict = inspect.isclass(item) and issubclass(item, dict)
+    assert documented(item.__doc__) <= set(item.__annotations__ if typed_dict else parameters(item))
+
+
+def test_functions_have_the_arguments_of_their_rules():
+    for name in rv.functional.__all__:
+        if name == "adamw_":
+            continue  # adam_ with a decay on by default; its switches are adam_'s
+        rule = _core.rules()[name.rstrip("_")]
+        given = parameters(getattr(rv.functional, name))
+        hyper = [h for h in rule["hyperparameters"] if h not in ("beta1", "beta2", "weight_decay")]
+        assert [h for h in hyper if h not in given] == [], name
+        assert [s for s in rule["states"] if s not in given] == [], name
+        assert ("betas" in given) == ("beta1" in rule["hyperparameters"]), name
+
+
+def test_every_rule_has_a_function():
+    assert {f"{rule}_" for rule in _core.rules()} <= set(rv.functional.__all__)
+
+
+def test_the_version_is_the_manifests():
+    manifest = (ROOT / "Cargo.toml").read_text(encoding="utf-8")
+    assert re.search(r'^version = "(.*)"', manifest, re.MULTILINE)[1] == rv.__version__
+
+
+# The stub
+
+STUB = ast.parse((ROOT / "python/ravine/_core.pyi").read_text(encoding="utf-8"))
+
+
+def stub_names(body):
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.AnnAssign):
+            yield node.target.id
+
+
+def extension_names(item):
+    return {name for name in vars(item) if not name.startswith("__")}
+
+
+def test_the_stub_has_the_names_of_the_extension():
+    assert {*stub_names(STUB.body)} - {"__version__"} == extension_names(_core)
+    assert isinstance(_core.__version__, str)
+
+
+CLASSES = {node.name: node for node in STUB.body if isinstance(node, ast.ClassDef)}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_stubs_classes_have_the_members_of_the_extensions(name):
+    members = {*stub_names(CLASSES[name].body)} - {"__new__"}
+    assert members == extension_names(getattr(_core, name))
+
+
+FUNCTIONS = {node.name: (node, _core) for node in STUB.body if isinstance(node, ast.FunctionDef)} | {
+    f"{owner}.{node.name}": (node, getattr(_core, owner))
+    for owner, body in CLASSES.items()
+    for node in body.body
+    if isinstance(node, ast.FunctionDef) and not node.decorator_list and node.name != "__new__"
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_stubs_functions_have_the_arguments_of_the_extensions(name):
+    node, owner = FUNCTIONS[name]
+    arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    assert arguments == list(inspect.signature(getattr(owner, node.name)).parameters)
+
+
+def test_the_extension_is_typed_and_its_functions_documented():
+    assert (ROOT / "python/ravine/py.typed").exists()
+    assert [name for name in extension_names(_core) if not getattr(_core, name).__doc__] == []
