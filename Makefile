@@ -1,0 +1,100 @@
+# Needs Python, cargo, make and a C compiler (the linker); everything else goes into .venv and target.
+
+PYTHON ?= python3
+# Of `make bench`.
+THREADS ?= 2
+
+# Each said once, in the manifests.
+PYTHON_LEAST := $(shell sed -n 's/^requires-python = ">=3\.\([0-9]*\)".*/\1/p' pyproject.toml)
+RUST_LEAST := $(shell sed -n 's/^rust-version = "1\.\([0-9]*\)".*/\1/p' Cargo.toml)
+
+BIN := .venv/bin
+TOOLS := .venv/.tools
+GROUPS_INSTALLED := .venv/.groups
+CORE := python/ravine/_core.abi3.so
+
+.PHONY: help demo test test-rust test-python lint format build bench bench-kernels wheel clean check-tools
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build  ## train on handwritten digits with four optimizers: a table and learning_curves.png
+	@# One BLAS thread: for matrices this small two gain nothing, and on a busy machine they wait for each other.
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python examples/digits.py
+
+test: lint test-rust test-python  ## everything below that can fail: lint, test-rust, test-python
+
+test-rust: | check-tools  ## the core's tests; needs no Python package
+	cargo test
+
+test-python: $(CORE) $(GROUPS_INSTALLED)  ## the package's tests, with the examples of README and docstrings
+	$(BIN)/python -m pytest
+
+lint: $(CORE) $(GROUPS_INSTALLED)  ## rustfmt, clippy, ruff, mypy, and the stubs against the compiled module
+	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 \
+		|| { echo "make: rustfmt or clippy is missing: rustup component add rustfmt clippy"; exit 1; }
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --features python -- -D warnings
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	@# The one exception: __all__, which pyo3 makes of the names that stubtest compares one by one.
+	echo 'ravine\._core\.__all__' | $(BIN)/python -m mypy.stubtest ravine._core --allowlist /dev/stdin
+
+format: $(GROUPS_INSTALLED)  ## rewrite Rust and Python in the house's format
+	cargo fmt
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+build: $(CORE)  ## .venv with the package, editable and optimised, and what the example needs
+
+bench: bench-kernels  ## whole steps against torch, optax, thinc and NumPy, as far as installed: a record (THREADS=2)
+	$(BIN)/python benches/bench_optimizers.py --threads $(THREADS) --output benches/record/adamw-$(THREADS)-threads.md
+
+bench-kernels: build  ## the kernels alone: ns per element of each rule, dtype and instruction set
+	cargo bench
+
+wheel: $(TOOLS)  ## dist/ravine-*.whl, one for all Pythons
+	$(BIN)/maturin build --release --out dist
+
+clean:  ## remove all that make made
+	rm -rf .venv target dist $(CORE) learning_curves.png .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The rest are files, made once and again when what they rest on changes.
+
+$(TOOLS): pyproject.toml | check-tools
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' $$($(BIN)/python -c \
+		'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
+	touch $@
+
+$(GROUPS_INSTALLED): $(TOOLS)
+	$(BIN)/python -m pip install --quiet --group test --group lint
+	touch $@
+
+# Python files are not listed: an editable install reads them where they are.
+$(CORE): $(TOOLS) Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
+	env -u CONDA_PREFIX VIRTUAL_ENV="$(CURDIR)/.venv" $(BIN)/maturin develop --release --extras demo
+	touch $@
+
+check-tools:
+	@missing=""; lacks() { echo "make: $$1"; missing=yes; }; \
+	if ! command -v $(PYTHON) >/dev/null; then \
+		lacks "$(PYTHON) is missing: install Python 3.$(PYTHON_LEAST) or newer, or name yours: PYTHON=/path/to/python3"; \
+	elif ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, $(PYTHON_LEAST)))'; then \
+		lacks "$$($(PYTHON) --version) is too old: install 3.$(PYTHON_LEAST) or newer, or name yours: PYTHON=/path/to/python3"; \
+	elif ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		lacks "$(PYTHON) cannot make virtual environments: install its venv module (Debian, Ubuntu: apt install python3-venv)"; \
+	fi; \
+	if ! command -v cargo >/dev/null; then \
+		lacks "cargo is missing: install Rust 1.$(RUST_LEAST) or newer with rustup"; \
+	elif ! cargo --version | awk '{ split($$2, v, "."); exit !(v[1] > 1 || v[2] >= $(RUST_LEAST)) }'; then \
+		lacks "$$(cargo --version) is too old: 1.$(RUST_LEAST) or newer (rustup update)"; \
+	fi; \
+	if ! command -v cc >/dev/null; then \
+		lacks "cc is missing: install a C compiler, which Rust links with (Debian, Ubuntu: apt install gcc libc6-dev; macOS: xcode-select --install)"; \
+	fi; \
+	test -z "$$missing"
