@@ -97,6 +97,8 @@ struct Pool {
     caller: Mutex<Caller>,
     gate: Gate,
     job: UnsafeCell<Job>,
+    /// The one that the caller of the last job ran on.
+    processor: AtomicUsize,
     parked: [AtomicBool; MAX_THREADS],
 }
 
@@ -146,6 +148,7 @@ impl Pool {
                 end: [const { AtomicUsize::new(0) }; MAX_THREADS],
                 panicked: AtomicBool::new(false),
             }),
+            processor: AtomicUsize::new(processor::UNKNOWN),
             parked: [const { AtomicBool::new(false) }; MAX_THREADS],
         }
     }
@@ -171,6 +174,7 @@ impl Pool {
                 *job.end[id].get_mut() = (id + 1) * tasks / threads;
             }
         }
+        self.processor.store(processor::current(), Ordering::Relaxed);
         caller.jobs = (caller.jobs + 1) % (OPEN / ONE_JOB);
         self.gate.0.store(OPEN | (caller.jobs * ONE_JOB), Ordering::SeqCst);
         for (id, worker) in caller.workers.iter().enumerate().take(threads - 1) {
@@ -191,6 +195,7 @@ impl Pool {
         let mut last = 0;
         loop {
             last = self.wait(id, last);
+            self.make_way();
             if self.gate.enter(last) {
                 // SAFETY: inside the open gate, so the caller neither writes the job nor returns before we leave.
                 let job = unsafe { &*self.job.get() };
@@ -199,6 +204,14 @@ impl Pool {
                 }
                 self.gate.0.fetch_sub(1, Ordering::Release);
             }
+        }
+    }
+
+    /// Leaves the processor to the caller, if this thread was put on the same one.
+    fn make_way(&self) {
+        let taken = self.processor.load(Ordering::Relaxed);
+        if taken == processor::current() && taken != processor::UNKNOWN {
+            processor::leave(taken);
         }
     }
 
@@ -220,8 +233,7 @@ impl Pool {
             if start.elapsed() > AWAKE {
                 break;
             }
-            // On a busy machine the caller may be waiting for this very processor.
-            std::thread::yield_now();
+            self.make_way();
         }
         loop {
             self.parked[id].store(true, Ordering::SeqCst);
@@ -289,6 +301,43 @@ impl Drop for Restore {
     fn drop(&mut self) {
         IN_A_TASK.set(self.0);
     }
+}
+
+/// Where threads run.
+///
+/// When another library's workers spin on the other processors (OpenMP's do, for milliseconds), the scheduler wakes ours
+/// on the caller's, and may leave it there: the two would take turns.
+mod processor {
+    /// Where the system does not tell.
+    pub(super) const UNKNOWN: usize = usize::MAX;
+
+    #[cfg(target_os = "linux")]
+    pub(super) fn current() -> usize {
+        rustix::thread::sched_getcpu()
+    }
+
+    /// Moves this thread to another processor than `taken`; without one, lets others run here.
+    #[cfg(target_os = "linux")]
+    #[cold]
+    pub(super) fn leave(taken: usize) {
+        use rustix::thread::{sched_getaffinity, sched_setaffinity};
+        let Ok(allowed) = sched_getaffinity(None) else { return std::thread::yield_now() };
+        let mut others = allowed;
+        others.unset(taken);
+        if others.count() == 0 || sched_setaffinity(None, &others).is_err() {
+            return std::thread::yield_now();
+        }
+        // Only the move was wanted: from now on it may run wherever it might before. Failure would change nothing.
+        let _ = sched_setaffinity(None, &allowed);
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn current() -> usize {
+        UNKNOWN
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn leave(_taken: usize) {}
 }
 
 #[cfg(test)]

@@ -94,10 +94,10 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
             && states.iter().all(|state| state.plain::<A>().is_some())
         {
             let s = states.each_ref().map(|state| state.plain::<A>().unwrap_or(p).wrapping_add(start));
-            done = len - len % LANES;
-            // SAFETY: elements start..start + done are inside all these arrays, which are plain; the rest is the
-            // contract of `Sweep`.
-            unsafe { formula.apply(p.wrapping_add(start), g.wrapping_add(start), s, done) };
+            done = len;
+            // SAFETY: elements start..start + len are inside all these arrays, which are plain; the rest is the contract
+            // of `Sweep`.
+            unsafe { formula.apply(p.wrapping_add(start), g.wrapping_add(start), s, len) };
         }
         for at in (start + done..start + len).step_by(BLOCK) {
             let n = BLOCK.min(start + len - at);
@@ -108,8 +108,8 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
             // SAFETY: as above.
             let mut s: [Block<A>; N] = std::array::from_fn(|k| unsafe { states[k].load(at, n) });
             let pointers = s.each_mut().map(|s| s.as_mut_ptr());
-            // SAFETY: all are blocks on this stack, and n rounded up is at most BLOCK.
-            unsafe { formula.apply(p.as_mut_ptr(), g.as_ptr(), pointers, n.next_multiple_of(LANES)) };
+            // SAFETY: all are blocks on this stack, and n ≤ BLOCK.
+            unsafe { formula.apply(p.as_mut_ptr(), g.as_ptr(), pointers, n) };
             // SAFETY: as for the loads; parameters may be written.
             unsafe { parameter.store(at, n, &p) };
             for (state, new) in states.iter().zip(&s) {
@@ -125,6 +125,8 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
 ///
 /// So the compiler need not know that NumPy's arrays do not overlap, and we need not promise it.
 const LANES: usize = 32;
+/// The same for what is left of an array.
+const FEW: usize = 8;
 
 /// The whole pipeline of one (group, t), in one arithmetic.
 ///
@@ -151,44 +153,63 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
         }
     }
 
-    /// Updates `count` elements, a multiple of [`LANES`].
+    /// Updates `count` elements: in groups, then in smaller groups, then one by one.
     ///
     /// # Safety
     /// So many elements can be read at each pointer, and written at `p` and `s`; nobody else does meanwhile.
     #[inline(always)]
     unsafe fn apply(&self, p: *mut A, g: *const A, s: [*mut A; N], count: usize) {
-        for at in (0..count).step_by(LANES) {
-            let here = |pointer: *mut A| pointer.wrapping_add(at).cast::<[A; LANES]>();
-            // SAFETY: at + LANES ≤ count elements can be read.
-            let mut p_lanes = unsafe { here(p).read() };
+        let (whole, most) = (count - count % LANES, count - count % FEW);
+        for at in (0..whole).step_by(LANES) {
+            // SAFETY: at + LANES ≤ count.
+            unsafe { self.apply_group::<LANES>(p, g, s, at) };
+        }
+        for at in (whole..most).step_by(FEW) {
+            // SAFETY: at + FEW ≤ count.
+            unsafe { self.apply_group::<FEW>(p, g, s, at) };
+        }
+        for at in most..count {
+            // SAFETY: at < count.
+            unsafe { self.apply_group::<1>(p, g, s, at) };
+        }
+    }
+
+    /// Updates `W` elements from `at` on.
+    ///
+    /// # Safety
+    /// As [`Formula::apply`], with `at + W` ≤ count.
+    #[inline(always)]
+    unsafe fn apply_group<const W: usize>(&self, p: *mut A, g: *const A, s: [*mut A; N], at: usize) {
+        let here = |pointer: *mut A| pointer.wrapping_add(at).cast::<[A; W]>();
+        // SAFETY: at + W ≤ count elements can be read.
+        let mut p_lanes = unsafe { here(p).read() };
+        // SAFETY: as above.
+        let mut g_lanes = unsafe { here(g.cast_mut()).read() };
+        // SAFETY: as above.
+        let mut s_lanes = s.map(|s| unsafe { here(s).read() });
+        self.prepare(&mut g_lanes, &p_lanes);
+        if let Some(keep) = self.keep {
+            p_lanes = p_lanes.map(|p| keep * p);
+        }
+        for i in 0..W {
+            let state = std::array::from_fn(|k| s_lanes[k][i]);
+            let (p, state) = R::update(&self.coefficients, p_lanes[i], g_lanes[i], state);
+            p_lanes[i] = p;
+            for k in 0..N {
+                s_lanes[k][i] = state[k];
+            }
+        }
+        // SAFETY: at + W ≤ count elements can be written.
+        unsafe { here(p).write(p_lanes) };
+        for (s, lanes) in s.into_iter().zip(s_lanes) {
             // SAFETY: as above.
-            let mut g_lanes = unsafe { here(g.cast_mut()).read() };
-            // SAFETY: as above.
-            let mut s_lanes = s.map(|s| unsafe { here(s).read() });
-            self.prepare(&mut g_lanes, &p_lanes);
-            if let Some(keep) = self.keep {
-                p_lanes = p_lanes.map(|p| keep * p);
-            }
-            for i in 0..LANES {
-                let state = std::array::from_fn(|k| s_lanes[k][i]);
-                let (p, state) = R::update(&self.coefficients, p_lanes[i], g_lanes[i], state);
-                p_lanes[i] = p;
-                for k in 0..N {
-                    s_lanes[k][i] = state[k];
-                }
-            }
-            // SAFETY: at + LANES ≤ count elements can be written.
-            unsafe { here(p).write(p_lanes) };
-            for (s, lanes) in s.into_iter().zip(s_lanes) {
-                // SAFETY: as above.
-                unsafe { here(s).write(lanes) };
-            }
+            unsafe { here(s).write(lanes) };
         }
     }
 
     /// What happens to gradients before the rule sees them.
     #[inline(always)]
-    fn prepare(&self, g: &mut [A; LANES], p: &[A; LANES]) {
+    fn prepare<const W: usize>(&self, g: &mut [A; W], p: &[A; W]) {
         if self.maximize {
             *g = g.map(|g| -g);
         }
