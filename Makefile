@@ -13,7 +13,7 @@ TOOLS := .venv/.tools
 GROUPS_INSTALLED := .venv/.groups
 CORE := python/ravine/_core.abi3.so
 
-.PHONY: help demo test test-rust test-python lint format build bench bench-kernels wheel clean check-tools
+.PHONY: help demo test test-rust test-python test-slow lint format build bench bench-kernels wheel clean check-tools
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -30,6 +30,9 @@ test-rust: | check-tools  ## the core's tests; needs no Python package
 
 test-python: $(CORE) $(GROUPS_INSTALLED)  ## the package's tests, with the examples of README and docstrings
 	$(BIN)/python -m pytest
+
+test-slow: $(CORE) $(GROUPS_INSTALLED)  ## what takes many gigabytes: a step over more than 2^31 elements
+	RAVINE_SLOW=1 $(BIN)/python -m pytest tests/test_faults.py -k fault_20 --timeout 1800
 
 lint: $(CORE) $(GROUPS_INSTALLED)  ## rustfmt, clippy, ruff, mypy, and the stubs against the compiled module
 	@cargo fmt --version >/dev/null 2>&1 && cargo clippy --version >/dev/null 2>&1 \

@@ -1044,7 +1044,7 @@ def test_fault_20_indices_beyond_2_to_the_31():
     assert info.skipped
 
 
-@pytest.mark.skipif(os.environ.get("RAVINE_SLOW") != "1", reason="writes 4.3 GB; set RAVINE_SLOW=1")
+@pytest.mark.skipif(os.environ.get("RAVINE_SLOW") != "1", reason="writes 4.3 GB: make test-slow")
 def test_fault_20_a_step_over_more_than_2_to_the_31_elements():
     n = 2**31 + 7
     w, g = np.zeros(n, np.float16), np.zeros(n, np.float16)
