@@ -2,9 +2,10 @@
 //!
 //! Ioffe and Szegedy, "Batch Normalization", 2015, Algorithm 1.
 
+use super::memory::map;
+use super::sums::{Reader, RowSums, Sequence};
 use super::{
-    CHUNK, Differentiate, Formula, Memory, Normalize, Products, Reader, RowSums, Scale, Sequence, Square, Terms, Value,
-    inv_std, map, share_range,
+    CHUNK, Differentiate, Formula, Memory, Normalize, Products, Scale, Square, Terms, Value, inv_std, share_range,
 };
 use crate::element::Arithmetic;
 use crate::pool;

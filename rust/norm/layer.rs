@@ -2,9 +2,11 @@
 //!
 //! Ba, Kiros and Hinton, "Layer Normalization", 2016, equations 3 and 4.
 
+use super::memory::map;
+use super::sums::{Reader, RowSums, Sequence};
 use super::{
-    CHUNK, Differentiate, Formula, Memory, Normalize, NormalizedProducts, Reader, RowSums, Sequence, Square, Value,
-    WeightedProducts, inv_std, map, share_range,
+    CHUNK, Differentiate, Formula, Memory, Normalize, NormalizedProducts, Square, Value, WeightedProducts, inv_std,
+    share_range,
 };
 use crate::element::Arithmetic;
 use crate::reduce::{LANES, ROW_LANES};
