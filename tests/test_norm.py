@@ -648,3 +648,34 @@ def test_several_threads_of_python_may_normalise_at_once():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+LAYERS = {
+    "batch norm": ((6, 5), lambda: rv.BatchNorm(5, dtype=np.float64)),
+    "batch norm of images": ((4, 3, 2, 3), lambda: rv.BatchNorm(3, dtype=np.float64)),
+    "batch norm, channels last": ((4, 2, 3, 5), lambda: rv.BatchNorm(5, axis=-1, dtype=np.float64)),
+    "batch norm without affine": ((7, 4), lambda: rv.BatchNorm(4, affine=False, dtype=np.float64)),
+    "layer norm": ((4, 6), lambda: rv.LayerNorm(6, dtype=np.float64)),
+    "layer norm with scalars": ((4, 6), lambda: rv.LayerNorm(6, scalar=True, dtype=np.float64)),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_backward_passes_check_gradient(name, training):
+    shape, make = LAYERS[name]
+    rng = np.random.default_rng(5)
+    layer, x, weights = make(), rng.standard_normal(shape), rng.standard_normal(shape)
+    for p in layer.params.values():
+        p[...] += rng.standard_normal(p.shape) / 2
+    if hasattr(layer, "buffers"):
+        layer.forward(3 * x + 1)  # running statistics other than 0 and 1
+
+    def loss_and_grads(params):
+        # Quadratic in y, so that the loss is not linear in weight and bias.
+        y = layer.forward(params["x"], training=training)
+        dx = layer.backward(weights * y)
+        return 0.5 * (weights * y * y).sum(), {"x": dx.copy(), "own": layer.grads}
+
+    result = rv.check_gradient(loss_and_grads, {"x": x, "own": layer.params})
+    assert result, result.message
