@@ -36,7 +36,10 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownRule(name) => write!(f, "unknown rule {name:?}; ravine.rules() lists them"),
+            Self::UnknownRule(name) => {
+                let known: Vec<_> = crate::rules::REGISTRY.iter().map(|entry| entry.name).collect();
+                write!(f, "unknown rule {name:?}; expected one of {}", known.join(", "))
+            }
             Self::UnknownHyperparameter { rule, name } => write!(f, "rule {rule:?} has no hyperparameter {name:?}"),
             Self::OutOfRange { name, got, expected } => write!(f, "{name}: expected {expected}, got {got:?}"),
             Self::Dtype(text) | Self::Shape(text) | Self::Memory(text) | Self::NotFinite(text) => f.write_str(text),

@@ -65,10 +65,18 @@ pub fn run(tasks: usize, task: &Task<'_>) {
     run_alone(tasks, task);
 }
 
-/// The same on the calling thread alone.
-pub fn run_alone(tasks: usize, task: &Task<'_>) {
+fn run_alone(tasks: usize, task: &Task<'_>) {
     let _default = DefaultEnvironment::enter();
     (0..tasks).for_each(task);
+}
+
+/// Fewer elements than this in all are not worth waking another thread: an `AdamW` step over as many takes 10 µs in
+/// cache, and a fork-join 1 µs, or 10 to 30 after a pause (benches/record: kernels, fork-join).
+const PARALLEL_FROM: usize = 1 << 15;
+
+/// [`run`] for tasks that hold `elements` array elements in all; on the calling thread alone if these are few.
+pub fn share(tasks: usize, elements: usize, task: &Task<'_>) {
+    if elements < PARALLEL_FROM { run_alone(tasks, task) } else { run(tasks, task) }
 }
 
 thread_local! {

@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn smaller_and_maximum_propagate_nan() {
+    fn smaller_and_larger_propagate_nan() {
         for (a, b) in [(f32::NAN, 1.0), (1.0, f32::NAN), (f32::NAN, f32::NAN)] {
             assert!(a.smaller(b).is_nan() && a.larger(b).is_nan());
         }

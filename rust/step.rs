@@ -1,8 +1,8 @@
 //! The one loop, rule × arithmetic × blocks, and the pipeline around it.
 //!
 //! scale and sign → clip by value → clip by norm → coupled l2 → rule, with decoupled decay on the old parameter.
-//! Every stage is a little loop of its own over a block on the stack, run only if it is on; so kernels add up (rules +
-//! dtypes + stages) and never multiply.
+//! Every stage is a little loop of its own over a few vectors in registers, run only if it is on; arrays that are strided
+//! or of another dtype pass through blocks on the stack. So kernels add up (rules + dtypes + stages) and never multiply.
 
 use crate::element::{Arithmetic, BLOCK, Block, Dtype, View};
 use crate::error::Error;
@@ -15,8 +15,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Elements that a thread takes at a time: whole blocks of the summation tree, small enough to share evenly.
 const CHUNK: usize = 2 * reduce::BLOCK;
-/// Fewer elements than this in all are not worth waking another thread (measured; benches/record).
-const PARALLEL_FROM: usize = 1 << 15;
 
 /// The numbers of one (group, t).
 #[derive(Clone, Copy, Debug)]
@@ -302,6 +300,12 @@ impl Plan {
         Self { chunks: Vec::new(), tasks: Vec::new(), elements: 0, blocks: vec![0] }
     }
 
+    fn of(views: &[View]) -> Self {
+        let mut plan = Self::new();
+        views.iter().for_each(|view| plan.push(view.len()));
+        plan
+    }
+
     fn push(&mut self, len: usize) {
         let (tensor, first_block) = (self.blocks.len() - 1, self.blocks[self.blocks.len() - 1]);
         for start in (0..len).step_by(CHUNK) {
@@ -321,8 +325,7 @@ impl Plan {
             let end = self.tasks.get(i + 1).map_or(self.chunks.len(), |end| *end);
             self.chunks[self.tasks[i]..end].iter().for_each(work);
         };
-        let run = if self.elements < PARALLEL_FROM { pool::run_alone } else { pool::run };
-        run(self.tasks.len(), &task);
+        pool::share(self.tasks.len(), self.elements, &task);
     }
 
     /// Combines the blocks' sums, each tensor's and then the tensors', and takes the root.
@@ -343,8 +346,10 @@ impl Plan {
 /// The promise of [`View::new`] holds for all of them.
 pub unsafe fn global_norm(views: &[View]) -> f64 {
     let _default = DefaultEnvironment::enter();
-    let mut plan = Plan::new();
-    views.iter().for_each(|view| plan.push(view.len()));
+    norm_of(&Plan::of(views), views)
+}
+
+fn norm_of(plan: &Plan, views: &[View]) -> f64 {
     let squares: Vec<AtomicU64> = (0..plan.blocks[views.len()]).map(|_| AtomicU64::new(0)).collect();
     let asked = Measure { clip_value: f64::INFINITY, limit: None, squares: true };
     plan.for_each(&|chunk| {
@@ -362,11 +367,9 @@ pub unsafe fn global_norm(views: &[View]) -> f64 {
 /// As [`global_norm`], and they may be written, and none overlaps another.
 pub unsafe fn clip_by_global_norm(views: &[View], max_norm: f64) -> f64 {
     let _default = DefaultEnvironment::enter();
-    // SAFETY: the same contract.
-    let norm = unsafe { global_norm(views) };
+    let plan = Plan::of(views);
+    let norm = norm_of(&plan, views);
     if let Some(scale) = clip_scale(max_norm, norm) {
-        let mut plan = Plan::new();
-        views.iter().for_each(|view| plan.push(view.len()));
         plan.for_each(&|chunk| {
             let view = &views[chunk.tensor];
             match view.dtype().compute() {

@@ -679,3 +679,12 @@ def test_every_backward_passes_check_gradient(name, training):
 
     result = rv.check_gradient(loss_and_grads, {"x": x, "own": layer.params})
     assert result, result.message
+
+
+@pytest.mark.parametrize("name", ["eps", "momentum"])
+def test_layers_and_functions_refuse_a_number_in_the_same_words(name):
+    with pytest.raises(ValueError, match=name) as of_layer:
+        rv.BatchNorm(2, **{name: -1.5})
+    with pytest.raises(ValueError, match=name) as of_function:
+        rv.batch_norm(np.ones((3, 2)), **{name: -1.5})
+    assert str(of_layer.value) == str(of_function.value)

@@ -67,9 +67,8 @@ class Optimizer:
     """
 
     def __init__(self, params: Any, rule: str, hyper: Mapping[str, Value], options: Options) -> None:
-        own = {name: value for name, value in hyper.items() if name not in _COMMON}
         self._check_names(options, {**OptionsButDecay.__annotations__, **Options.__annotations__}, "option")
-        defaults: dict[str, Any] = {**own, **_COMMON, **{k: v for k, v in options.items() if k in _COMMON}}
+        defaults: dict[str, Any] = {**hyper, **_COMMON, **{k: v for k, v in options.items() if k in _COMMON}}
         params, groups, self._torch_groups = _torch_groups(params, list(options.get("groups") or ()))
         self._rule = rule
         self._values: list[dict[str, Any]] = []
@@ -263,7 +262,7 @@ class Optimizer:
             numbers.append(distinct.index(values))
         return numbers, distinct or [defaults]
 
-    #: Arguments that choose the rule's shape, so that groups cannot differ in them.
+    #: Values that stand for the rule's shape, so that groups cannot differ in them.
     _shapes: frozenset[str] = frozenset()
 
     def _check_names(self, given: Mapping[str, Any], known: Collection[str], what: str) -> None:
@@ -393,7 +392,7 @@ class SGD(Optimizer):
     array([ 0.46, -0.92])
     """
 
-    _shapes = frozenset({"nesterov", "form", "average"})
+    _shapes = frozenset({"average"})
 
     def __init__(
         self,
@@ -507,7 +506,7 @@ class RMSprop(Optimizer):
     array([ 0., -1.])
     """
 
-    _shapes = frozenset({"first_square", "centered"})
+    _shapes = frozenset({"first_square"})
 
     def __init__(
         self,
@@ -566,7 +565,7 @@ class Adam(Optimizer):
     array([ 0.9, -1.9])
     """
 
-    _shapes = frozenset({"amsgrad", "eps_inside", "eps_hat"})
+    _shapes = frozenset({"eps_inside", "eps_hat"})
 
     def __init__(
         self,

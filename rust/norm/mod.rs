@@ -33,8 +33,6 @@ mod sums;
 
 pub use memory::Memory;
 
-/// Fewer elements than this in all are not worth waking another thread.
-const PARALLEL_FROM: usize = 1 << 15;
 /// Elements that a thread takes at a time where any cut will do.
 const CHUNK: usize = 1 << 14;
 
@@ -199,15 +197,10 @@ pub fn inv_std(var: f64, eps: f64) -> f64 {
     1.0 / (var + eps).sqrt()
 }
 
-/// Calls `task(i)` for every i < `tasks`, on several threads if `elements` in all are worth it.
-fn share(tasks: usize, elements: usize, task: &(dyn Fn(usize) + Sync)) {
-    if elements < PARALLEL_FROM { pool::run_alone(tasks, task) } else { pool::run(tasks, task) }
-}
-
 /// Cuts `0..n` into neighbouring parts of about `size`, and calls `task` with each.
 fn share_range(n: usize, size: usize, elements: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
     let size = size.max(1);
-    share(n.div_ceil(size), elements, &|i| task(i * size..n.min((i + 1) * size)));
+    pool::share(n.div_ceil(size), elements, &|i| task(i * size..n.min((i + 1) * size)));
 }
 
 #[cfg(test)]

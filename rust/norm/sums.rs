@@ -1,7 +1,7 @@
 //! Sums over a channel, over a sample, over the rows: the trees of [`crate::reduce`], fed from wherever the elements lie.
 
+use super::Terms;
 use super::memory::Memory;
-use super::{Terms, share};
 use crate::element::Arithmetic;
 use crate::pool;
 use crate::reduce::{self, LANES, Pairs, ROW_LANES};
@@ -370,7 +370,7 @@ where
         let part = width.div_ceil(parts).next_multiple_of(LANES);
         let parts = width.div_ceil(part);
         let lanes = Memory::of_mut(&mut self.lanes);
-        share((end - first) * parts, rows.len() * channels, &|task| {
+        pool::share((end - first) * parts, rows.len() * channels, &|task| {
             let (block, lane) = (first + task / parts, task % parts * part);
             let start = block * reduce::BLOCK;
             simd::dispatch(AddRows::<A, T, BY_ROW, N, K> {

@@ -257,3 +257,19 @@ pub(crate) fn check_apart<'a, 'py: 'a>(
 pub(crate) fn shares_memory(a: &Bound<'_, PyAny>, b: &Bound<'_, PyAny>) -> PyResult<bool> {
     a.py().import("numpy")?.call_method1("shares_memory", (a, b))?.extract()
 }
+
+/// A shape as Python writes it.
+pub(crate) fn tuple(shape: &[usize]) -> String {
+    match shape {
+        [n] => format!("({n},)"),
+        _ => format!("({})", shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// Work on fewer elements than this keeps the interpreter's lock: letting go of it costs as much.
+const DETACH_FROM: usize = 1 << 12;
+
+/// Does the work on so many elements, without the interpreter's lock if they are many.
+pub(crate) fn detach<T: Send>(py: Python<'_>, elements: usize, work: impl FnOnce() -> T + Send) -> T {
+    if elements < DETACH_FROM { work() } else { py.detach(work) }
+}

@@ -1,6 +1,6 @@
 //! Batch norm and layer norm over NumPy arrays. Everything is checked before anything is written.
 
-use super::arrays::{self, Array};
+use super::arrays::{self, Array, detach, tuple};
 use crate::element::{Arithmetic, BLOCK, Dtype, View};
 use crate::error::Error;
 use crate::norm::batch::{self, Affine, Layout};
@@ -8,9 +8,6 @@ use crate::norm::{self, Memory, layer};
 use crate::simd::DefaultEnvironment;
 use numpy::{PyArray1, PyUntypedArrayMethods};
 use pyo3::prelude::*;
-
-/// Arrays of fewer elements than this keep the interpreter's lock: letting go of it costs as much as they do.
-const DETACH_FROM: usize = 1 << 12;
 
 /// Runs the body with `$A` as the type that the dtype names; [`input`] refuses all others.
 macro_rules! with_arithmetic {
@@ -219,10 +216,6 @@ pub(crate) fn layer_norm_backward<'py>(
     Ok(())
 }
 
-fn detach<T: Send>(py: Python<'_>, elements: usize, work: impl FnOnce() -> T + Send) -> T {
-    if elements < DETACH_FROM { work() } else { py.detach(work) }
-}
-
 fn check_number(name: &str, got: f64, good: bool, expected: &'static str) -> Result<(), Error> {
     if good { Ok(()) } else { Err(Error::OutOfRange { name: name.to_owned(), got, expected }) }
 }
@@ -230,14 +223,6 @@ fn check_number(name: &str, got: f64, good: bool, expected: &'static str) -> Res
 #[cold]
 fn refuse<T>(text: &str) -> PyResult<T> {
     Err(Error::Shape(text.to_owned()).into())
-}
-
-/// As Python writes it.
-fn tuple(shape: &[usize]) -> String {
-    match shape {
-        [n] => format!("({n},)"),
-        _ => format!("({})", shape.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
-    }
 }
 
 fn named<'a, 'py>(name: &str, object: &'a Object<'py>) -> Result<Array<'a, 'py>, Error> {

@@ -1,6 +1,6 @@
 //! `ravine._core.Engine`: a [`Step`] bound to NumPy arrays.
 
-use super::arrays::{self, Array, Look, Occupied};
+use super::arrays::{self, Array, Look, Occupied, tuple};
 use super::tree::Tree;
 use crate::element::{Dtype, View};
 use crate::error::Error;
@@ -12,9 +12,6 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
-
-/// Steps over fewer elements than this keep the interpreter's lock: letting go of it costs as much as they do.
-const DETACH_FROM: usize = 1 << 12;
 
 /// What a step reports.
 #[pyclass(frozen, get_all, module = "ravine._core")]
@@ -187,7 +184,7 @@ impl Engine {
             bound.step.set_hyper(group, &name, value)?;
         }
         let Binding { step, elements, .. } = &mut *bound;
-        let info = if *elements < DETACH_FROM { step.run() } else { py.detach(|| step.run()) };
+        let info = arrays::detach(py, *elements, || step.run());
         bound.held.clear();
         let info = info?;
         self.publish(info.step, info.lr);
@@ -352,7 +349,7 @@ impl Step {
         self.set_updates(&[t - 1]);
         // SAFETY: checked against all that is written; alive in this call.
         unsafe { self.set_gradient(0, gradient) };
-        if elements < DETACH_FROM { self.run() } else { py.detach(|| self.run()) }?;
+        arrays::detach(py, elements, || self.run())?;
         Ok(())
     }
 }
@@ -521,11 +518,4 @@ fn check_in_place(bond: &Bond, name: &str, parameter: &Bound<'_, PyAny>) -> PyRe
         )));
     }
     Ok(())
-}
-
-fn tuple(shape: &[usize]) -> String {
-    match shape {
-        [n] => format!("({n},)"),
-        _ => format!("({})", shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
-    }
 }
