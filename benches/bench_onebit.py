@@ -13,12 +13,13 @@ import datetime
 import os
 import platform
 import statistics
-import time
 from pathlib import Path
 
 import numpy as np
+from bench_norm import sample
 
 import ravine as rv
+from ravine.bench import machine
 
 #: Elements: in the second-level cache with the copy, in the third-level cache, in memory.
 SIZES = [1 << 16, 1 << 20, 1 << 25]
@@ -43,22 +44,6 @@ def cases(g, out):
     return functions
 
 
-def sample(f):
-    """Seconds per call, over at least 3 ms."""
-    calls, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < 3e-3 or calls == 0:
-        f()
-        calls += 1
-    return elapsed / calls
-
-
-def processor():
-    """Give the processor's name, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
@@ -71,8 +56,7 @@ def main():
     lines = [
         f"# 1-bit gradients, float32, {args.threads} threads",
         "",
-        f"* Date: {date:%Y-%m-%d %H:%M} UTC; {os.cpu_count()} CPUs ({processor()}, {rv._core.simd_level()}), "
-        f"{platform.machine()}, {args.rounds} rounds",
+        f"* Date: {date:%Y-%m-%d %H:%M} UTC; {machine()}, {rv._core.simd_level()}, {args.rounds} rounds",
         f"* ravine {rv.__version__}, NumPy {np.__version__}, Python {platform.python_version()}; "
         f"load of the machine before the first round: {load:.1f}",
         f"* Command: `python benches/bench_onebit.py --threads {args.threads}`",

@@ -684,6 +684,10 @@ def test_importing_ravine_imports_nothing_optional():
     assert printed == "[]"
 
 
+def test_importing_ravine_leaves_the_cuda_compiler_alone():
+    assert python("import sys, ravine; print('ravine.cuda.compiler' in sys.modules)") == "False"
+
+
 @pytest.mark.parametrize("text, expected", [("3", "3"), (" 1 ", "1"), ("1000", "64")])
 def test_the_environment_sets_the_number_of_threads(text, expected):
     assert python("import ravine; print(ravine.num_threads())", RAVINE_NUM_THREADS=text) == expected

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ INTERNAL = {
     "ravine.backends": "NumPy or CuPy?",
     "ravine.bench": "behind the command line",
     "ravine.cuda": "the CUDA kernels",
+    "ravine.descent": "inside of minimize",
+    "ravine.line_search": "inside of minimize",
     "ravine.objective": "shared by the checks",
 }
 #: The order of the reference; what is not named follows by the alphabet.
@@ -174,6 +177,7 @@ def _argument(name: str) -> str:
 
 # Files of the repository
 
+IMAGE = re.compile(r"(!\[[^\]\n]*\])\(([^)\s]+)\)")
 LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s]+)\)")
 _LANGUAGES = {".py": "python", ".c": "c", ".h": "c", ".rs": "rust", ".toml": "toml", ".cu": "cuda", ".yml": "yaml"}
 
@@ -212,8 +216,13 @@ def listing(path: Path) -> str:
         return "\n".join([f"# {relative}", "", *(f"- [{file.name}]({file.name})" for file in files)]) + "\n"
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
-        return text
+        return IMAGE.sub(lambda image: f"{image[1]}({_from(path, image[2])})", text)
     return f"---\nsearch: {{exclude: true}}\n---\n\n# {relative}\n\n{_code(path, text)}\n"
+
+
+def _from(page: Path, target: str) -> str:
+    """Give the way on the site from a page to a picture in docs/."""
+    return os.path.relpath(shown((page.parent / target).resolve()), Path(shown(page)).parent)
 
 
 def _code(path: Path, text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ravine import _core
-from ravine.cuda import compiler, norm, onebit, step
+from ravine.cuda import norm, onebit, step
 from ravine.cuda.device import Device, Kernel, alone
 
 __all__ = ["Backend", "CupyDevice", "backend", "backend_on", "from_dlpack", "on_stream"]
@@ -51,6 +51,8 @@ class CupyDevice:
         return self._loaded[source]
 
     def _load(self, source: str, name: str) -> Kernel:
+        from ravine.cuda import compiler  # not above: 7 of 34 ms of `import ravine`
+
         with self.here():
             # Not RawModule: CuPy adds -ftz=true to all that it compiles.
             module = self.xp.cuda.function.Module()
