@@ -113,15 +113,11 @@ wheel: $(TOOLS)  ## dist/: a wheel for all Pythons (Linux: glibc 2.17; ARCH="x86
 	$(BIN)/python -m pip install --quiet --group wheel
 ifeq ($(shell uname -s),Linux)
 	@# zig links against any glibc, and finds itself on the path. Another architecture: rustup target add $$arch-unknown-linux-gnu
-	@# The C library goes in, too, without a soname: its name is that of the file.
-	for arch in $(ARCH); do \
-		PATH="$(CURDIR)/$(BIN):$$PATH" CARGO_PROFILE_RELEASE_STRIP=symbols $(BIN)/cargo-zigbuild zigbuild --release --lib \
-			--target $$arch-unknown-linux-gnu.2.17 --target-dir target/c || exit 1; \
-		install -D target/c/$$arch-unknown-linux-gnu/release/libravine.so python/ravine/lib/libravine.so; \
-		install -D -m 644 rust/include/ravine.h python/ravine/include/ravine.h; \
-		PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/maturin build --release --out dist \
-			--zig --target $$arch-unknown-linux-gnu --compatibility manylinux2014 || exit 1; \
-	done; rm -r python/ravine/lib python/ravine/include
+	install -D -m 644 rust/include/ravine.h python/ravine/include/ravine.h
+	for arch in $(ARCH); do PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/maturin build --release --out dist \
+		--zig --target $$arch-unknown-linux-gnu --compatibility manylinux2014 || exit 1; done
+	rm -r python/ravine/include
+	for wheel in dist/*.whl; do $(BIN)/python rust/python/weaken.py $$wheel || exit 1; done
 	for wheel in dist/*.whl; do $(BIN)/auditwheel show $$wheel || exit 1; done
 else
 	$(BIN)/maturin build --release --out dist

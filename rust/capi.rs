@@ -59,7 +59,7 @@ fn guard(body: impl FnOnce() -> Result<(), Error>) -> i32 {
     status_of(&error)
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 extern "C" fn rv_last_error() -> *const c_char {
     LAST_ERROR.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
 }
@@ -333,22 +333,22 @@ fn views(arrays: Vec<Array<'_>>) -> Vec<View> {
 
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 extern "C" fn rv_version() -> *const c_char {
     VERSION.as_ptr().cast()
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 extern "C" fn rv_num_threads() -> usize {
     pool::num_threads()
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 extern "C" fn rv_set_num_threads(n: usize) -> usize {
     pool::set_num_threads(n)
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 extern "C" fn rv_instruction_set() -> *const c_char {
     match simd::level() {
         simd::Level::Baseline => c"baseline",
@@ -407,7 +407,7 @@ unsafe fn names_of(rule: *const c_char, list: fn(&RuleNames) -> &[Names]) -> *co
     found
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 extern "C" fn rv_rules() -> *const *const c_char {
     let mut found = ptr::null();
     guard(|| {
@@ -417,13 +417,13 @@ extern "C" fn rv_rules() -> *const *const c_char {
     found
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_rule_hyperparameters(rule: *const c_char) -> *const *const c_char {
     // SAFETY: the same promise.
     unsafe { names_of(rule, |names| &names.hyperparameters) }
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_rule_states(rule: *const c_char) -> *const *const c_char {
     // SAFETY: the same promise.
     unsafe { names_of(rule, |names| &names.states) }
@@ -600,7 +600,7 @@ unsafe fn bound<'a>(optimizer: *const Optimizer) -> Result<MutexGuard<'a, Bound>
     }
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_optimizer_new(rule: *const c_char, groups: usize, optimizer: *mut *mut Optimizer) -> i32 {
     guard(|| {
         check_out(optimizer, "optimizer")?;
@@ -626,7 +626,7 @@ unsafe extern "C" fn rv_optimizer_new(rule: *const c_char, groups: usize, optimi
     })
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_optimizer_free(optimizer: *mut Optimizer) {
     guard(|| {
         if !optimizer.is_null() {
@@ -637,7 +637,7 @@ unsafe extern "C" fn rv_optimizer_free(optimizer: *mut Optimizer) {
     });
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_optimizer_add(
     optimizer: *mut Optimizer,
     group: usize,
@@ -655,7 +655,7 @@ unsafe extern "C" fn rv_optimizer_add(
     })
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_optimizer_set(optimizer: *mut Optimizer, group: usize, name: *const c_char, value: f64) -> i32 {
     guard(|| {
         // SAFETY: the same promise.
@@ -671,7 +671,7 @@ unsafe extern "C" fn rv_optimizer_set(optimizer: *mut Optimizer, group: usize, n
     })
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_optimizer_get(
     optimizer: *const Optimizer,
     group: usize,
@@ -692,7 +692,7 @@ unsafe extern "C" fn rv_optimizer_get(
     })
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_optimizer_set_option(optimizer: *mut Optimizer, name: *const c_char, value: f64) -> i32 {
     guard(|| {
         // SAFETY: the same promise.
@@ -719,7 +719,7 @@ unsafe extern "C" fn rv_optimizer_set_option(optimizer: *mut Optimizer, name: *c
     })
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_optimizer_step(
     optimizer: *mut Optimizer,
     gradients: *const Tensor,
@@ -744,7 +744,7 @@ unsafe extern "C" fn rv_optimizer_step(
     })
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_optimizer_nonfinite(
     optimizer: *const Optimizer,
     parameter: usize,
@@ -769,7 +769,7 @@ unsafe extern "C" fn rv_optimizer_nonfinite(
     })
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_optimizer_get_counters(
     optimizer: *const Optimizer,
     steps: *mut u64,
@@ -790,7 +790,7 @@ unsafe extern "C" fn rv_optimizer_get_counters(
     })
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_optimizer_set_counters(
     optimizer: *mut Optimizer,
     steps: u64,
@@ -825,7 +825,7 @@ fn check_room_for_sums(arrays: &[Array<'_>]) -> Result<(), Error> {
     check_room(blocks, 64)
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_global_norm(tensors: *const Tensor, n: usize, norm: *mut f64) -> i32 {
     guard(|| {
         check_out(norm, "norm")?;
@@ -840,7 +840,7 @@ unsafe extern "C" fn rv_global_norm(tensors: *const Tensor, n: usize, norm: *mut
     })
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_clip_by_global_norm(tensors: *const Tensor, n: usize, max_norm: f64, norm: *mut f64) -> i32 {
     guard(|| {
         if !norm.is_null() {
@@ -864,7 +864,7 @@ unsafe extern "C" fn rv_clip_by_global_norm(tensors: *const Tensor, n: usize, ma
     })
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_scale(tensors: *const Tensor, n: usize, factor: f64) -> i32 {
     guard(|| {
         // SAFETY: the same promise.
@@ -877,7 +877,7 @@ unsafe extern "C" fn rv_scale(tensors: *const Tensor, n: usize, factor: f64) -> 
     })
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_count_nonfinite(tensors: *const Tensor, n: usize, count: *mut usize) -> i32 {
     guard(|| {
         check_out(count, "count")?;
@@ -892,7 +892,7 @@ unsafe extern "C" fn rv_count_nonfinite(tensors: *const Tensor, n: usize, count:
     })
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_convert(from: *const Tensor, to: *const Tensor) -> i32 {
     guard(|| {
         // SAFETY: the same promise.
@@ -1026,7 +1026,7 @@ fn check_room_for_norm(numbers: [usize; 2], elements: usize) -> Result<(), Error
     check_room(numbers[0].saturating_add(numbers[1]).saturating_add(elements / 512), 512)
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_batch_norm(
     x: *const Tensor,
     axis: usize,
@@ -1121,7 +1121,7 @@ impl<'a> Backward<'a> {
     }
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_batch_norm_backward(
     dy: *const Tensor,
     x: *const Tensor,
@@ -1154,7 +1154,7 @@ unsafe extern "C" fn rv_batch_norm_backward(
     })
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_layer_norm(
     x: *const Tensor,
     axes: usize,
@@ -1193,7 +1193,7 @@ unsafe extern "C" fn rv_layer_norm(
     })
 }
 
-#[cfg_attr(not(feature = "python"), unsafe(no_mangle))]
+#[unsafe(no_mangle)]
 unsafe extern "C" fn rv_layer_norm_backward(
     dy: *const Tensor,
     x: *const Tensor,

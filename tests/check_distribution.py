@@ -41,6 +41,24 @@ def check_wheel(path):
     assert path.stat().st_size <= LARGEST, f"{path.name} has {path.stat().st_size} bytes"
 
 
+def build_and_run_c(folder, python):
+    """Let a C program use the wheel's library, without Python in its process."""
+
+    def ask(what):
+        found = subprocess.run(
+            [python, "-c", f"import ravine; print({what})"], check=True, capture_output=True, text=True
+        )
+        return found.stdout.strip()
+
+    program = Path(folder, "train")
+    source = ROOT / "examples" / "c" / "train.c"
+    flags = ["-I", ask("ravine.get_include()"), ask("ravine.get_library()"), "-lm"]
+    subprocess.run(["cc", "-std=c11", "-Wl,-z,defs", source, *flags, "-o", program], check=True)
+    said = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    assert "15.0429 - 0.2322 t" in said, said
+    print("a C program without Python:", said.splitlines()[-1])
+
+
 def main(distribution, *arguments):
     """Check one distribution."""
     path = Path(distribution).resolve()
@@ -63,6 +81,7 @@ def main(distribution, *arguments):
         run("-c", ALONE)
         if path.suffix == ".whl":
             run("-c", C_LIBRARY)
+            build_and_run_c(folder, python)
         run("-m", "pip", "install", "--quiet", *manifest["dependency-groups"]["test"])
         run("-m", "pytest", "-p", "no:cacheprovider", *arguments)
 

@@ -479,7 +479,7 @@ def test_an_installation_without_the_library_says_where_it_is(monkeypatch, tmp_p
     for ask in (rv.get_include, rv.get_library):
         with pytest.raises(FileNotFoundError, match="wheels for Linux have it; from its sources, make install-c"):
             ask()
-    for name, ask in {"include/ravine.h": rv.get_include, "lib/libravine.so": rv.get_library}.items():
-        (tmp_path / name).parent.mkdir()
+    for name, ask in {"include/ravine.h": rv.get_include, "_core.abi3.so": rv.get_library}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
         assert Path(ask()) in ((tmp_path / name), (tmp_path / name).parent)
