@@ -77,8 +77,8 @@ def get_include() -> str:
 def get_library() -> str:
     """Return the path of the C library: for ``ctypes``, other languages, and linkers.
 
-    It is the extension module: one library for both. A program without Python may use it as well; in wheels, what it asks of
-    Python is allowed to be missing.
+    It is the extension module: one library for both. A program without Python may use it as well; in wheels, what it
+    asks of Python is allowed to be missing.
 
     Raises:
         FileNotFoundError: this installation has none; wheels have it, and ``make install-c`` installs it.
