@@ -120,7 +120,8 @@ def test_every_link_leads_somewhere(page):
     for link in tools.links(text):
         target, anchor = tools.target_of(page, link) or page, link.partition("#")[2]
         assert target.exists(), link
-        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+        there = tools.filled(target.name, target.read_text(encoding="utf-8")) if anchor else ""
+        assert not anchor or anchor in anchors(there), link
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -5,6 +5,7 @@ Nothing here needs mkdocs, so that the tests can look at it.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import os
@@ -148,7 +149,7 @@ def call(cls: type, arguments: dict[str, Any]) -> str:
 
 def rules() -> str:
     """Describe every class: formulas as printed by the rule that runs, states, ranges."""
-    kinds, lines = rv._core.rules(), []
+    kinds, own, lines = rv._core.rules(), own_tests(), []
     for cls in CLASSES:
         summary = inspect.cleandoc(cls.__doc__ or "").splitlines()[0]
         lines += [f"## {cls.__name__}", "", f"{summary} [Reference][ravine.optimizers.{cls.__name__}].", ""]
@@ -165,7 +166,46 @@ def rules() -> str:
             if kind != "switch":
                 lines.append(f"| `{_argument(name)}` | {rv._core.symbol(name)} | {RANGES[kind]} |")
         lines.append("")
+        if cls.__name__ in own:
+            lines += ["Tests of its own: " + ", ".join(f"`{test}`" for test in sorted(own[cls.__name__])) + ".", ""]
     return "\n".join(lines)
+
+
+def registry() -> str:
+    """Make the table of all rules of the core: who chooses each, its states, and its file."""
+    chosen: dict[str, list[str]] = {}
+    for cls in CLASSES:
+        for _, arguments in VARIANTS.get(cls, [("Default", {})]):
+            chosen.setdefault(optimizer(cls, arguments).state_dict()["rule"], []).append(cls.__name__)
+    lines = ["| Rule | Chosen by | States | Formula in |", "|---|---|---|---|"]
+    for rule, about in rv._core.rules().items():
+        (file,) = [
+            path.relative_to(ROOT).as_posix()
+            for path in sorted(ROOT.glob("rust/rules/*.rs"))
+            if re.search(rf'"{rule}"', path.read_text(encoding="utf-8"))
+        ]
+        cells = [
+            f"`{rule}`",
+            ", ".join(f"[{name}](#{name.lower()})" for name in dict.fromkeys(chosen[rule])),
+            ", ".join(f"`{state}`" for state in about["states"]) or "none",
+            f"`{file}`",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def own_tests() -> dict[str, set[str]]:
+    """Find the tests of the rules that speak of one or two classes: class → tests."""
+    path = ROOT / "tests" / "test_rules.py"
+    text = path.read_text(encoding="utf-8")
+    found: dict[str, set[str]] = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            parts = [ast.get_source_segment(text, part) or "" for part in (*node.decorator_list, *node.body)]
+            classes = {cls.__name__ for cls in CLASSES if re.search(rf"\brv\.{cls.__name__}\b", "\n".join(parts))}
+            for name in classes if len(classes) <= 2 else ():
+                found.setdefault(name, set()).add(f"{path.relative_to(ROOT).as_posix()}::{node.name}")
+    return found
 
 
 def _argument(name: str) -> str:
@@ -264,7 +304,9 @@ TEST = re.compile(r"`(?:(tests/\w+\.py)::)?(test_\w+)`")
 
 def filled(name: str, text: str) -> str:
     """Give a page's text with what is generated in its place, and the tests and files that it names as links."""
-    text = include(text.replace("<!-- rules -->", rules()) if name == "rules.md" else text)
+    if name == "rules.md":
+        text = text.replace("<!-- rules -->", rules()).replace("<!-- registry -->", registry())
+    text = include(text)
     if not (DOCS / name).exists():
         return text
     text = TEST.sub(lambda test: f"[`{test[2]}`](../{test[1] or 'tests/test_errata.py'})", text)
