@@ -672,8 +672,8 @@ def step(
 ) -> tuple[Array, list[Array]]:
     """One step of one parameter: sign → clip by value → clip by norm → l2 → decay of the old w → rule → after → store.
 
-    ``scale`` is ``norm_scale`` of the norm over all gradients. A stage that is off is left out. ``kept``, what ``after``
-    keeps, is changed.
+    ``scale`` is ``norm_scale`` of the norm over all gradients. A stage that is off is left out. ``kept`` has the arrays
+    that ``after`` keeps, by name, and is changed.
     """
     after, kept = after or {}, {} if kept is None else kept
     with np.errstate(all="ignore"):

@@ -1,8 +1,8 @@
 r"""Averages of the parameters, and Lookahead: options of every optimizer, done in the pass that updates them.
 
-A point is the parameter after one of its updates, as it was computed, before it is rounded to float16 or bfloat16. Updates
-are counted for each parameter by itself: one without a gradient stays as it is, and its average with it. A skipped step
-leaves everything. The average takes float64 for float64 parameters, else float32, and is saved with the states.
+A point is the parameter after one of its updates, as it was computed, before it is rounded to float16 or bfloat16.
+Updates are counted for each parameter by itself: one without a gradient stays as it is, and its average with it. A
+skipped step leaves everything. The average is float64 for float64 parameters, else float32, and saved with the states.
 
 The n-th point w that counts moves the average a, with c computed in float64 and rounded once:
 
@@ -39,9 +39,8 @@ class EMA:
         ValueError: a value out of range, named.
         TypeError: a count that is not a whole number.
 
-    Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992, on averaging; Szegedy et
-    al., "Rethinking the Inception Architecture for Computer Vision", 2015, section 8, on this weight. The warm-up is that
-    of TensorFlow's ``ExponentialMovingAverage`` with ``num_updates`` = n.
+    Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2015, section 8. The warm-up is
+    that of TensorFlow's ``ExponentialMovingAverage`` with ``num_updates`` = n.
 
     >>> w = np.array([4.0]); opt = rv.SGD(w, lr=1.0, average=rv.EMA(decay=0.5, warmup=False))
     >>> for _ in range(3): _ = opt.step(np.ones(1))  # w: 3, 2, 1; a: 3, 2.5, 1.75
@@ -77,9 +76,9 @@ class SWA:
         ValueError: a value out of range, named.
         TypeError: a count that is not a whole number.
 
-    Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018, Algorithm 1, whose
-    mean has the parameters at ``start`` as one more point. Running statistics of batch normalisation are to be computed
-    anew for the averages.
+    Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018, Algorithm 1,
+    whose mean has the parameters at ``start`` as one more point. Running statistics of batch normalisation are to be
+    computed anew for the averages.
 
     >>> w = np.array([4.0]); opt = rv.SGD(w, lr=1.0, average=rv.SWA(start=1))
     >>> for _ in range(3): _ = opt.step(np.ones(1))  # w: 3, 2, 1; the mean of 2 and 1

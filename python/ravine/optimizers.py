@@ -192,10 +192,10 @@ class Optimizer:
             raise ValueError(f"master: expected 'float32' or None, got {master!r}")
         if lookahead is not None and self._rule in self._sequences:
             raise ValueError(
-                f"lookahead: the states of {type(self).__name__} refer to where the parameter was (rule {self._rule!r}), "
-                "and would take the way back for motion; use another rule"
+                f"lookahead: the states of {type(self).__name__} (rule {self._rule!r}) refer to where the parameter "
+                "was, and would take the way back for motion; use another rule"
             )
-        return lookahead, average, master  # type: ignore[return-value]
+        return lookahead, average, master
 
     def _careful_step(self, grads: Any) -> _core.StepInfo:
         """Step where Python code runs before the core's: no other thread may come in between."""
@@ -337,10 +337,10 @@ class Optimizer:
 
     @contextmanager
     def averaged_parameters(self) -> Iterator[None]:
-        """Put the averages in the parameters' place, to evaluate with them; in the end the parameters are back, bit for bit.
+        """Put the averages in the parameters' place, to evaluate with them.
 
-        They are back after an exception, too. What is written to them meanwhile is lost. Takes room for a copy of the
-        parameters. ``step``, ``save``, ``load`` and their like raise meanwhile.
+        In the end the parameters are back, bit for bit, after an exception, too. What is written to them meanwhile is
+        lost. Takes room for a copy of the parameters. ``step``, ``save``, ``load`` and their like raise meanwhile.
 
         Raises:
             ValueError: an optimizer that keeps no averages.
@@ -375,7 +375,9 @@ class Optimizer:
     def _check_own(self, what: str) -> None:
         """Refuse what would take the averages for the parameters."""
         if self._swapped:
-            raise RuntimeError(f"{what}: the averages stand in the parameters' place; leave averaged_parameters() first")
+            raise RuntimeError(
+                f"{what}: the averages stand in the parameters' place; leave averaged_parameters() first"
+            )
 
     def _arrays(self) -> dict[str, dict[str, Any]]:
         """Give, of each parameter, the states and what else is kept, by their names."""

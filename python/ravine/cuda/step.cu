@@ -198,7 +198,7 @@ __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const 
             const Pack<GS, WIDTH> gs = *reinterpret_cast<const Pack<GS, WIDTH> *>(g + i);
             Pack<A, WIDTH> ss[SLOTS];
             for (unsigned k = 0; k < STATES; ++k) ss[k] = *reinterpret_cast<const Pack<A, WIDTH> *>(plain[k] + i);
-            typename After<P>::template Lanes<WIDTH> kept;
+            typename After<P>::template Lanes<WIDTH> kept = {};
             after.load(kept, i);
             for (unsigned j = 0; j < WIDTH; ++j) {
                 A x = P::load(ps.at[j]), s[SLOTS];
@@ -217,7 +217,7 @@ __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const 
     for (u64 i = done + threadIdx.x; i < range.end; i += blockDim.x) {
         PS *const p = place<PS>(parameter, i);
         A x = P::load(*p), s[SLOTS];
-        typename After<P>::template Lanes<1> kept;
+        typename After<P>::template Lanes<1> kept = {};
         for (unsigned k = 0; k < STATES; ++k) s[k] = *place<A>(states[k], i);
         after.load(kept, i);
         after.before(x, *p, kept, 0);

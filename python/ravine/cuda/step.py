@@ -375,8 +375,8 @@ class Engine:
 
 def _stages(kept: Words) -> tuple[str, ...]:
     """Name the stages that some parameter has an array for."""
-    there = kept.reshape(-1, len(_AFTER), WORDS)[:, :, 0].any(axis=0)
-    return tuple(stage for stage, has in zip(_AFTER, there, strict=True) if has)
+    there = kept.reshape(-1, len(_AFTER), WORDS)[:, :, 0]
+    return tuple(stage for i, stage in enumerate(_AFTER) if there[:, i].any())
 
 
 def _after_numbers(after: After | None) -> dict[str, float]:
