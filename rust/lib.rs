@@ -3,6 +3,7 @@
 //! One formula, every backend: a rule ([`rules`]) is written once over [`real::Real`]; [`step`] runs it over arrays,
 //! [`trace`] prints it. [`norm`] is batch and layer normalisation. [`reduce`] defines the order of every sum, so that the bits depend on nothing else.
 
+pub mod after;
 mod capi;
 pub mod element;
 pub mod error;

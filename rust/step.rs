@@ -1,9 +1,11 @@
 //! The one loop, rule × arithmetic × blocks, and the pipeline around it.
 //!
-//! scale and sign → clip by value → clip by norm → coupled l2 → rule, with decoupled decay on the old parameter.
+//! scale and sign → clip by value → clip by norm → coupled l2 → rule, with decoupled decay on the old parameter → what
+//! follows it ([`after`](crate::after)).
 //! Every stage is a little loop of its own over a few vectors in registers, run only if it is on; arrays that are strided
 //! or of another dtype pass through blocks on the stack. So kernels add up (rules + dtypes + stages) and never multiply.
 
+use crate::after::{self, After, Kept, Numbers};
 use crate::element::{Arithmetic, BLOCK, Dtype, Room, View};
 use crate::error::Error;
 use crate::pool;
@@ -26,6 +28,7 @@ pub(crate) struct Row {
     keep: Option<f64>,
     l2: Option<f64>,
     maximize: bool,
+    after: Numbers,
 }
 
 /// What is the same for all tensors of a step.
@@ -43,6 +46,7 @@ pub(crate) struct Tensor {
     gradient: Option<View>,
     /// Empty views behind those of the rule.
     states: [View; MAX_STATES],
+    kept: Option<Box<Kept>>,
     group: usize,
     t: u64,
     row: usize,
@@ -64,8 +68,18 @@ pub(crate) unsafe fn sweep<R: Rule<N>, A: Arithmetic, const N: usize>(
     len: usize,
 ) {
     if let (Some(gradient), Some(states)) = (&tensor.gradient, tensor.states.first_chunk::<N>()) {
-        let parameter = &tensor.parameter;
-        simd::dispatch(Loop::<R, A, N> { parameter, gradient, states, row, shared, start, len, types: PhantomData });
+        let (parameter, kept) = (&tensor.parameter, tensor.kept.as_deref().filter(|kept| kept.is_busy(&row.after)));
+        simd::dispatch(Loop::<R, A, N> {
+            parameter,
+            gradient,
+            states,
+            kept,
+            row,
+            shared,
+            start,
+            len,
+            types: PhantomData,
+        });
     }
 }
 
@@ -73,6 +87,7 @@ struct Loop<'a, R, A, const N: usize> {
     parameter: &'a View,
     gradient: &'a View,
     states: &'a [View; N],
+    kept: Option<&'a Kept>,
     row: &'a Row,
     shared: &'a Shared,
     start: usize,
@@ -85,13 +100,17 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { parameter, gradient, states, row, shared, start, len, .. } = self;
+        let Self { parameter, gradient, states, kept, row, shared, start, len, .. } = self;
         let formula = Formula::<R, A, N>::new(row, shared);
         let plain = states.iter().chain([parameter, gradient]).all(|view| view.plain::<A>().is_some());
         // One call for both: each copy of the formula is kilobytes of code.
         let (mut p_room, mut g_room) = (Room::uninit(), Room::uninit());
         let mut s_rooms = [const { Room::<A>::uninit() }; N];
-        let most = if plain { len } else { BLOCK };
+        let most = match (plain, kept) {
+            (true, None) => len,
+            (true, Some(_)) => after::MOST,
+            (false, _) => BLOCK,
+        };
         let (mut at, end) = (start, start + len);
         while at < end {
             let n = most.min(end - at);
@@ -105,8 +124,13 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
                 // SAFETY: as above.
                 *pointer = unsafe { state.open(at, n, room) };
             }
+            // Asked inside: to ask here is to have two loops, each with its copy of the formula (a fifth of the library).
+            // SAFETY: n elements were opened at p; the rest is the contract of `Step::keep`.
+            unsafe { after::before_rule(kept, parameter.dtype(), &row.after, p, at, n) };
             // SAFETY: n elements are there, as above.
             unsafe { formula.apply(p, g, s, n) };
+            // SAFETY: as before the rule.
+            unsafe { after::after_rule(kept, &row.after, p, at, n) };
             // SAFETY: as above, and opened so; parameters may be written.
             unsafe { parameter.close(at, n, &p_room) };
             for (state, room) in states.iter().zip(&s_rooms) {
@@ -468,6 +492,7 @@ impl Chunk {
 pub struct Step {
     rule: &'static Entry,
     options: Options,
+    after: After,
     groups: Vec<Group>,
     tensors: Vec<Tensor>,
     rows: Vec<Row>,
@@ -484,6 +509,7 @@ impl Step {
         Self {
             rule,
             options,
+            after: After::default(),
             groups: vec![group; groups],
             tensors: Vec::new(),
             rows: Vec::new(),
@@ -510,7 +536,28 @@ impl Step {
         self.beyond.push(AtomicUsize::new(0));
         let mut states = states.into_iter();
         let states = std::array::from_fn(|_| states.next().unwrap_or_else(View::empty));
-        self.tensors.push(Tensor { parameter, gradient: None, states, group, t: 0, row: 0 });
+        self.tensors.push(Tensor { parameter, gradient: None, states, kept: None, group, t: 0, row: 0 });
+    }
+
+    /// Sets what follows the rule, for parameters that have the arrays for it.
+    pub fn set_after(&mut self, after: After) {
+        self.after = after;
+    }
+
+    /// Gives the parameter bound last the arrays that what follows the rule keeps for it.
+    ///
+    /// # Safety
+    /// As [`Step::bind`].
+    ///
+    /// # Panics
+    /// If one has another length or dtype than the states, or is strided, or a parameter has a copy that needs none.
+    pub unsafe fn keep(&mut self, kept: Kept) {
+        let tensor = self.tensors.last_mut().expect("a parameter was bound");
+        let (parameter, compute) = (&tensor.parameter, tensor.parameter.dtype().compute());
+        let fits = |view: &View| view.len() == parameter.len() && view.dtype() == compute && view.is_contiguous();
+        assert!(kept.views().into_iter().flatten().all(fits));
+        assert!(kept.master.is_none() || parameter.dtype().size() == 2);
+        tensor.kept = Some(Box::new(kept));
     }
 
     /// The rule.
@@ -570,6 +617,11 @@ impl Step {
     /// The states of each, one after the other.
     pub fn states(&self) -> impl Iterator<Item = &View> {
         self.tensors.iter().flat_map(|tensor| &tensor.states[..self.rule.states.len()])
+    }
+
+    /// What is kept for each besides.
+    pub fn kept(&self) -> impl Iterator<Item = [Option<&View>; after::KEPT.len()]> {
+        self.tensors.iter().map(|tensor| tensor.kept.as_ref().map_or([None; _], |kept| kept.views()))
     }
 
     /// Their groups.
@@ -745,6 +797,7 @@ impl Step {
                     keep: decay.then(|| 1.0 - group.hyper[0] * group.weight_decay),
                     l2: (group.l2 != 0.0).then_some(group.l2),
                     maximize: group.maximize,
+                    after: self.after.numbers(t),
                 });
             }
         }

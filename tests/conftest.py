@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import ravine as rv
+from ravine.averages import after_rule
 from ravine.backends import cuda
 from tests.cuda_on_cpu import HostDevice
 
@@ -63,7 +64,7 @@ def hyper_sets(rule):
             yield hyper | dict(zip(switches, setting, strict=True))
 
 
-def engine(rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="propagate", **common):
+def engine(rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="propagate", after=None, **common):
     """Bind any rule of the registry to parameters, by its name."""
     made = rv._core.Engine(
         rule,
@@ -73,6 +74,7 @@ def engine(rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="p
         clip_value,
         clip_norm,
         nonfinite,
+        after_rule(np.zeros, **(after or {})),
     )
     for name, value in {**hyper, **common}.items():
         made.set_hyper(0, name, value)

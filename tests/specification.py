@@ -667,13 +667,21 @@ def step(
     maximize: float = False,
     clip_value: float | None = None,
     scale: float | None = None,
+    after: Mapping[str, Any] | None = None,
+    kept: dict[str, Array] | None = None,
 ) -> tuple[Array, list[Array]]:
-    """One step of one parameter: sign → clip by value → clip by norm → l2 → decay of the old w → rule → store.
+    """One step of one parameter: sign → clip by value → clip by norm → l2 → decay of the old w → rule → after → store.
 
-    ``scale`` is ``norm_scale`` of the norm over all gradients. A stage that is off is left out.
+    ``scale`` is ``norm_scale`` of the norm over all gradients. A stage that is off is left out. ``kept`` has the arrays
+    that ``after`` keeps, by name, and is changed.
     """
+    after, kept = after or {}, {} if kept is None else kept
     with np.errstate(all="ignore"):
         old = w.astype(compute_dtype(w.dtype))
+        if "master" in kept:
+            same = bits(kept["master"].astype(w.dtype)) == bits(w)
+            old = np.where(same, kept["master"], old)
+        begin = old
         g = g.astype(old.dtype)
         if maximize:
             g = -g
@@ -688,4 +696,34 @@ def step(
         elif weight_decay:
             old = old.dtype.type(1.0 - hyper["lr"] * weight_decay) * old
         new, *new_states = SPECIFICATION[rule](old, g, *states, t=t, **hyper)
+        if lookahead := after.get("lookahead"):
+            if t % lookahead.k == 1 or lookahead.k == 1:
+                kept["slow"] = begin
+            if t % lookahead.k == 0:
+                new = moved(kept["slow"], new, lookahead.alpha)
+        if average := after.get("average"):
+            n, rest = divmod(t - average.start, average.every)
+            if n >= 1 and rest == 0:
+                kept["average"] = moved(kept["average"], new, new_point(average, n))
+        if "master" in kept:
+            kept["master"] = new
         return new.astype(w.dtype), new_states
+
+
+def bits(a: Array) -> Array:
+    """Integers of the same bits."""
+    return a.view(f"u{a.dtype.itemsize}")
+
+
+def moved(a: Array, towards: Array, c: float) -> Array:
+    """A part of the way; all of it is there, without rounding."""
+    (c,) = rounded(a, c)
+    return towards if c == 1 else a + c * (towards - a)
+
+
+def new_point(average: Any, n: int) -> float:
+    """The weight of the n-th point in an average."""
+    decay = getattr(average, "decay", None)
+    if decay is None or n == 1:
+        return 1.0 / n
+    return float(1.0 - (min(decay, (1.0 + n) / (10.0 + n)) if average.warmup else decay))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ravine as rv
+from ravine.averages import after_rule
 from ravine.cuda.step import WORDS, Engine
 from tests.conftest import RULES, a_device, assert_same_bits, engine, hyper_sets
 from tests.test_bits import HYPER, finite, numbers
@@ -34,7 +35,9 @@ every_rule = pytest.mark.parametrize("rule", RULES)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
 
 
-def device_engine(device, rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="propagate", **common):
+def device_engine(
+    device, rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="propagate", after=None, **common
+):
     """Bind any rule to parameters on the device: the counterpart of `tests.conftest.engine`."""
     made = Engine(
         device,
@@ -45,6 +48,7 @@ def device_engine(device, rule, params, hyper, *, clip_value=None, clip_norm=Non
         clip_value,
         clip_norm,
         nonfinite,
+        after_rule(device.xp.zeros, **(after or {})),
     )
     for name, value in {**hyper, **common}.items():
         made.set_hyper(0, name, value)
@@ -73,6 +77,10 @@ def assert_same_steps(device, rule, params, gradients, hyper, on_device=None, **
         for i, (a, b) in enumerate(zip(made.states, own.states, strict=True)):
             for name, ours, theirs in zip(RULES[rule]["states"], a, b, strict=True):
                 assert_same_bits(ours.get(), theirs, f"{what}, state {name} of {i}")
+        for i, (a, b) in enumerate(zip(made.kept, own.kept, strict=True)):
+            assert list(a) == list(b)
+            for name, theirs in b.items():
+                assert_same_bits(a[name].get(), theirs, f"{what}, {name} of {i}")
     return made
 
 

@@ -2,6 +2,7 @@
 
 from ravine import convert, data, diagnose, functional, hessian, init, nn, onebit, plot, schedules, trees
 from ravine._core import __version__
+from ravine.averages import EMA, SWA, Lookahead
 from ravine.batch_norm import BatchNorm, BatchNormSaved, batch_norm, batch_norm_backward
 from ravine.config import get_include, get_library, num_threads, set_num_threads, show_config
 from ravine.gradient_check import GradientCheck, check_gradient
@@ -39,7 +40,9 @@ from ravine.trees import to_device, to_host
 __all__ = [
     "ADOPT",
     "ASGD",
+    "EMA",
     "SGD",
+    "SWA",
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",
@@ -57,6 +60,7 @@ __all__ = [
     "LayerNormSaved",
     "LearningRateRange",
     "Lion",
+    "Lookahead",
     "NAdam",
     "Optimizer",
     "RAdam",

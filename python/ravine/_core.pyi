@@ -4,6 +4,7 @@ from typing import Any, Literal, final
 import numpy as np
 
 __version__: str
+KEPT: list[str]
 
 @final
 class StepInfo:
@@ -29,6 +30,10 @@ class Engine:
         clip_value: float | None,
         clip_norm: float | None,
         nonfinite: str,
+        after: tuple[
+            Callable[[Any, str], list[Any]], tuple[float | None, bool, int, int] | None, tuple[int, float] | None
+        ]
+        | None = ...,
     ) -> Engine: ...
     def step(self, grads: Any, values: list[tuple[int, str, float]] = ...) -> StepInfo: ...
     def tables(self) -> dict[str, Any]: ...
@@ -50,6 +55,8 @@ class Engine:
     def parameters(self) -> list[Any]: ...
     @property
     def states(self) -> list[tuple[Any, ...]]: ...
+    @property
+    def kept(self) -> list[dict[str, Any]]: ...
     @property
     def updates(self) -> list[int]: ...
     def set_counters(self, steps: int, updates: list[int]) -> None: ...

@@ -1,7 +1,8 @@
 r"""Checkpoints: what ``opt.save`` writes and ``opt.load`` reads, one file in the safetensors format.
 
 Any reader of that format finds the arrays: ``<rule>/<state>/<parameter>``, such as ``adam/m/hidden.w``, and
-``params/<parameter>``. The metadata have one entry, ``ravine``, in JSON:
+``params/<parameter>``; where they are kept, ``master/<parameter>``, ``average/<parameter>`` and Lookahead's
+``slow/<parameter>``. The metadata have one entry, ``ravine``, in JSON:
 
 ==============  =================================================================================================
 ``checksum``    CRC-32 of the length and the header, its own eight digits read as 0
@@ -10,7 +11,8 @@ Any reader of that format finds the arrays: ``<rule>/<state>/<parameter>``, such
 ``rule``        its name in the core
 ``step``        completed steps
 ``updates``     t of each parameter
-``options``     ``values`` of ``clip_value``, ``clip_norm``, ``nonfinite``; ``exact``: its numbers, in hexadecimal
+``options``     ``values`` of ``clip_value``, ``clip_norm``, ``nonfinite``, and of ``lookahead``, ``average`` and
+                ``master`` if they are on; ``exact``: its numbers, in hexadecimal
 ``groups``      ``names`` of the parameters, ``values``: numbers, and of schedules the expression; ``exact``
 ``checksums``   CRC-32 of each tensor's bytes
 ==============  =================================================================================================
@@ -190,8 +192,11 @@ def _tensors(opt: Optimizer, params: bool) -> dict[str, dict[str, Any]]:
     kinds = list(_core.rules()[rule]["states"])
     return {
         name: {f"{rule}/{kind}/{name}": state for kind, state in zip(kinds, states, strict=True)}
+        | {f"{kind}/{name}": array for kind, array in kept.items()}
         | ({f"params/{name}": parameter} if params else {})
-        for name, states, parameter in zip(engine.names, engine.states, engine.parameters, strict=True)
+        for name, states, kept, parameter in zip(
+            engine.names, engine.states, engine.kept, engine.parameters, strict=True
+        )
     }
 
 
@@ -393,12 +398,14 @@ def load(opt: Optimizer, path: str | os.PathLike[str], params: bool, hyper: bool
             header = _read_header(file)
             # Holes, overlaps, shapes that do not fit their bytes: the format is the library's to check.
             safetensors.safe_open(name, "numpy", backend="pread")
-            fits, left_out, wrong = _differences(opt, header, params, strict)
+            rounded = params and _has_masters_alone(opt, header)
+            fits, left_out, wrong = _differences(opt, header, params and not rounded, strict)
             numbers, unlike = _numbers(opt, header, fits) if hyper else ({}, [])
             if wrong or unlike:
                 raise ValueError("; ".join([*wrong, *unlike]))
             opt._schedule_values(header.step)
-            own = {tensor: array for of in fits for tensor, array in _tensors(opt, params)[of].items()}
+            tensors = _tensors(opt, params and not rounded)
+            own = {tensor: array for of in fits for tensor, array in tensors[of].items()}
             values = _read(file, header, own)
         except (_DamagedError, safetensors.SafetensorError) as error:
             raise ValueError(f"{name}: damaged: {error}. Nothing was loaded{_older(name)}") from error
@@ -416,6 +423,8 @@ def load(opt: Optimizer, path: str | os.PathLike[str], params: bool, hyper: bool
     def assign() -> None:
         for tensor, array in own.items():
             opt._backend.assign(array, values[tensor])
+        if rounded:
+            opt._round_masters(fits)
         opt._engine.set_counters(header.step, counts)
         for (group, key), number in numbers.items():
             opt._set_number(group, key, number)
@@ -501,6 +510,13 @@ def _header(entries: dict[str, Any], meta: dict[str, Any], offset: int) -> _Head
     return _Header(meta["rule"], meta["step"], updates, _exactly(meta["options"]), values, checksums, tensors)
 
 
+def _has_masters_alone(opt: Optimizer, header: _Header) -> bool:
+    """Whether the file has no parameters, but the exact copies of all that this optimizer has."""
+    names = zip(opt._engine.names, opt._engine.kept, strict=True)
+    alone = all("master" in kept and f"master/{name}" in header.tensors for name, kept in names)
+    return alone and not any(name.startswith("params/") for name in header.tensors)
+
+
 def _differences(opt: Optimizer, header: _Header, params: bool, strict: bool) -> tuple[list[str], list[str], list[str]]:
     """Return which parameters can be loaded, which of the file's cannot, and what is wrong, if anything is."""
     own, saved = _tensors(opt, params), header.updates.keys()
@@ -511,6 +527,9 @@ def _differences(opt: Optimizer, header: _Header, params: bool, strict: bool) ->
         own = {name: {} for name in own}
     wrong = [f"parameters: missing {missing}"] if (missing := sorted(own.keys() - saved)) else []
     wrong += [f"parameters: unknown {unknown}"] if (unknown := sorted(saved - own.keys())) else []
+    for name in own if not fatal else ():
+        kept = {f"{kind}/{name}" for kind in _core.KEPT} & header.tensors.keys()
+        wrong += [f"{tensor}: expected nothing, got an array" for tensor in sorted(kept - own[name].keys())]
     fits = []
     for name in (name for name in own if name in saved):
         unlike = [_difference(tensor, array, header) for tensor, array in own[name].items()]

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 import numpy as np
 
 from ravine import _core, backends, checkpoint, trees
+from ravine.averages import EMA, SWA, Lookahead, after_rule
 
 __all__ = [
     "ADOPT",
@@ -60,6 +61,12 @@ class OptionsButDecay(TypedDict, total=False):
         nonfinite: ``"propagate"``, ``"skip"`` (the step does not happen) or ``"raise"``, for gradients that hold NaN,
             inf or, in rules that square them, more than the root of the largest number.
         groups: ``[(pattern, {name: value})]``: values that differ for the parameters whose names match.
+        lookahead: a :class:`ravine.Lookahead`: every k updates go only a part of the way.
+        average: a :class:`ravine.EMA` or :class:`ravine.SWA` of the parameters, for :meth:`Optimizer.averages`.
+        master: ``"float32"`` keeps an exact copy of each float16 or bfloat16 parameter, which is then its rounding: the
+            step reads and writes the copy, and updates smaller than the parameter's last bit add up. Where a parameter
+            is not its copy's rounding, it was changed from outside, and that element counts as it is. float32 and
+            float64 parameters are their own.
     """
 
     l2: Value
@@ -68,6 +75,9 @@ class OptionsButDecay(TypedDict, total=False):
     clip_norm: float | None
     nonfinite: Literal["propagate", "skip", "raise"]
     groups: Groups
+    lookahead: Lookahead | None
+    average: EMA | SWA | None
+    master: Literal["float32"] | None
 
 
 class Options(OptionsButDecay, total=False):
@@ -75,7 +85,8 @@ class Options(OptionsButDecay, total=False):
 
     Args:
         weight_decay: decoupled decay λ ≥ 0: w ← (1 − γλ)·w before the update is subtracted.
-        l2, maximize, clip_value, clip_norm, nonfinite, groups: see :class:`OptionsButDecay`.
+        l2, maximize, clip_value, clip_norm, nonfinite, groups, lookahead, average, master: see
+            :class:`OptionsButDecay`.
     """
 
     weight_decay: Value
@@ -89,8 +100,13 @@ class Optimizer:
     """What all optimizers share: binding parameters, groups, schedules, the step, and the state.
 
     The order of a step is fixed: sign (``maximize``) → finite check → clip by value → clip by norm → coupled l2 → rule,
-    with decoupled decay on the old parameter.
+    with decoupled decay on the old parameter → Lookahead → average → rounding to the parameter's dtype.
     """
+
+    #: Rules whose states hold where the parameter was, or lie about it: it must not be moved behind their back.
+    _sequences: frozenset[str] = frozenset({"heavy_ball", "asgd", "schedule_free_sgd", "schedule_free_adamw"})
+    #: Whether the averages stand in the parameters' place.
+    _swapped = False
 
     def __init__(self, params: Any, rule: str, hyper: Mapping[str, Value], options: Options) -> None:
         self._check_names(options, {**OptionsButDecay.__annotations__, **Options.__annotations__}, "option")
@@ -111,6 +127,9 @@ class Optimizer:
             "clip_norm": options.get("clip_norm"),
             "nonfinite": options.get("nonfinite", "propagate"),
         }
+        self._lookahead, self._averaging, self._master = self._after(options)
+        after: dict[str, Any] = {"lookahead": self._lookahead, "average": self._averaging, "master": self._master}
+        self._options |= {name: str(value) for name, value in after.items() if value is not None}
         self._engine: _core.Engine = backend.Engine(
             rule,
             params,
@@ -119,6 +138,7 @@ class Optimizer:
             self._options["clip_value"],
             self._options["clip_norm"],
             self._options["nonfinite"],
+            after_rule(backend.zeros, **after),
         )
         self._lock = threading.Lock()
         self._scheduled = [
@@ -156,8 +176,26 @@ class Optimizer:
         >>> w
         array([0.5, 1. ])
         """
+        if self._swapped:
+            self._check_own("step")
         step = self._careful_step if self._scheduled or self._torch_groups else self._engine.step
         return step(grads)
+
+    def _after(self, options: Options) -> tuple[Lookahead | None, EMA | SWA | None, str | None]:
+        """Return what follows the rule: each checked by its class, and that this optimizer can do it."""
+        lookahead, average, master = (options.get(name) for name in ("lookahead", "average", "master"))
+        if lookahead is not None and not isinstance(lookahead, Lookahead):
+            raise TypeError(f"lookahead: expected a ravine.Lookahead or None, got {lookahead!r}")
+        if average is not None and not isinstance(average, EMA | SWA):
+            raise TypeError(f"average: expected a ravine.EMA, a ravine.SWA or None, got {average!r}")
+        if master not in (None, "float32"):
+            raise ValueError(f"master: expected 'float32' or None, got {master!r}")
+        if lookahead is not None and self._rule in self._sequences:
+            raise ValueError(
+                f"lookahead: the states of {type(self).__name__} (rule {self._rule!r}) refer to where the parameter "
+                "was, and would take the way back for motion; use another rule"
+            )
+        return lookahead, average, master
 
     def _careful_step(self, grads: Any) -> _core.StepInfo:
         """Step where Python code runs before the core's: no other thread may come in between."""
@@ -249,9 +287,121 @@ class Optimizer:
             lines.append(f"w ← (1 − {_core.symbol('lr')}·{_core.symbol('weight_decay')})·w")
             symbols["weight_decay"] = values["weight_decay"]
         lines += _core.formula(self._rule, [values[name] for name in rule]).splitlines()
+        lines += self._after_formula()
         used = {name: value for name, value in symbols.items() if value or name == "lr"}
         lines.append(", ".join(f"{_core.symbol(name)} = {scheduled.get(name, value)}" for name, value in used.items()))
         return "\n".join(lines)
+
+    def _after_formula(self) -> list[str]:
+        lines = []
+        if self._lookahead is not None:
+            lines.append(f"w ← s + {self._lookahead.alpha}·(w − s), s ← w   every {self._lookahead.k} updates")
+        if (average := self._averaging) is not None:
+            c = "/n"
+            if isinstance(average, EMA):
+                decay = f"min({average.decay}, (1 + n)/(10 + n))" if average.warmup else f"{average.decay}"
+                c = f"·(1 − {decay})"
+            when = f", every {average.every} updates" if average.every > 1 else ""
+            when += f", from {average.start} on" if average.start else ""
+            lines.append(f"a ← a + (w − a){c}   point n{when}; a ← w at the first")
+        return lines
+
+    def averages(self) -> Any:
+        """Return the averages of ``average=``: new arrays, nested as the parameters are, in their dtypes.
+
+        What no point was counted of yet is the parameter itself. Exact averages of float16 and bfloat16 parameters, in
+        float32, are in ``state_dict()``.
+
+        Raises:
+            ValueError: an optimizer that keeps none.
+
+        >>> w = {"w": np.array([4.0])}; opt = rv.SGD(w, lr=1.0, average=rv.SWA())
+        >>> for _ in range(2): _ = opt.step({"w": np.ones(1)})  # 3, then 2
+        >>> opt.averages(), w
+        ({'w': array([2.5])}, {'w': array([2.])})
+        """
+        made = iter(self._averages())
+        return trees.map(lambda _: next(made), self._params)
+
+    def _averages(self) -> list[Any]:
+        """Return a new array for each parameter."""
+        self._check_own("averages")
+        if (average := self._averaging) is None:
+            raise ValueError(f"averages: {type(self).__name__} keeps none; make it with average=rv.EMA(), or rv.SWA()")
+        engine = self._engine
+        rows = zip(engine.parameters, engine.kept, engine.updates, strict=True)
+        return [
+            kept["average"].astype(parameter.dtype) if t - average.start >= average.every else parameter.copy()
+            for parameter, kept, t in rows
+        ]
+
+    @contextmanager
+    def averaged_parameters(self) -> Iterator[None]:
+        """Put the averages in the parameters' place, to evaluate with them.
+
+        In the end the parameters are back, bit for bit, after an exception, too. What is written to them meanwhile is
+        lost. Takes room for a copy of the parameters. ``step``, ``save``, ``load`` and their like raise meanwhile.
+
+        Raises:
+            ValueError: an optimizer that keeps no averages.
+            RuntimeError: the averages are there already.
+
+        >>> w = np.array([4.0]); opt = rv.SGD(w, lr=1.0, average=rv.SWA())
+        >>> for _ in range(2): _ = opt.step(np.ones(1))
+        >>> with opt.averaged_parameters(): print(w)
+        [2.5]
+        >>> w
+        array([2.])
+        """
+        averages = self._averages()
+        own = [parameter.copy() for parameter in self._engine.parameters]
+        self._swapped = True
+        try:
+            self._put(averages)
+            yield
+        finally:
+            try:
+                self._put(own)
+            except KeyboardInterrupt:  # all or nothing
+                self._put(own)
+                raise
+            finally:
+                self._swapped = False
+
+    def _put(self, values: list[Any]) -> None:
+        for parameter, value in zip(self._engine.parameters, values, strict=True):
+            self._backend.assign(parameter, value)
+
+    def _check_own(self, what: str) -> None:
+        """Refuse what would take the averages for the parameters."""
+        if self._swapped:
+            raise RuntimeError(
+                f"{what}: the averages stand in the parameters' place; leave averaged_parameters() first"
+            )
+
+    def _arrays(self) -> dict[str, dict[str, Any]]:
+        """Give, of each parameter, the states and what else is kept, by their names."""
+        engine, kinds = self._engine, list(_core.rules()[self._rule]["states"])
+        rows = zip(engine.names, engine.states, engine.kept, strict=True)
+        return {name: {**dict(zip(kinds, states, strict=True)), **kept} for name, states, kept in rows}
+
+    def _settle_masters(self) -> None:
+        """Take changes from outside into the exact copies, as the next step would."""
+        for parameter, kept in zip(self._engine.parameters, self._engine.kept, strict=True):
+            if "master" in kept:
+                p, master = backends.cpu.put(parameter), backends.cpu.put(kept["master"])
+                with np.errstate(all="ignore"):
+                    changed = master.astype(p.dtype).view(np.uint16) != np.ascontiguousarray(p).view(np.uint16)
+                if changed.any():
+                    self._backend.assign(kept["master"], np.where(changed, p.astype(np.float32), master))
+
+    def _round_masters(self, names: Collection[str]) -> None:
+        """Make those of these parameters that have an exact copy its rounding."""
+        engine = self._engine
+        for name, parameter, kept in zip(engine.names, engine.parameters, engine.kept, strict=True):
+            if name in names and "master" in kept:
+                with np.errstate(all="ignore"):
+                    self._backend.assign(parameter, backends.cpu.put(kept["master"]).astype(parameter.dtype))
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all that a run needs to go on, bit for bit: plain dicts of arrays and numbers.
@@ -260,16 +410,16 @@ class Optimizer:
         >>> opt.state_dict()["updates"], sorted(opt.state_dict()["states"]["w"])
         ({'w': 1}, ['m', 'v'])
         """
-        kinds = list(_core.rules()[self._rule]["states"])
-        states = {
-            name: {kind: state.copy() for kind, state in zip(kinds, states, strict=True)}
-            for name, states in zip(self._engine.names, self._engine.states, strict=True)
-        }
+        self._check_own("state_dict")
+        self._settle_masters()
+        states = {name: {kind: array.copy() for kind, array in own.items()} for name, own in self._arrays().items()}
         updates = dict(zip(self._engine.names, self._engine.updates, strict=True))
         return {"format": 1, "rule": self._rule, "step": self.steps, "updates": updates, "states": states}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``, matched by the parameters' names.
+
+        Parameters that have an exact copy (``master``) become its rounding; others are not in a state.
 
         Args:
             state: what ``state_dict`` returned; hyperparameters are this optimizer's own.
@@ -282,14 +432,15 @@ class Optimizer:
         1
         """
         names = self._engine.names
-        own = dict(zip(names, self._engine.states, strict=True))
-        kinds = list(_core.rules()[self._rule]["states"])
-        wrong = _state_differences(state, self._rule, kinds, own)
+        self._check_own("load_state_dict")
+        own = self._arrays()
+        wrong = _state_differences(state, self._rule, own)
         if wrong:
             raise ValueError("state: " + "; ".join(wrong) + ". Nothing was loaded.")
         for name in names:
-            for kind, array in zip(kinds, own[name], strict=True):
+            for kind, array in own[name].items():
                 self._backend.assign(array, state["states"][name][kind])
+        self._round_masters(names)
         self._engine.set_counters(int(state["step"]), [int(state["updates"][name]) for name in names])
         self._start()
 
@@ -316,6 +467,8 @@ class Optimizer:
         >>> w[:] = 7; opt.load("run.safetensors").step, w
         (1, array([0.5, 1. ]))
         """
+        self._check_own("save")
+        self._settle_masters()
         checkpoint.save(self, path, keep, params)
 
     def load(
@@ -347,6 +500,7 @@ class Optimizer:
         >>> rv.SGD(np.zeros(2), lr=0.25).load("run.safetensors").restored
         ('lr: 0.5, was 0.25',)
         """
+        self._check_own("load")
         return checkpoint.load(self, path, params, hyper, strict)
 
     def __repr__(self) -> str:
@@ -480,7 +634,7 @@ def _number(name: str, value: Any) -> float:
         raise TypeError(f"{name}: expected a number or a schedule, got {value!r}") from None
 
 
-def _state_differences(state: Mapping[str, Any], rule: str, kinds: list[str], own: dict[str, Any]) -> list[str]:
+def _state_differences(state: Mapping[str, Any], rule: str, own: dict[str, dict[str, Any]]) -> list[str]:
     missing = [key for key in ("format", "rule", "step", "updates", "states") if key not in state]
     if missing:
         return [f"missing {missing}; expected what state_dict() returned"]
@@ -503,14 +657,22 @@ def _state_differences(state: Mapping[str, Any], rule: str, kinds: list[str], ow
     for name in own.keys() & state["states"].keys():
         given = state["states"][name]
         if not isinstance(given, Mapping):
-            wrong.append(f"states[{name!r}]: expected a dict of {kinds}, got {type(given).__name__}")
+            wrong.append(f"states[{name!r}]: expected a dict of {list(own[name])}, got {type(given).__name__}")
             continue
-        for kind, array in zip(kinds, own[name], strict=True):
+        for kind in (kind for kind in _core.KEPT if kind in given and kind not in own[name]):
+            wrong.append(f"states[{name!r}][{kind!r}]: expected nothing, got one; {_without(kind)}")
+        for kind, array in own[name].items():
             other = given.get(kind)
             found = "nothing" if other is None else f"{np.shape(other)} {getattr(other, 'dtype', type(other).__name__)}"
             if found != f"{array.shape} {array.dtype}":
                 wrong.append(f"states[{name!r}][{kind!r}]: expected {array.shape} {array.dtype}, got {found}")
     return wrong
+
+
+def _without(kind: str) -> str:
+    """Say what to do about an array that the optimizer does not keep."""
+    option = {"slow": "lookahead"}.get(kind, kind)
+    return f"make the optimizer with the same {option}=, or delete the entry"
 
 
 class SGD(Optimizer):
@@ -1301,8 +1463,9 @@ class _Averaging(Optimizer):
     """What optimizers share that keep an average of the parameters besides the parameters themselves."""
 
     def __init__(self, params: Any, rule: str, hyper: Mapping[str, Value], options: Options) -> None:
+        if options.get("average") is not None:
+            raise ValueError(f"average: {type(self).__name__} keeps one of its own, for averages(); use another rule")
         super().__init__(params, rule, hyper, options)
-        self._nesting = params
 
     def averages(self) -> Any:
         """Return the averages: new arrays, nested as the parameters are, in their dtypes.
@@ -1312,11 +1475,13 @@ class _Averaging(Optimizer):
         >>> opt.averages(), w
         ({'w': array([0.25])}, {'w': array([0.125])})
         """
+        return super().averages()
+
+    def _averages(self) -> list[Any]:
+        self._check_own("averages")
         engine = self._engine
         rows = zip(self._group_of, engine.parameters, engine.states, engine.updates, strict=True)
-        made = iter([self._average(*row) for row in rows])
-        nesting = [group["params"] for group in self._nesting] if _is_torch(self._nesting) else self._nesting
-        return trees.map(lambda _: next(made), nesting)
+        return [self._average(*row) for row in rows]
 
     def _average(self, group: int, parameter: Any, states: Sequence[Any], t: int) -> Any:
         raise NotImplementedError

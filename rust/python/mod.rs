@@ -62,6 +62,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("KEPT", crate::after::KEPT)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 

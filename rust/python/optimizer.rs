@@ -2,6 +2,7 @@
 
 use super::arrays::{self, Array, Look, Place, tuple};
 use super::tree::Tree;
+use crate::after::{After, Average, KEPT, Kept, Lookahead};
 use crate::element::{Dtype, View, WORDS};
 use crate::error::Error;
 use crate::overlap::Occupied;
@@ -11,6 +12,7 @@ use numpy::PyArray1;
 use pyo3::exceptions::{PyFloatingPointError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
@@ -47,6 +49,8 @@ struct Bond {
     given: Py<PyAny>,
     array: Py<PyAny>,
     states: Vec<Py<PyAny>>,
+    /// In the order of [`KEPT`].
+    kept: Vec<Option<Py<PyAny>>>,
     dtype: Dtype,
     shape: Vec<usize>,
     strides: Vec<isize>,
@@ -108,12 +112,22 @@ fn options(clip_value: Option<f64>, clip_norm: Option<f64>, nonfinite: &str) -> 
     Ok(options)
 }
 
+/// What follows the rule: a function of a parameter and the name of what it computes in, to the arrays of [`KEPT`] or
+/// None; decay, warm-up, start and distance of an average; distance and α of Lookahead.
+type AfterRule<'py> = (Bound<'py, PyAny>, Option<(Option<f64>, bool, u64, NonZeroU64)>, Option<(NonZeroU64, f64)>);
+
+fn after_of(rule: Option<&AfterRule<'_>>) -> After {
+    let Some((_, average, lookahead)) = rule else { return After::default() };
+    let average = average.map(|(decay, warmup, start, every)| Average { decay, warmup, start, every: every.get() });
+    After { average, lookahead: lookahead.map(|(every, alpha)| Lookahead { every: every.get(), alpha }) }
+}
+
 #[pymethods]
 impl Engine {
     /// Binds the arrays of `params`. `group_of` maps a list of names to the groups' numbers, `new_states` a parameter
     /// to its state arrays; both are called before anything is bound.
     #[new]
-    #[pyo3(signature = (rule, params, group_of, new_states, clip_value, clip_norm, nonfinite))]
+    #[pyo3(signature = (rule, params, group_of, new_states, clip_value, clip_norm, nonfinite, after = None))]
     fn new(
         rule: &str,
         params: &Bound<'_, PyAny>,
@@ -122,6 +136,7 @@ impl Engine {
         clip_value: Option<f64>,
         clip_norm: Option<f64>,
         nonfinite: &str,
+        after: Option<AfterRule<'_>>,
     ) -> PyResult<Self> {
         let rule = rules::find(rule).ok_or_else(|| Error::UnknownRule(rule.to_owned()))?;
         let options = options(clip_value, clip_norm, nonfinite)?;
@@ -145,6 +160,7 @@ impl Engine {
         arrays::check_apart(&Occupied::new(ranges.clone()), |i| (called(i)(), &leaves[i]))?;
         let groups: Vec<usize> = group_of.call1((tree.names.clone(),))?.extract()?;
         let mut step = Step::new(rule, options, groups.iter().max().map_or(1, |last| last + 1));
+        step.set_after(after_of(after.as_ref()));
         let mut bonds = Vec::with_capacity(leaves.len());
         let mut elements = 0;
         for (i, leaf) in leaves.iter().enumerate() {
@@ -156,10 +172,21 @@ impl Engine {
                 ranges.extend(view.extent().map(|(low, high)| (low, high, i)));
                 views.push(view);
             }
+            let (kept, kept_views) = match &after {
+                Some(after) => kept_of(place, leaf, &parameter, after)?,
+                None => (Vec::new(), None),
+            };
+            for view in kept_views.iter().flat_map(Kept::views).flatten() {
+                ranges.extend(view.extent().map(|(low, high)| (low, high, i)));
+            }
             elements += parameter.len();
             // SAFETY: the bond keeps the arrays alive, NumPy does not resize arrays that are referred to twice, and
             // `check` looks at every step whether they lie where they lay; they are writable and overlap nothing.
             unsafe { step.bind(parameter.view(), views, groups[i]) };
+            if let Some(kept) = kept_views {
+                // SAFETY: as above.
+                unsafe { step.keep(kept) };
+            }
             bonds.push(Bond {
                 dtype: parameter.dtype,
                 shape: parameter.shape().to_vec(),
@@ -170,6 +197,7 @@ impl Engine {
                 given: given[i].clone().unbind(),
                 array: leaf.clone().unbind(),
                 states: states.into_iter().map(Bound::unbind).collect(),
+                kept: kept.into_iter().map(|array| array.map(Bound::unbind)).collect(),
                 last_gradient: 0,
             });
         }
@@ -297,6 +325,20 @@ impl Engine {
         PyList::new(py, states.collect::<PyResult<Vec<_>>>()?)
     }
 
+    /// What is kept for each parameter besides, by name.
+    #[getter]
+    fn kept<'py>(&self, py: Python<'py>) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let bound = self.bound()?;
+        let of = |bond: &Bond| {
+            let dict = PyDict::new(py);
+            for (name, array) in KEPT.iter().zip(&bond.kept) {
+                array.as_ref().map_or(Ok(()), |array| dict.set_item(name, array))?;
+            }
+            Ok(dict)
+        };
+        bound.bonds.iter().map(of).collect()
+    }
+
     /// How often each parameter was updated.
     #[getter]
     fn updates(&self) -> PyResult<Vec<u64>> {
@@ -349,6 +391,34 @@ fn states_of<'py>(
     if right { Ok(states) } else { Err(PyValueError::new_err("states: not the arrays that the rule needs")) }
 }
 
+/// The arrays that are kept for a parameter, as they are given, and checked.
+fn kept_of<'py>(
+    place: Place,
+    leaf: &Bound<'py, PyAny>,
+    parameter: &Array<'_, '_>,
+    (new, average, lookahead): &AfterRule<'py>,
+) -> PyResult<(Vec<Option<Bound<'py, PyAny>>>, Option<Kept>)> {
+    let compute = parameter.dtype.compute();
+    let arrays: [Option<Bound<'py, PyAny>>; KEPT.len()] = new.call1((leaf, compute.name()))?.extract()?;
+    let name = || "kept".to_owned();
+    let mut right = true;
+    let mut view = |object: &Option<Bound<'py, PyAny>>, needed: bool| {
+        right &= object.is_some() == needed;
+        let Some(object) = object else { return Ok(None) };
+        let array = arrays::array_at(place, object, &name)?;
+        array.check_writable(&name)?;
+        right &= array.contiguous && array.shape() == parameter.shape() && array.dtype == compute;
+        Ok::<_, PyErr>(Some(array.view()))
+    };
+    let master = view(&arrays[0], arrays[0].is_some() && parameter.dtype.size() == 2)?;
+    let (average, slow) = (view(&arrays[1], average.is_some())?, view(&arrays[2], lookahead.is_some())?);
+    if right {
+        Ok((arrays.into(), Some(Kept { master, average, slow })))
+    } else {
+        Err(PyValueError::new_err("kept: not the arrays that what follows the rule needs"))
+    }
+}
+
 impl Step {
     /// Binds one array for update number t, with states that the caller keeps and whose arrays outlive the use of `self`.
     pub(crate) fn bind_one(
@@ -395,6 +465,7 @@ impl Step {
             given: parameter.clone().unbind(),
             array: parameter.clone().unbind(),
             states: states.iter().map(|(_, state)| state.clone().unbind()).collect(),
+            kept: Vec::new(),
             last_gradient: 0,
         };
         let ranges = views.iter().filter_map(View::extent).map(|(low, high)| (low, high, 0)).collect();
@@ -451,6 +522,7 @@ pub(crate) fn tables<'py>(py: Python<'py>, step: &Step) -> PyResult<Bound<'py, P
     tables.set_item("parameters", PyArray1::from_vec(py, parameters))?;
     tables.set_item("gradients", PyArray1::from_vec(py, described_gradients(step)?))?;
     tables.set_item("states", PyArray1::from_vec(py, described_states(step)?))?;
+    tables.set_item("kept", PyArray1::from_vec(py, described(step.kept().flatten().map(|view| Some((view?, 0))))?))?;
     tables.set_item("groups", PyArray1::from_vec(py, step.group_numbers().map(|group| group as u64).collect()))?;
     tables.set_item("values", PyArray1::from_vec(py, step.values()))?;
     tables.set_item("blocks", blocks)?;
@@ -601,7 +673,8 @@ fn checked_gradient(
     let view = gradient.view();
     if let Some(extent) = view.extent() {
         for owner in occupied.overlapping(extent) {
-            for array in std::iter::once(&bonds[owner].array).chain(&bonds[owner].states) {
+            let Bond { array, states, kept, .. } = &bonds[owner];
+            for array in std::iter::once(array).chain(states).chain(kept.iter().flatten()) {
                 if arrays::shares_memory(leaf, array.bind(py))? {
                     let text = format!(
                         "{}: shares memory with parameter '{}' or its states, which the step changes; pass a copy",

@@ -1,6 +1,7 @@
 // The step: one launch for all parameters. Rule is the struct of a rule, KINDS the storages that meet in this list.
 //
-// scale and sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter.
+// scale and sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter -> what
+// follows it: Lookahead, an average, the exact copy of a half-precision parameter (LOOKAHEAD, AVERAGE, MASTER if defined).
 // What changes from step to step is in device memory, the counts of updates too, so a captured step can be replayed.
 
 // A group's hyperparameters, and the options that every rule has.
@@ -19,6 +20,11 @@ struct StepArgs {
     unsigned *ticket;
     u64 count, blocks;
     double clip_value; // infinite: none
+    const Array *kept; // KEPT of each parameter
+    u64 warms, start, every; // of the average
+    double decay;            // negative: all points weigh the same
+    u64 period;              // of Lookahead
+    double alpha;
 };
 
 // The numbers of one (group, t), in f64.
@@ -26,6 +32,8 @@ struct Row {
     Rule::Coefficients<double> coefficients;
     double keep, l2;
     bool maximize, decay, couple;
+    double weight, alpha;
+    bool counts, begins, ends;
 };
 
 __device__ __noinline__ void fill(Row &row, const Group &group, const u64 t) {
@@ -35,6 +43,24 @@ __device__ __noinline__ void fill(Row &row, const Group &group, const u64 t) {
     row.maximize = group.maximize != 0.0;
     row.decay = group.weight_decay != 0.0;
     row.couple = group.l2 != 0.0;
+}
+
+// What follows update t: whether it counts in the average and with what weight; whether Lookahead starts from the
+// parameter before it, and goes only a part of the way in it.
+__device__ __forceinline__ void follow(Row &row, const StepArgs &a, const u64 t) {
+#ifdef AVERAGE
+    const u64 since = t < a.start ? 0 : t - a.start;
+    const double points = double(since / a.every), warm = (1.0 + points) / (10.0 + points);
+    row.counts = since > 0 && since % a.every == 0;
+    if (since == a.every) row.weight = 1.0;
+    else if (a.decay < 0.0) row.weight = 1.0 / points;
+    else row.weight = 1.0 - (a.warms && warm < a.decay ? warm : a.decay);
+#endif
+#ifdef LOOKAHEAD
+    row.begins = (t - 1) % a.period == 0;
+    row.ends = t % a.period == 0;
+    row.alpha = a.alpha;
+#endif
 }
 
 // The whole pipeline of one (group, t), in one arithmetic. A stage that is off is not run: with a neutral number it would
@@ -63,6 +89,83 @@ template <typename A> struct Formula {
     }
 };
 
+// The arrays that are kept of each parameter: its exact copy, its average, Lookahead's slow weights.
+constexpr unsigned KEPT = 3;
+
+#if defined(MASTER) || defined(AVERAGE) || defined(LOOKAHEAD)
+// What follows the rule, for one parameter in one update. Arrays that this update leaves alone are null.
+template <typename P> struct After {
+    typedef typename P::Computed A;
+    typedef typename P::Stored PS;
+    A *master, *average, *slow;
+    A weight, alpha;
+    bool moves, begins, ends;
+
+    // What a thread holds of them.
+    template <unsigned W> struct Lanes {
+        Pack<A, W> master, average, slow;
+    };
+
+    __device__ __forceinline__ After(const StepArgs &a, const Row &row, const u64 tensor)
+        : master(nullptr), average(nullptr), slow(nullptr), weight(0), alpha(0), moves(false), begins(false), ends(false) {
+        const Array *const kept = a.kept + tensor * KEPT;
+#ifdef MASTER
+        if (sizeof(PS) == 2) master = reinterpret_cast<A *>(kept[0].data);
+#endif
+#ifdef AVERAGE
+        if (row.counts) average = reinterpret_cast<A *>(kept[1].data);
+        weight = A(row.weight);
+        moves = average && weight != A(1.0);
+#endif
+#ifdef LOOKAHEAD
+        begins = row.begins;
+        alpha = A(row.alpha);
+        ends = row.ends && alpha != A(1.0);
+        if (begins || ends) slow = reinterpret_cast<A *>(kept[2].data);
+#endif
+    }
+
+    __device__ __forceinline__ bool wide() const { return aligned(master) && aligned(average) && aligned(slow); }
+
+    template <unsigned W> __device__ __forceinline__ void load(Lanes<W> &lanes, const u64 i) const {
+        if (master) lanes.master = *reinterpret_cast<const Pack<A, W> *>(master + i);
+        if (moves) lanes.average = *reinterpret_cast<const Pack<A, W> *>(average + i);
+        if (slow && !begins) lanes.slow = *reinterpret_cast<const Pack<A, W> *>(slow + i);
+    }
+
+    // Before the rule. An element that is not the rounding of its copy was changed from outside, and counts as it is.
+    template <unsigned W> __device__ __forceinline__ void before(A &p, const PS bits, Lanes<W> &lanes, const unsigned j) const {
+#ifdef MASTER
+        if (master && P::store(lanes.master.at[j]) == bits) p = lanes.master.at[j];
+#endif
+        if (begins) lanes.slow.at[j] = p;
+    }
+
+    template <unsigned W> __device__ __forceinline__ void after(A &p, Lanes<W> &lanes, const unsigned j) const {
+        if (ends) p = lanes.slow.at[j] + alpha * (p - lanes.slow.at[j]);
+        if (average) lanes.average.at[j] = moves ? lanes.average.at[j] + weight * (p - lanes.average.at[j]) : p;
+        if (master) lanes.master.at[j] = p;
+    }
+
+    template <unsigned W> __device__ __forceinline__ void store(const Lanes<W> &lanes, const u64 i) const {
+        if (master) *reinterpret_cast<Pack<A, W> *>(master + i) = lanes.master;
+        if (average) *reinterpret_cast<Pack<A, W> *>(average + i) = lanes.average;
+        if (begins) *reinterpret_cast<Pack<A, W> *>(slow + i) = lanes.slow;
+    }
+};
+#else
+template <typename P> struct After {
+    template <unsigned W> struct Lanes {};
+    __device__ __forceinline__ After(const StepArgs &, const Row &, const u64) {}
+    __device__ __forceinline__ bool wide() const { return true; }
+    template <unsigned W> __device__ __forceinline__ void load(Lanes<W> &, const u64) const {}
+    template <unsigned W, typename A, typename PS>
+    __device__ __forceinline__ void before(A &, const PS, Lanes<W> &, const unsigned) const {}
+    template <unsigned W, typename A> __device__ __forceinline__ void after(A &, Lanes<W> &, const unsigned) const {}
+    template <unsigned W> __device__ __forceinline__ void store(const Lanes<W> &, const u64) const {}
+};
+#endif
+
 constexpr unsigned STATES = Rule::STATES;
 constexpr unsigned SLOTS = STATES > 0 ? STATES : 1; // arrays have at least one element
 
@@ -76,9 +179,10 @@ __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const 
     constexpr unsigned WIDTH = 16 / (sizeof(PS) < sizeof(GS) ? sizeof(PS) : sizeof(GS));
     const Array &parameter = a.parameters[tensor], &gradient = a.gradients[tensor];
     const Formula<A> formula(row, a);
+    const After<P> after(a, row, tensor);
     const Array *const states = a.states + tensor * STATES;
     A *plain[SLOTS];
-    bool wide = parameter.axes == 0 && gradient.axes == 0 && aligned(parameter.data) && aligned(gradient.data);
+    bool wide = after.wide() && parameter.axes == 0 && gradient.axes == 0 && aligned(parameter.data) && aligned(gradient.data);
     for (unsigned k = 0; k < STATES; ++k) {
         plain[k] = reinterpret_cast<A *>(states[k].data);
         wide = wide && states[k].axes == 0 && aligned(plain[k]);
@@ -94,24 +198,34 @@ __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const 
             const Pack<GS, WIDTH> gs = *reinterpret_cast<const Pack<GS, WIDTH> *>(g + i);
             Pack<A, WIDTH> ss[SLOTS];
             for (unsigned k = 0; k < STATES; ++k) ss[k] = *reinterpret_cast<const Pack<A, WIDTH> *>(plain[k] + i);
+            typename After<P>::template Lanes<WIDTH> kept = {};
+            after.load(kept, i);
             for (unsigned j = 0; j < WIDTH; ++j) {
                 A x = P::load(ps.at[j]), s[SLOTS];
                 for (unsigned k = 0; k < STATES; ++k) s[k] = ss[k].at[j];
+                after.before(x, ps.at[j], kept, j);
                 formula.apply(x, G::load(gs.at[j]), s);
+                after.after(x, kept, j);
                 ps.at[j] = P::store(x);
                 for (unsigned k = 0; k < STATES; ++k) ss[k].at[j] = s[k];
             }
             *reinterpret_cast<Pack<PS, WIDTH> *>(p + i) = ps;
             for (unsigned k = 0; k < STATES; ++k) *reinterpret_cast<Pack<A, WIDTH> *>(plain[k] + i) = ss[k];
+            after.store(kept, i);
         }
     }
     for (u64 i = done + threadIdx.x; i < range.end; i += blockDim.x) {
         PS *const p = place<PS>(parameter, i);
         A x = P::load(*p), s[SLOTS];
+        typename After<P>::template Lanes<1> kept = {};
         for (unsigned k = 0; k < STATES; ++k) s[k] = *place<A>(states[k], i);
+        after.load(kept, i);
+        after.before(x, *p, kept, 0);
         formula.apply(x, G::load(*place<const GS>(gradient, i)), s);
+        after.after(x, kept, 0);
         *p = P::store(x);
         for (unsigned k = 0; k < STATES; ++k) *place<A>(states[k], i) = s[k];
+        after.store(kept, i);
     }
 }
 
@@ -126,7 +240,10 @@ extern "C" __global__ void __launch_bounds__(256, 2) step(const StepArgs a) {
             group = a.groups[tensor];
             t = a.counters[1 + tensor] + 1;
             __syncthreads();
-            if (threadIdx.x == 0) fill(row, a.values[group], t);
+            if (threadIdx.x == 0) {
+                fill(row, a.values[group], t);
+                follow(row, a, t);
+            }
             __syncthreads();
         }
         switch (a.parameters[tensor].storage * 4 + a.gradients[tensor].storage) {

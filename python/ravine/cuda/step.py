@@ -22,11 +22,16 @@ __all__ = ["Engine", "StepInfo", "apply", "clip_by_global_norm", "global_norm"]
 
 Named: TypeAlias = list[tuple[str, Any]]
 Words: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
+After: TypeAlias = tuple[
+    Callable[[Any, str], list[Any]], tuple[float | None, bool, int, int] | None, tuple[int, float] | None
+]
 Values: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 #: As numbered in storage.cu, and words of its struct Array.
 _STORAGES = ("F64", "F32", "F16", "BF16")
 WORDS = 21
+#: What may follow the rule, by the arrays that it keeps, as numbered in step.cu.
+_AFTER = ("MASTER", "AVERAGE", "LOOKAHEAD")
 
 
 def _struct(words: str, *others: tuple[Any, ...]) -> np.dtype[Any]:
@@ -35,7 +40,14 @@ def _struct(words: str, *others: tuple[Any, ...]) -> np.dtype[Any]:
 
 
 _POKE = _struct("to stride count", ("words", "u8", 480))
-_STEP = _struct("parameters gradients states groups values counters verdict ticket count blocks", ("clip_value", "f8"))
+_STEP = _struct(
+    "parameters gradients states groups values counters verdict ticket count blocks",
+    ("clip_value", "f8"),
+    *((name, "u8") for name in ("kept", "warms", "start", "every")),
+    ("decay", "f8"),
+    ("period", "u8"),
+    ("alpha", "f8"),
+)
 _MEASURE = _struct("arrays squares beyond count blocks", ("clip_value", "f8"), ("limits", "f8", 2))
 _JUDGE = _struct("arrays squares beyond sums found verdict steps ticket count blocks", ("clip_norm", "f8"))
 _SCALE = _struct("arrays verdict count blocks")
@@ -49,11 +61,12 @@ _REMEMBERED = 16
 
 
 @cache
-def step_source(rule: str, kinds: frozenset[tuple[int, int]]) -> str:
-    """Return the text of a rule's step, for these storages of parameter and gradient."""
+def step_source(rule: str, kinds: frozenset[tuple[int, int]], after: tuple[str, ...] = ()) -> str:
+    """Return the text of a rule's step, for these storages of parameter and gradient, and what follows the rule."""
     pairs = " ".join(f"X({_STORAGES[p]}, {_STORAGES[g]})" for p, g in sorted(kinds))
     names = f"typedef rules::{rule} Rule;\n#define KINDS(X) {pairs}\n"
-    return f"{source('storage')}\nnamespace rules {{\n{_core.cuda(rule)}}}\n\n{names}\n{text('step')}"
+    stages = "".join(f"#define {stage}\n" for stage in after)
+    return f"{stages}{source('storage')}\nnamespace rules {{\n{_core.cuda(rule)}}}\n\n{names}\n{text('step')}"
 
 
 @cache
@@ -133,8 +146,9 @@ class Engine:
         clip_value: float | None,
         clip_norm: float | None,
         nonfinite: str,
+        after: After | None = None,
     ) -> None:
-        self._core = _core.Engine(rule, params, group_of, new_states, clip_value, clip_norm, nonfinite)
+        self._core = _core.Engine(rule, params, group_of, new_states, clip_value, clip_norm, nonfinite, after)
         self._device, self._rule, self._lock = device, rule, threading.Lock()
         self._clip_norm, self._nonfinite = clip_norm, nonfinite
         self._clip_value = math.inf if clip_value is None else clip_value
@@ -165,7 +179,10 @@ class Engine:
             }
         if self.clips or self.checks:
             self._arrays["verdicts"] = xp.zeros((_REMEMBERED, _VERDICT.itemsize // 8), np.uint64)
-        self._step_args = self._filled(_STEP, clip_value=self._clip_value)
+        self._after = _stages(tables["kept"])
+        if self._after:
+            self._arrays["kept"] = xp.asarray(tables["kept"])
+        self._step_args = self._filled(_STEP, clip_value=self._clip_value, **_after_numbers(after))
         self._measure_args = self._filled(_MEASURE, clip_value=self._clip_value, limits=tables["limits"])
         self._judge_args = self._filled(_JUDGE, clip_norm=math.inf if clip_norm is None else clip_norm)
         for args in (self._measure_args, self._judge_args):
@@ -232,7 +249,7 @@ class Engine:
             kinds = frozenset(
                 (parameter, int(row[3])) for parameter, row in zip(self._storages, rows, strict=True) if row[0]
             )
-            self._kernels["step"] = self._device.load(step_source(self._rule, kinds))["step"]
+            self._kernels["step"] = self._device.load(step_source(self._rule, kinds, self._after))["step"]
             if self.clips or self.checks:
                 measures = self._device.load(measure_source(frozenset(gradient for _, gradient in kinds)))
                 self._kernels |= {name: measures[name] for name in ("measure", "judge")}
@@ -348,6 +365,29 @@ class Engine:
         """The state arrays of each parameter, in order, ready on the current stream."""
         self._enter()
         return self._core.states
+
+    @property
+    def kept(self) -> list[dict[str, Any]]:
+        """What is kept for each parameter besides, by name, ready on the current stream."""
+        self._enter()
+        return self._core.kept
+
+
+def _stages(kept: Words) -> tuple[str, ...]:
+    """Name the stages that some parameter has an array for."""
+    there = kept.reshape(-1, len(_AFTER), WORDS)[:, :, 0]
+    return tuple(stage for i, stage in enumerate(_AFTER) if there[:, i].any())
+
+
+def _after_numbers(after: After | None) -> dict[str, float]:
+    _, average, lookahead = after or (None, None, None)
+    numbers: dict[str, float] = {}
+    if average:
+        decay, warms, start, every = average
+        numbers |= {"decay": -1.0 if decay is None else decay, "warms": warms, "start": start, "every": every}
+    if lookahead:
+        numbers |= dict(zip(("period", "alpha"), lookahead, strict=True))
+    return numbers
 
 
 def _poke(device: Device, to: int, words: Words, stride: int = 1) -> None:
