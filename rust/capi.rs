@@ -713,7 +713,7 @@ unsafe extern "C" fn rv_optimizer_set_option(optimizer: *mut Optimizer, name: *c
             }
             _ => {
                 let text =
-                    format!("option {name:?}: expected \"grad_scale\", \"clip_value\", \"clip_norm\" or \"nonfinite\"");
+                    format!("option {name:?}: expected \"clip_value\", \"clip_norm\", \"nonfinite\" or \"grad_scale\"");
                 return Err(Error::Name(text));
             }
         }

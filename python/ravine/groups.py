@@ -25,9 +25,9 @@ class Group(Mapping[str, Any]):
         optimizer: whose they are; ``opt.groups`` makes these.
         number: which group.
 
-    >>> opt = rv.AdamW({"w": np.ones(2), "b": np.ones(2)}, groups=[("b", {"weight_decay": 0.0})])
+    >>> opt = rv.Lion({"w": np.ones(2), "b": np.ones(2)}, weight_decay=0.1, groups=[("b", {"weight_decay": 0.0})])
     >>> opt.groups[1]["lr"] = 0.5; opt.groups[1]
-    Group(['b'], lr=0.5, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0, l2=0.0)
+    Group(['b'], lr=0.5, betas=(0.9, 0.99), weight_decay=0.0, l2=0.0)
     """
 
     def __init__(self, optimizer: Optimizer, number: int) -> None:

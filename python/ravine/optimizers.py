@@ -439,7 +439,7 @@ class Optimizer:
     def _numbers(self, name: str, value: Any) -> dict[str, float]:
         """Give an argument's numbers by the core's names."""
         flat = _engine_values({name: value}, self._rule)
-        return {part: _number(name, number, "a number") for part, number in flat.items()}
+        return {part: _number(part, number, "a number") for part, number in flat.items()}
 
     def _flat_values(self, group: int) -> dict[str, Any]:
         """Give a group's values by the core's names."""

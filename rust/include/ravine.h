@@ -168,11 +168,11 @@ enum {
 };
 
 /* Sets an option from the next step on:
- *     "grad_scale"  what the gradients come multiplied by, from 2^-126 to 2^126: they are first multiplied by 1 / value;
- *                   1 at first, which is off
  *     "clip_value"  cuts each element of the gradients off at ± value > 0; off at first, and with INFINITY
  *     "clip_norm"   scales all gradients together down to this norm > 0; off at first, and with INFINITY
  *     "nonfinite"   RV_PROPAGATE (at first), RV_SKIP or RV_RAISE
+ *     "grad_scale"  what the gradients come multiplied by, from 2^-126 to 2^126: each is first multiplied by 1 / value,
+ *                   rounded to what it computes in; 1 at first, which is off
  * RV_ERROR_NAME, RV_ERROR_RANGE. */
 rv_status rv_optimizer_set_option(rv_optimizer *optimizer, const char *name, double value);
 
