@@ -704,6 +704,7 @@ unsafe extern "C" fn rv_optimizer_set_option(optimizer: *mut Optimizer, name: *c
         match name.as_str() {
             "clip_value" => options.clip_value = limit,
             "clip_norm" => options.clip_norm = limit,
+            "grad_scale" => return bound.step.set_grad_scale((value != 1.0).then_some(value)),
             "nonfinite" => {
                 let policies = [NonFinite::Propagate, NonFinite::Skip, NonFinite::Raise];
                 let policy = policies.into_iter().enumerate().find(|(i, _)| *i as f64 == value);
@@ -711,7 +712,8 @@ unsafe extern "C" fn rv_optimizer_set_option(optimizer: *mut Optimizer, name: *c
                 options.nonfinite = policy.ok_or(Error::OutOfRange { name, got: value, expected })?.1;
             }
             _ => {
-                let text = format!("option {name:?}: expected \"clip_value\", \"clip_norm\" or \"nonfinite\"");
+                let text =
+                    format!("option {name:?}: expected \"clip_value\", \"clip_norm\", \"nonfinite\" or \"grad_scale\"");
                 return Err(Error::Name(text));
             }
         }

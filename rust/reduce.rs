@@ -91,6 +91,8 @@ impl Default for Pairs {
 /// What is asked about the gradients before a step.
 #[derive(Clone, Copy, Debug)]
 pub struct Measure {
+    /// Each element is multiplied by this before anything else.
+    pub unscale: Option<f64>,
     /// Each element is cut off at ± this first; infinity for none.
     pub clip_value: f64,
     /// Elements above this in magnitude count as not finite; None: not asked.
@@ -130,7 +132,8 @@ impl<A: Arithmetic> Kernel for MeasureBlock<'_, A> {
     fn run(self) -> Measured {
         let start = self.block * BLOCK;
         let end = self.view.len().min(start + BLOCK);
-        let mut sums = Sums { cut: A::constant(self.asked.clip_value), lanes: [0.0; LANES], beyond: 0 };
+        let unscale = self.asked.unscale.map(A::constant);
+        let mut sums = Sums { unscale, cut: A::constant(self.asked.clip_value), lanes: [0.0; LANES], beyond: 0 };
         let mut at = start;
         if let Some(data) = self.view.plain::<A>() {
             while at + LANES <= end {
@@ -151,6 +154,7 @@ impl<A: Arithmetic> Kernel for MeasureBlock<'_, A> {
 }
 
 struct Sums<A> {
+    unscale: Option<A>,
     cut: A,
     lanes: [f64; LANES],
     beyond: usize,
@@ -160,6 +164,9 @@ impl<A: Arithmetic> Sums<A> {
     /// One row more. Absent elements are 0: never beyond a limit, and 0² = +0 does nothing to a lane that is never −0.
     #[inline(always)]
     fn add(&mut self, asked: &Measure, mut x: [A; LANES]) {
+        if let Some(unscale) = self.unscale {
+            x = x.map(|x| x * unscale);
+        }
         if let Some(limit) = asked.limit {
             let limit = A::constant(limit);
             // Not `> limit`: NaN is beyond it too.
@@ -177,17 +184,18 @@ impl<A: Arithmetic> Sums<A> {
     }
 }
 
-/// The index of the first element beyond the limit.
+/// The index of the first element beyond the limit, once it is multiplied by `unscale`.
 ///
 /// # Safety
 /// The promise of [`View::new`] holds for `view`, whose dtype computes in `A`.
-pub unsafe fn first_beyond<A: Arithmetic>(view: &View, limit: f64) -> Option<usize> {
-    let limit = A::constant(limit);
+pub unsafe fn first_beyond<A: Arithmetic>(view: &View, limit: f64, unscale: Option<f64>) -> Option<usize> {
+    let (limit, unscale) = (A::constant(limit), unscale.map(A::constant));
+    let beyond = |x: A| !(unscale.map_or(x, |unscale| x * unscale).abs() <= limit);
     (0..view.len()).step_by(LOADED).find_map(|at| {
         let n = LOADED.min(view.len() - at);
         // SAFETY: at + n ≤ len; the rest is the contract of this function.
         let x = unsafe { view.load::<A>(at, n) };
-        x[..n].iter().position(|x| !(x.abs() <= limit)).map(|i| at + i)
+        x[..n].iter().position(|x| beyond(*x)).map(|i| at + i)
     })
 }
 
@@ -223,7 +231,7 @@ mod tests {
     fn sum_of_squares(x: &[f32]) -> f64 {
         // SAFETY: `x` outlives the view and is not written.
         let view = unsafe { View::contiguous(x.as_ptr().cast_mut().cast(), Dtype::F32, x.len()) };
-        let asked = Measure { clip_value: f64::INFINITY, limit: None, squares: true };
+        let asked = Measure { unscale: None, clip_value: f64::INFINITY, limit: None, squares: true };
         // SAFETY: as above; the blocks are those of x.
         let mut sums: Vec<f64> =
             (0..x.len().div_ceil(BLOCK)).map(|block| unsafe { measure::<f32>(&view, block, &asked) }.squares).collect();
@@ -267,12 +275,21 @@ mod tests {
         x[200] = 2e19;
         // SAFETY: `x` outlives the view and is not written.
         let view = unsafe { View::contiguous(x.as_mut_ptr().cast(), Dtype::F32, x.len()) };
-        let asked = |limit| Measure { clip_value: f64::INFINITY, limit: Some(limit), squares: false };
+        let asked = |limit| Measure { unscale: None, clip_value: f64::INFINITY, limit: Some(limit), squares: false };
         // SAFETY: as above.
         assert_eq!(unsafe { measure::<f32>(&view, 0, &asked(f64::from(f32::MAX))) }.beyond, 2);
         // SAFETY: as above.
         assert_eq!(unsafe { measure::<f32>(&view, 0, &asked(1.8e19)) }.beyond, 3);
         // SAFETY: as above.
-        assert_eq!(unsafe { first_beyond::<f32>(&view, 1e30) }, Some(140));
+        assert_eq!(unsafe { first_beyond::<f32>(&view, 1e30, None) }, Some(140));
+        // SAFETY: as above.
+        assert_eq!(unsafe { first_beyond::<f32>(&view, 1e19, Some(0.25)) }, Some(140));
+        x[140] = 0.0;
+        // SAFETY: as above.
+        let view = unsafe { View::contiguous(x.as_mut_ptr().cast(), Dtype::F32, x.len()) };
+        // SAFETY: as above.
+        assert_eq!(unsafe { first_beyond::<f32>(&view, 1e19, Some(0.25)) }, Some(299));
+        // SAFETY: as above.
+        assert_eq!(unsafe { first_beyond::<f32>(&view, 1e19, Some(0.75)) }, Some(200));
     }
 }

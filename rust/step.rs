@@ -1,6 +1,6 @@
 //! The one loop, rule × arithmetic × blocks, and the pipeline around it.
 //!
-//! scale and sign → clip by value → clip by norm → coupled l2 → rule, with decoupled decay on the old parameter → what
+//! unscale → sign → clip by value → clip by norm → coupled l2 → rule, with decoupled decay on the old parameter → what
 //! follows it ([`after`](crate::after)).
 //! Every stage is a little loop of its own over a few vectors in registers, run only if it is on; arrays that are strided
 //! or of another dtype pass through blocks on the stack. So kernels add up (rules + dtypes + stages) and never multiply.
@@ -34,6 +34,8 @@ pub(crate) struct Row {
 /// What is the same for all tensors of a step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shared {
+    /// 1 / `grad_scale`.
+    unscale: Option<f64>,
     clip_value: Option<f64>,
     /// What clipping by norm multiplies by, if it does.
     scale: Option<f64>,
@@ -155,6 +157,7 @@ const FEW: usize = 8;
 /// A stage that is off is not run: to run it with a neutral number would change NaN, −0 and infinities.
 struct Formula<R: Rule<N>, A: Arithmetic, const N: usize> {
     coefficients: R::Coefficients<A>,
+    unscale: Option<A>,
     maximize: bool,
     clip: Option<A>,
     scale: Option<A>,
@@ -167,6 +170,7 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
     fn new(row: &Row, shared: &Shared) -> Self {
         Self {
             coefficients: R::Coefficients::from_fn(|i| A::constant(row.coefficients[i])),
+            unscale: shared.unscale.map(A::constant),
             maximize: row.maximize,
             clip: shared.clip_value.map(A::constant),
             scale: shared.scale.map(A::constant),
@@ -232,6 +236,9 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
     /// What happens to gradients before the rule sees them.
     #[inline(always)]
     fn prepare<const W: usize>(&self, g: &mut [A; W], p: &[A; W]) {
+        if let Some(unscale) = self.unscale {
+            *g = g.map(|g| g * unscale);
+        }
         if self.maximize {
             *g = g.map(|g| -g);
         }
@@ -283,6 +290,18 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// The range of `grad_scale`: both it and its inverse are normal numbers in every type that is computed in.
+const SCALES: std::ops::RangeInclusive<f64> = 1.0 / TWO_TO_126..=TWO_TO_126;
+const TWO_TO_126: f64 = (1u128 << 126) as f64;
+
+/// Whether gradients may come multiplied by this.
+pub fn check_scale(name: &str, got: f64) -> Result<(), Error> {
+    if SCALES.contains(&got) {
+        return Ok(());
+    }
+    Err(Error::OutOfRange { name: name.to_owned(), got, expected: "a number from 2**-126 to 2**126" })
 }
 
 /// The hyperparameters of some of the parameters.
@@ -366,15 +385,19 @@ impl Plan {
         pool::share(self.tasks.len(), self.elements, &task);
     }
 
-    /// Combines the blocks' sums, each tensor's and then the tensors', and takes the root.
-    fn norm(&self, squares: &[AtomicU64]) -> f64 {
+    /// Combines the blocks' sums of each tensor.
+    fn sums(&self, squares: &[AtomicU64]) -> Vec<f64> {
         let of_tensor = |range: &[usize]| {
             let blocks = &squares[range[0]..range[1]];
             let mut sums: Vec<f64> = blocks.iter().map(|bits| f64::from_bits(bits.load(Ordering::Relaxed))).collect();
             reduce::combine(&mut sums)
         };
-        let mut sums: Vec<f64> = self.blocks.windows(2).map(of_tensor).collect();
-        reduce::combine(&mut sums).sqrt()
+        self.blocks.windows(2).map(of_tensor).collect()
+    }
+
+    /// Combines the blocks' sums, each tensor's and then the tensors', and takes the root.
+    fn norm(&self, squares: &[AtomicU64]) -> f64 {
+        reduce::combine(&mut self.sums(squares)).sqrt()
     }
 }
 
@@ -387,15 +410,30 @@ pub unsafe fn global_norm(views: &[View]) -> f64 {
     norm_of(&Plan::of(views), views)
 }
 
+/// The norm of each view, by the canonical tree.
+///
+/// # Safety
+/// The promise of [`View::new`] holds for all of them.
+pub unsafe fn tensor_norms(views: &[View]) -> Vec<f64> {
+    let _default = DefaultEnvironment::enter();
+    let plan = Plan::of(views);
+    plan.sums(&squares_of(&plan, views)).into_iter().map(f64::sqrt).collect()
+}
+
 fn norm_of(plan: &Plan, views: &[View]) -> f64 {
+    plan.norm(&squares_of(plan, views))
+}
+
+/// Σ x² of each block.
+fn squares_of(plan: &Plan, views: &[View]) -> Vec<AtomicU64> {
     let squares: Vec<AtomicU64> = (0..plan.blocks[views.len()]).map(|_| AtomicU64::new(0)).collect();
-    let asked = Measure { clip_value: f64::INFINITY, limit: None, squares: true };
+    let asked = Measure { unscale: None, clip_value: f64::INFINITY, limit: None, squares: true };
     plan.for_each(&|chunk| {
         for (block, slot) in chunk.blocks().zip(&squares[chunk.block..]) {
             slot.store(measure_block(&views[chunk.tensor], block, &asked).squares.to_bits(), Ordering::Relaxed);
         }
     });
-    plan.norm(&squares)
+    squares
 }
 
 /// Scales all elements of all views so that their norm is at most `max_norm`, as a step with `clip_norm` does; returns
@@ -449,7 +487,7 @@ pub unsafe fn count_nonfinite(views: &[View]) -> usize {
     plan.for_each(&|chunk| {
         let view = &views[chunk.tensor];
         let limit = Some(largest(view.dtype().compute()));
-        let asked = Measure { clip_value: f64::INFINITY, limit, squares: false };
+        let asked = Measure { unscale: None, clip_value: f64::INFINITY, limit, squares: false };
         let beyond = chunk.blocks().map(|block| measure_block(view, block, &asked).beyond).sum();
         count.fetch_add(beyond, Ordering::Relaxed);
     });
@@ -480,6 +518,30 @@ unsafe fn scale_chunk<A: Arithmetic>(view: &View, chunk: &Chunk, scale: f64) {
     }
 }
 
+/// Adds `weight` · x to the sum of an array, which computes in `A`; the first one is stored, or 0 for no x.
+///
+/// # Safety
+/// The promise of [`View::new`] holds for both, `sum` is as long as the chunk's tensor and plain, may be written, and
+/// nobody else is at this chunk.
+unsafe fn add_chunk<A: Arithmetic>(sum: &View, x: Option<&View>, chunk: &Chunk, weight: Option<f64>, first: bool) {
+    let weight = weight.map(A::constant);
+    for at in (chunk.start..chunk.start + chunk.len).step_by(BLOCK) {
+        let n = BLOCK.min(chunk.start + chunk.len - at);
+        // SAFETY: at + n ≤ the end of the chunk ≤ len; the rest is the contract of this function.
+        let mut term = x.map_or([A::ZERO; BLOCK], |x| unsafe { x.load::<A>(at, n) });
+        if let Some(weight) = weight {
+            term = term.map(|x| x * weight);
+        }
+        if !first {
+            // SAFETY: as above.
+            let before = unsafe { sum.load::<A>(at, n) };
+            term = std::array::from_fn(|i| before[i] + term[i]);
+        }
+        // SAFETY: as above.
+        unsafe { sum.store(at, n, &term) };
+    }
+}
+
 impl Chunk {
     /// The blocks of its tensor that it holds.
     fn blocks(&self) -> std::ops::Range<usize> {
@@ -500,6 +562,7 @@ pub struct Step {
     squares: Vec<AtomicU64>,
     beyond: Vec<AtomicUsize>,
     steps: u64,
+    grad_scale: Option<f64>,
 }
 
 impl Step {
@@ -517,6 +580,7 @@ impl Step {
             squares: Vec::new(),
             beyond: Vec::new(),
             steps: 0,
+            grad_scale: None,
         }
     }
 
@@ -574,6 +638,13 @@ impl Step {
     pub fn set_options(&mut self, options: Options) -> Result<(), Error> {
         options.check()?;
         self.options = options;
+        Ok(())
+    }
+
+    /// Sets what gradients come multiplied by, from the next [`Step::run`] on.
+    pub fn set_grad_scale(&mut self, grad_scale: Option<f64>) -> Result<(), Error> {
+        grad_scale.map_or(Ok(()), |scale| check_scale("grad_scale", scale))?;
+        self.grad_scale = grad_scale;
         Ok(())
     }
 
@@ -703,22 +774,51 @@ impl Step {
         tensor.gradient = gradient;
     }
 
+    /// Adds `weight` · gradient to each parameter's sum, the first time in its place; no gradient counts as 0.
+    ///
+    /// # Safety
+    /// As [`Step::set_gradient`], for the gradients; for each parameter there is a sum, contiguous, as long as it, of the
+    /// type that it computes in, which may be written and overlaps nothing else.
+    pub unsafe fn accumulate(&self, sums: &[View], weight: Option<f64>, first: bool) {
+        let _default = DefaultEnvironment::enter();
+        self.plan.for_each(&|chunk| {
+            let (sum, gradient) = (&sums[chunk.tensor], self.tensors[chunk.tensor].gradient.as_ref());
+            if gradient.is_none() && !first {
+                return;
+            }
+            match sum.dtype() {
+                // SAFETY: the contract of this function; the dtype was just compared, and chunks do not overlap.
+                Dtype::F64 => unsafe { add_chunk::<f64>(sum, gradient, chunk, weight, first) },
+                // SAFETY: as above.
+                _ => unsafe { add_chunk::<f32>(sum, gradient, chunk, weight, first) },
+            }
+        });
+    }
+
     /// One step over all parameters that have a gradient.
     pub fn run(&mut self) -> Result<Info, Error> {
+        self.run_scaled(self.grad_scale, self.options.nonfinite)
+    }
+
+    /// One step whose gradients come multiplied by `grad_scale`, with its own answer to those that are not finite.
+    pub fn run_scaled(&mut self, grad_scale: Option<f64>, nonfinite: NonFinite) -> Result<Info, Error> {
         // Not only in the loops: the coefficients and the norm are computed here.
         let _default = DefaultEnvironment::enter();
+        grad_scale.map_or(Ok(()), |scale| check_scale("grad_scale", scale))?;
+        let unscale = grad_scale.map(|scale| 1.0 / scale);
+        let check = nonfinite != NonFinite::Propagate;
         let lr = self.groups.first().map_or(0.0, |group| group.hyper[0]);
         let mut info = Info { step: self.steps, lr, grad_norm: None, skipped: false, nonfinite: None };
         let mut scale = None;
-        if self.options.clip_norm.is_some() || self.options.nonfinite != NonFinite::Propagate {
-            self.measure(&mut info);
+        if self.options.clip_norm.is_some() || check {
+            self.measure(&mut info, unscale, check);
             if info.nonfinite.as_ref().is_some_and(|found| !found.is_empty()) {
                 info.skipped = true;
                 return Ok(info);
             }
             scale = self.options.clip_norm.zip(info.grad_norm).and_then(|(max_norm, norm)| clip_scale(max_norm, norm));
         }
-        let shared = Shared { clip_value: self.options.clip_value, scale };
+        let shared = Shared { unscale, clip_value: self.options.clip_value, scale };
         self.find_rows();
         let (tensors, rows, rule) = (&self.tensors, &self.rows, self.rule);
         self.plan.for_each(&|chunk| {
@@ -739,16 +839,15 @@ impl Step {
     }
 
     /// Fills in the norm of the gradients and what is not finite in them.
-    fn measure(&self, info: &mut Info) {
-        let check = self.options.nonfinite != NonFinite::Propagate;
+    fn measure(&self, info: &mut Info, unscale: Option<f64>, check: bool) {
         let squares = self.options.clip_norm.is_some();
         let clip_value = self.options.clip_value.unwrap_or(f64::INFINITY);
         self.beyond.iter().for_each(|count| count.store(0, Ordering::Relaxed));
         self.plan.for_each(&|chunk| {
             let tensor = &self.tensors[chunk.tensor];
             // A parameter without a gradient keeps its place in the tree, as a sum of 0.
-            let asked =
-                Measure { clip_value, limit: check.then(|| self.limit(tensor.parameter.dtype().compute())), squares };
+            let limit = check.then(|| self.limit(tensor.parameter.dtype().compute()));
+            let asked = Measure { unscale, clip_value, limit, squares };
             for (block, slot) in chunk.blocks().zip(&self.squares[chunk.block..]) {
                 let measure = |gradient| measure_block(gradient, block, &asked);
                 let measured = tensor.gradient.as_ref().map_or_else(Measured::default, measure);
@@ -765,7 +864,8 @@ impl Step {
             let found = self.beyond.iter().zip(&self.tensors).enumerate().filter_map(|(i, (count, tensor))| {
                 let count = count.load(Ordering::Relaxed);
                 let gradient = tensor.gradient.as_ref().filter(|_| count > 0)?;
-                Some((i, count, first_beyond(gradient, self.limit(tensor.parameter.dtype().compute()))?))
+                let limit = self.limit(tensor.parameter.dtype().compute());
+                Some((i, count, first_beyond(gradient, limit, unscale)?))
             });
             info.nonfinite = Some(found.collect());
         }
@@ -813,11 +913,11 @@ fn measure_block(view: &View, block: usize, asked: &Measure) -> Measured {
     }
 }
 
-fn first_beyond(view: &View, limit: f64) -> Option<usize> {
+fn first_beyond(view: &View, limit: f64, unscale: Option<f64>) -> Option<usize> {
     match view.dtype().compute() {
         // SAFETY: the contract of `set_gradient`; the dtype was just compared.
-        Dtype::F64 => unsafe { reduce::first_beyond::<f64>(view, limit) },
+        Dtype::F64 => unsafe { reduce::first_beyond::<f64>(view, limit, unscale) },
         // SAFETY: as above.
-        _ => unsafe { reduce::first_beyond::<f32>(view, limit) },
+        _ => unsafe { reduce::first_beyond::<f32>(view, limit, unscale) },
     }
 }

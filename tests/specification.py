@@ -630,6 +630,12 @@ SPECIFICATION: dict[str, Callable[..., Update]] = {
 # What surrounds a rule.
 
 
+def unscaled(g: Array, grad_scale: float | None) -> Array:
+    """Multiply by 1/grad_scale, in the compute dtype."""
+    g = g.astype(compute_dtype(g.dtype))
+    return g if grad_scale is None else g * g.dtype.type(1.0 / grad_scale)
+
+
 def clipped(g: Array, clip_value: float | None) -> Array:
     """Cut off at ±clip_value, in the compute dtype; NaN stays."""
     g = g.astype(compute_dtype(g.dtype))
@@ -669,10 +675,11 @@ def step(
     scale: float | None = None,
     after: Mapping[str, Any] | None = None,
     kept: dict[str, Array] | None = None,
+    grad_scale: float | None = None,
 ) -> tuple[Array, list[Array]]:
-    """One step of one parameter: sign → clip by value → clip by norm → l2 → decay of the old w → rule → after → store.
+    """One step of one parameter: unscale → sign → clip by value and norm → l2 → decay of the old w → rule → after → store.
 
-    ``scale`` is ``norm_scale`` of the norm over all gradients. A stage that is off is left out. ``kept`` has the arrays
+    ``scale`` is ``norm_scale`` of the norm over all unscaled gradients. A stage that is off is left out. ``kept`` has the arrays
     that ``after`` keeps, by name, and is changed.
     """
     after, kept = after or {}, {} if kept is None else kept
@@ -682,7 +689,7 @@ def step(
             same = bits(kept["master"].astype(w.dtype)) == bits(w)
             old = np.where(same, kept["master"], old)
         begin = old
-        g = g.astype(old.dtype)
+        g = unscaled(g.astype(old.dtype), grad_scale)
         if maximize:
             g = -g
         g = clipped(g, clip_value)

@@ -203,11 +203,12 @@ def add_steps(calls, rule, dtype, hyper, options, layout, shapes, rng):
         grads[1][0] = None
         grads[2][-1].reshape(-1)[-2:] = np.inf, np.nan
     limits = {"clip_value": 0.9, "clip_norm": 0.7, "nonfinite": 1.0} if options else {}
+    scale = {"grad_scale": 1.7} if options else {}
 
     def call():
         made = engine(rule, params, hyper, **limits | ({"nonfinite": "skip"} if options else {}))
         for step in grads:
-            info = made.step(step)
+            info = made.step(step, **scale)
             bad = info.nonfinite or {}
             norm = np.nan if info.grad_norm is None else info.grad_norm
             yield from (np.uint64(info.step), info.lr, norm, np.uint64(info.skipped), np.uint64(len(bad)))
@@ -217,9 +218,9 @@ def add_steps(calls, rule, dtype, hyper, options, layout, shapes, rng):
             own[...] = theirs
 
     integers = [len(params), len(grads), len(hyper)]
-    numbers = [*hyper.values(), *limits.values()]
+    numbers = [*hyper.values(), *limits.values(), *scale.values()]
     every = [*params, *states, *(g for step in grads for g in step)]
-    calls.add("steps", [rule, *hyper, *limits], integers, numbers, every, call)
+    calls.add("steps", [rule, *hyper, *limits, *scale], integers, numbers, every, call)
 
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]

@@ -227,3 +227,96 @@ def test_a_name_that_was_not_recorded_is_named():
     history.record(step=1, loss=1)
     with pytest.raises(KeyError, match=r"'los' was not recorded; there are \['loss'\]"):
         history["los"]
+
+
+# Norms of gradients, parameters and updates.
+
+
+def two_layers(xp=np, seed=0, dtypes=(np.float32, np.float16)):
+    rng = np.random.default_rng(seed)
+    return {f"w{i}": xp.asarray(rng.standard_normal((30, 7)).astype(dtype)) for i, dtype in enumerate(dtypes)}
+
+
+def last(history, prefix):
+    return {name: history[name].values[-1] for name in history.names if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_norms_by_name_are_those_of_gradient_parameter_and_update(gpu, where):
+    xp = np if where == "cpu" else gpu
+    w, history = two_layers(xp), rv.History()
+    opt = rv.AdamW(w, lr=0.1, clip_norm=0.5, groups=[("w1", {"lr": 0.3})])
+    for seed in range(1, 4):
+        before, g = rv.to_host(rv.trees.map(lambda x: x.copy(), w)), two_layers(np, seed)
+        info = history.step(opt, rv.trees.map(xp.asarray, g), loss=seed)
+        after = rv.to_host(w)
+        assert info.step == seed
+        for name, x in g.items():
+            moved = after[name].astype(np.float64) - before[name].astype(np.float64)
+            for kind, exact in (("grad_norm", x), ("param_norm", after[name]), ("update_norm", moved)):
+                got, expected = history[f"{kind}/{name}"].values[-1], np.linalg.norm(exact.astype(np.float64))
+                assert got == pytest.approx(expected, rel=2**-22 if kind == "update_norm" else 1e-14)
+            assert history[f"grad_norm/{name}"].values[-1] == rv.global_norm(x)
+        assert history["grad_norm"].values[-1] == rv.global_norm(g)
+    assert history["loss"].values.tolist() == [1, 2, 3]
+    assert history["update_norm/w1"].steps.tolist() == [1, 2, 3]
+    history.record(validation_loss=5)
+    assert history["validation_loss"].steps.tolist() == [3]
+
+
+@pytest.mark.parametrize("where", ["cpu", "device"])
+def test_norms_are_those_of_the_step_that_is_taken(gpu, where):
+    """Scaled, accumulated, left out, or without a gradient."""
+    xp = np if where == "cpu" else gpu
+    w, history = {"a": xp.zeros(2), "b": xp.zeros(1)}, rv.History()
+    opt, scale = rv.SGD(w, lr=1.0), rv.DynamicLossScale(4)
+    g = {"a": xp.asarray(np.array([3.0, 4.0])), "b": None}
+    history.step(opt, {"a": g["a"] * 4, "b": None}, grad_scale=4)
+    assert last(history, "grad_norm/") == {"grad_norm/a": 5}
+    assert last(history, "update_norm/") == {"update_norm/a": 5, "update_norm/b": 0}
+    assert "grad_norm/b" not in history
+    opt.accumulate({"a": 3 * g["a"] * scale.value, "b": None}, weight=1)
+    opt.accumulate({"a": g["a"] * scale.value, "b": None}, weight=3)
+    history.step(opt, grad_scale=scale)
+    assert last(history, "grad_norm/") == {"grad_norm/a": 7.5}
+    assert last(history, "param_norm/") == {"param_norm/a": 12.5, "param_norm/b": 0}
+    assert history.step(opt, {"a": g["a"] * np.inf, "b": None}, grad_scale=scale).skipped
+    assert last(history, "grad_norm/") == {"grad_norm/a": math.inf}
+    assert last(history, "update_norm/") == {"update_norm/a": 0, "update_norm/b": 0}
+    assert (history["skipped"].values.tolist(), float(scale.value)) == ([0, 1], 2)
+
+
+def test_recording_norms_never_waits_for_the_gpu(gpu, monkeypatch):
+    if gpu.__version__ != "0.0.0":
+        pytest.skip("fetches are counted on the stand-in: CuPy's own class cannot be changed")
+    w, history, scale = two_layers(gpu), rv.History(), rv.DynamicLossScale(2**10, growth_interval=1)
+    opt, watched = rv.Adam(w), None
+    history.step(opt, two_layers(gpu, 1), grad_scale=scale)
+    watched = Watched(monkeypatch, gpu)
+    for seed in range(2, 5):
+        history.step(opt, two_layers(gpu, seed), grad_scale=scale)
+    assert watched.count == 0
+    exact = [rv.global_norm(two_layers(np, seed)["w0"]) / 2 ** (9 + seed) for seed in range(1, 5)]
+    assert history["grad_norm/w0"].values.tolist() == exact
+
+
+def test_a_step_that_raises_or_a_value_that_is_none_records_nothing():
+    w, history = {"a": np.zeros(2)}, rv.History()
+    opt = rv.SGD(w, lr=1.0)
+    with pytest.raises(ValueError, match="expected shape"):
+        history.step(opt, {"a": np.ones(3)}, loss=1)
+    with pytest.raises(TypeError, match="loss: expected a number"):
+        history.step(opt, {"a": np.ones(2)}, loss="1")
+    assert (len(history), opt.steps, w["a"].tolist()) == (0, 0, [0.0, 0.0])
+
+
+def test_norms_go_through_csv(tmp_path):
+    history = rv.History()
+    history.step(rv.SGD(np.zeros(2), lr=0.5), np.array([3.0, 4.0]))
+    history.to_csv(tmp_path / "run.csv")
+    assert rv.History.from_csv(tmp_path / "run.csv").names == [
+        "lr",
+        "grad_norm/params",
+        "param_norm/params",
+        "update_norm/params",
+    ]

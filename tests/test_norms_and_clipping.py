@@ -406,3 +406,27 @@ def test_a_parameter_without_a_gradient_is_never_found_not_finite():
     opt.step([np.ones(2), np.full(2, NAN)])
     info = opt.step([np.ones(2), None])
     assert (info.skipped, info.nonfinite) == (False, {})
+
+
+# The norm of each array.
+
+
+@every_dtype
+@pytest.mark.parametrize("layout", ["contiguous", *LAYOUTS])
+def test_the_norm_of_each_array_is_its_global_norm_alone(gpu, dtype, layout):
+    lay = LAYOUTS.get(layout, lambda x: x)
+    tree = {
+        "a": lay(numbers((21, 17, 33), dtype)),
+        "b": [None, numbers(5, dtype, 1), numbers(0, dtype)],
+        "c": np.ones(()),
+    }
+    norms = rv.tensor_norms(tree)
+    assert list(norms) == ["a", "b.1", "b.2", "c"]
+    leaves = rv.trees.leaves(tree)
+    for name, norm in norms.items():
+        assert_same_bits(norm, np.float64(rv.global_norm(leaves[name])), name)
+    if dtype != ml_dtypes.bfloat16:
+        there = rv.tensor_norms(rv.trees.map(lambda x: None if x is None else gpu.asarray(x), tree))
+        assert {name: norm.shape for name, norm in there.items()} == dict.fromkeys(norms, ())
+        assert {name: float(norm) for name, norm in there.items()} == norms
+    assert rv.tensor_norms({}) == {}

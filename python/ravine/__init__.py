@@ -6,11 +6,13 @@ from ravine.averages import EMA, SWA, Lookahead
 from ravine.batch_norm import BatchNorm, BatchNormSaved, batch_norm, batch_norm_backward
 from ravine.config import get_include, get_library, num_threads, set_num_threads, show_config
 from ravine.gradient_check import GradientCheck, check_gradient
+from ravine.groups import Group, GroupList
 from ravine.history import Curve, History
 from ravine.layer_norm import LayerNorm, LayerNormSaved, layer_norm, layer_norm_backward
+from ravine.loss_scale import DynamicLossScale
 from ravine.lr_range import LearningRateRange, lr_range_test
 from ravine.minimize import minimize
-from ravine.norms import clip_by_global_norm_, global_norm
+from ravine.norms import clip_by_global_norm_, global_norm, tensor_norms
 from ravine.optimizers import (
     ADOPT,
     ASGD,
@@ -54,7 +56,10 @@ __all__ = [
     "BatchNorm",
     "BatchNormSaved",
     "Curve",
+    "DynamicLossScale",
     "GradientCheck",
+    "Group",
+    "GroupList",
     "History",
     "LayerNorm",
     "LayerNormSaved",
@@ -96,6 +101,7 @@ __all__ = [
     "schedules",
     "set_num_threads",
     "show_config",
+    "tensor_norms",
     "to_device",
     "to_host",
     "trees",

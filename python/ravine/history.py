@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import csv
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
-from ravine.backends import array_module, is_array
+from ravine import _core
+from ravine.backends import array_module, cpu, is_array
+from ravine.backends.foreign import adopt
+from ravine.loss_scale import DynamicLossScale
+
+if TYPE_CHECKING:
+    from ravine.optimizers import Optimizer
 
 __all__ = ["Curve", "History"]
 
@@ -34,6 +40,8 @@ class _Row:
     step: Any
     info: Any
     numbers: dict[str, Any]
+    #: Several numbers in one array, which may be on a device.
+    vectors: list[tuple[list[str], Any]] = field(default_factory=list)
 
     def settle(self) -> None:
         """Ask for all numbers, and wait for them."""
@@ -46,6 +54,9 @@ class _Row:
                 numbers["skipped"] = float(info.skipped)
                 numbers["nonfinite"] = float(sum(count for count, _ in info.nonfinite.values()))
         self.numbers = numbers | {name: float(value) for name, value in self.numbers.items()}
+        for names, values in self.vectors:
+            self.numbers |= zip(names, cpu.put(values).tolist(), strict=True)
+        self.vectors = []
         self.step = int(getattr(self.step, "step", self.step))
         self.info = None
 
@@ -109,12 +120,71 @@ class History:
             at = self._rows[-1].step
         else:
             self._names_here = set()
-        if hasattr(info, "keep"):
-            info.keep()
-        self._rows.append(_Row(at, info, numbers))
-        self._names_here |= values.keys()
+        self._append(_Row(at, info, numbers))
+
+    def _append(self, row: _Row) -> None:
+        if hasattr(row.info, "keep"):
+            row.info.keep()
+        self._rows.append(row)
+        self._names_here |= row.numbers.keys()
         if len(self._rows) - self._settled >= _HELD:
             self._settle()
+
+    def step(
+        self, opt: Optimizer, grads: Any = ..., /, *, grad_scale: float | DynamicLossScale | None = None, **values: Any
+    ) -> _core.StepInfo:
+        r"""Step, and record with it the norm of each gradient, parameter and update.
+
+        .. math:: \|g_k\|, \qquad \|w_k\|, \qquad \|w_k - w_k^-\|
+
+        Their names are ``grad_norm/hidden.w``, ``param_norm/hidden.w`` (after the step) and ``update_norm/hidden.w``.
+        Gradients are those of the loss, divided by ``grad_scale`` and not yet clipped; of one that is None there is no
+        norm. Updates are what the parameters changed by, as stored: 0 of a step that was left out.
+
+        This takes a copy of the parameters, in the dtype that they compute in, while it steps, and reads gradients and
+        parameters once more. ``record(opt.step(grads))`` costs none of it; take turns, such as one step in a hundred.
+
+        Args:
+            opt: the optimizer.
+            grads, grad_scale: as of ``opt.step``.
+            values: other numbers of this step by name, as of `record`.
+
+        Returns:
+            What ``opt.step`` returns.
+
+        Raises:
+            TypeError: a value that is no number. Nothing was recorded, and no step taken.
+            Exception: what ``opt.step`` raises. Nothing was recorded.
+
+        >>> w = np.array([3.0, 4.0]); opt, history = rv.SGD({"w": w}, lr=0.5), rv.History()
+        >>> _ = history.step(opt, {"w": w.copy()}, loss=12.5)
+        >>> {name: float(history[name].values[0]) for name in history.names[2:]}
+        {'grad_norm/w': 5.0, 'param_norm/w': 2.5, 'update_norm/w': 2.5}
+        """
+        numbers = {name: _number(name, value) for name, value in values.items()}
+        engine, backend = opt._engine, opt._backend
+        scale: Any = grad_scale.value if isinstance(grad_scale, DynamicLossScale) else grad_scale
+        if is_array(scale):
+            scale = scale.astype(np.float64)  # a copy: the step changes it
+        sums, divisor = (engine.sums, engine.accumulated) if grads is ... else ([], 1.0)
+        parameters = list(zip(engine.names, engine.parameters, strict=True))
+        updates = [(name, w.astype(np.float64 if w.dtype == np.float64 else np.float32)) for name, w in parameters]
+        info = opt.step(grads, grad_scale=grad_scale)
+        for (_, update), (_, w) in zip(updates, parameters, strict=True):
+            update -= w.astype(update.dtype, copy=False)
+        gradients = dict(zip(engine.names, sums, strict=True)) if grads is ... else dict(_core.flatten(grads))
+        present = [(name, adopt(gradients[name], name, False)) for name in engine.names if gradients[name] is not None]
+        norms = backend.tensor_norms(present)
+        norms = norms if divisor == 1.0 else norms / divisor
+        norms = norms if scale is None else norms / scale
+        vectors = [
+            ([f"grad_norm/{name}" for name, _ in present], norms),
+            ([f"param_norm/{name}" for name, _ in parameters], backend.tensor_norms(parameters)),
+            ([f"update_norm/{name}" for name, _ in updates], backend.tensor_norms(updates)),
+        ]
+        self._names_here = set()
+        self._append(_Row(info, info, numbers, vectors))
+        return info
 
     @property
     def names(self) -> list[str]:

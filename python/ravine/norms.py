@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 from ravine import _core
-from ravine.backends import backend_for
+from ravine.backends import backend_for, cpu
 from ravine.backends.foreign import adopt
 
-__all__ = ["clip_by_global_norm_", "global_norm"]
+__all__ = ["clip_by_global_norm_", "global_norm", "tensor_norms"]
 
 
 def global_norm(tree: Any) -> Any:
@@ -33,6 +33,29 @@ def global_norm(tree: Any) -> Any:
     5.0
     """
     return backend_for(tree).global_norm(_leaves(tree, False))
+
+
+def tensor_norms(tree: Any) -> dict[str, Any]:
+    r"""Return the Euclidean norm of each array, by dotted name: those that `global_norm` combines, bit for bit.
+
+    .. math:: \|g_k\| = \sqrt{\sum_i g_{k,i}^2}
+
+    Args:
+        tree: array, or any nesting of dict, list and tuple of arrays; None is left out.
+
+    Returns:
+        Floats; of CuPy arrays, arrays without axes that stay on the GPU.
+
+    Raises:
+        TypeError: a leaf that is not a float array, named by its path.
+
+    >>> rv.tensor_norms({"w": np.array([3.0, 4.0]), "b": [np.array([2.0]), None]})
+    {'w': 5.0, 'b.0': 2.0}
+    """
+    backend, leaves = backend_for(tree), [(name, leaf) for name, leaf in _leaves(tree, False) if leaf is not None]
+    norms = backend.tensor_norms(leaves)
+    values = norms.tolist() if backend is cpu else [norms[i] for i in range(len(leaves))]
+    return {name: value for (name, _), value in zip(leaves, values, strict=True)}
 
 
 def clip_by_global_norm_(tree: Any, max_norm: float) -> Any:

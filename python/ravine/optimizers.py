@@ -16,6 +16,8 @@ import numpy as np
 
 from ravine import _core, backends, checkpoint, trees
 from ravine.averages import EMA, SWA, Lookahead, after_rule
+from ravine.groups import GroupList
+from ravine.loss_scale import DynamicLossScale
 
 __all__ = [
     "ADOPT",
@@ -99,8 +101,9 @@ _COMMON: dict[str, Value] = {"weight_decay": 0.0, "l2": 0.0, "maximize": False}
 class Optimizer:
     """What all optimizers share: binding parameters, groups, schedules, the step, and the state.
 
-    The order of a step is fixed: sign (``maximize``) → finite check → clip by value → clip by norm → coupled l2 → rule,
-    with decoupled decay on the old parameter → Lookahead → average → rounding to the parameter's dtype.
+    The order of a step is fixed: unscale (``grad_scale``) → sign (``maximize``) → finite check → clip by value → clip
+    by norm → coupled l2 → rule, with decoupled decay on the old parameter → Lookahead → average → rounding to the
+    parameter's dtype.
     """
 
     #: Rules whose states hold where the parameter was, or lie about it: it must not be moved behind their back.
@@ -153,33 +156,41 @@ class Optimizer:
                     self._engine.set_hyper(group, name, _number(name, value))
         self._start()
 
-    def step(self, grads: Any) -> _core.StepInfo:
+    def step(self, grads: Any = ..., *, grad_scale: float | DynamicLossScale | None = None) -> _core.StepInfo:
         """Update all parameters in place from their gradients.
 
         Args:
             grads: arrays in the same nesting as the parameters, of their shapes; only read. ``None`` in the place of an
-                array leaves that parameter, its states and its update count as they are.
+                array leaves that parameter, its states and its update count as they are. Left out: the mean of what
+                `accumulate` was given since the last step.
+            grad_scale: s in [2⁻¹²⁶, 2¹²⁶], if the gradients come multiplied by it. Before anything else g ← g·(1/s),
+                with 1/s rounded once to the dtype that is computed in; exact for powers of two, but for results below
+                the smallest normal number. A :class:`DynamicLossScale` gives its value, leaves the step out if a
+                gradient is not finite, whatever ``nonfinite`` says, and changes its value afterwards.
 
         Returns:
-            step (completed steps), lr (of the first parameter's group), grad_norm (after clipping by value, before
-            clipping by norm; None unless ``clip_norm`` is set), skipped, nonfinite (None unless checked; else name →
-            how many elements, C-order index of the first).
+            step (completed steps), lr (of the first parameter's group), grad_norm (unscaled, after clipping by value,
+            before clipping by norm; None unless ``clip_norm`` is set), skipped, nonfinite (None unless checked; else
+            name → how many elements, C-order index of the first).
 
         Raises:
-            ValueError: names, shapes or memory that do not fit; a schedule out of range. Nothing was changed.
+            ValueError: names, shapes or memory that do not fit; a schedule or a scale out of range; neither or both of
+                ``grads`` and accumulated gradients. Nothing was changed.
             TypeError: a gradient of another dtype. Nothing was changed.
-            FloatingPointError: gradients that are not finite, under ``nonfinite="raise"``. Nothing was changed.
+            FloatingPointError: gradients that are not finite, under ``nonfinite="raise"``. Nothing was changed, but for
+                accumulated gradients, which are gone.
 
         >>> w = np.array([1.0, 2.0]); opt = rv.SGD(w, lr=0.5)
-        >>> opt.step(w.copy())
+        >>> opt.step(8 * w, grad_scale=8)
         StepInfo(step=1, lr=0.5, grad_norm=None, skipped=False, nonfinite=None)
         >>> w
         array([0.5, 1. ])
         """
         if self._swapped:
             self._check_own("step")
-        step = self._careful_step if self._scheduled or self._torch_groups else self._engine.step
-        return step(grads)
+        if grad_scale is not None or grads is ... or self._scheduled or self._torch_groups:
+            return self._careful_step(grads, grad_scale)
+        return self._engine.step(grads)
 
     def _after(self, options: Options) -> tuple[Lookahead | None, EMA | SWA | None, str | None]:
         """Return what follows the rule: each checked by its class, and that this optimizer can do it."""
@@ -197,15 +208,63 @@ class Optimizer:
             )
         return lookahead, average, master
 
-    def _careful_step(self, grads: Any) -> _core.StepInfo:
+    def _careful_step(self, grads: Any, grad_scale: float | DynamicLossScale | None) -> _core.StepInfo:
         """Step where Python code runs before the core's: no other thread may come in between."""
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("step: another thread is inside a step of this optimizer; give each thread its own")
         try:
             self._check_torch_groups()
-            return self._engine.step(grads, self._schedule_values(self._engine.steps))
+            values = self._schedule_values(self._engine.steps) if self._scheduled else []
+
+            def step(scale: Any = None, skip: bool = False) -> _core.StepInfo:
+                if grads is ...:
+                    return self._engine.step_accumulated(values, scale, skip)
+                return self._engine.step(grads, values, scale, skip)
+
+            if isinstance(grad_scale, DynamicLossScale):
+                return grad_scale._step(self, step)
+            if grad_scale is None:
+                return step()
+            return step(_number("grad_scale", grad_scale, "a number or a DynamicLossScale"))
         finally:
             self._lock.release()
+
+    def accumulate(self, grads: Any, *, weight: float = 1.0) -> None:
+        r"""Add the gradients of a micro-batch to those before; ``step()`` then takes their mean, and forgets them.
+
+        .. math:: g = \frac{\sum_k n_k g_k}{\sum_k n_k}
+
+        Sums are kept in float64 for float64 parameters, else in float32, and added in the order of the calls, each in
+        one pass: n₁·g₁ + n₂·g₂ + …, every operation rounded once. The step multiplies by 1/Σn, or under ``grad_scale``
+        by 1/(s·Σn), rounded once, before anything else; so all micro-batches of a step need the same scale. Their
+        memory, one array a parameter, is asked for at the first call and kept. A step that is left out forgets them,
+        too; so does loading.
+
+        Args:
+            grads: as of `step`; free to be overwritten afterwards. None adds nothing, but its weight counts; a
+                parameter that never had a gradient has none in the step.
+            weight: n, from 2⁻¹²⁶ to 2¹²⁶ (1): where the gradients are means, how many examples the micro-batch has.
+
+        Raises:
+            ValueError: names, shapes or memory that do not fit; a weight out of range. Nothing was added.
+            TypeError: a gradient of another dtype. Nothing was added.
+            MemoryError: no room for the sums. Nothing was added.
+
+        >>> w = np.array([1.0, 2.0]); opt = rv.SGD(w, lr=0.5)
+        >>> opt.accumulate(np.array([1.0, 1.0])); opt.accumulate(np.array([3.0, 5.0]))
+        >>> opt.step().step, w
+        (1, array([0. , 0.5]))
+        """
+        self._check_torch_groups()
+
+        def new_sum(parameter: Any, dtype: str) -> list[Any]:
+            return [self._backend.zeros(parameter.shape, dtype)]
+
+        self._engine.accumulate(grads, _number("weight", weight, "a number"), new_sum)
+
+    def discard_accumulated(self) -> None:
+        """Forget what `accumulate` was given since the last step."""
+        self._engine.discard()
 
     def _check_torch_groups(self) -> None:
         for i, (group, params) in enumerate(self._torch_groups):
@@ -225,6 +284,16 @@ class Optimizer:
         for group, values in enumerate(self._values):
             self._engine.set_hyper(group, "lr", value)
             values["lr"] = value
+
+    @property
+    def groups(self) -> GroupList:
+        """The hyperparameters as they are now, a mapping for each group; set them there, from the next step on.
+
+        >>> opt = rv.AdamW(np.ones(3))
+        >>> opt.groups[0]["betas"] = (0.5, 0.75); opt.groups[0]["betas"]
+        (0.5, 0.75)
+        """
+        return GroupList(self)
 
     @contextmanager
     def _on_trial(self) -> Iterator[Callable[[float], None]]:
@@ -411,6 +480,7 @@ class Optimizer:
         ({'w': 1}, ['m', 'v'])
         """
         self._check_own("state_dict")
+        self._check_nothing_accumulated("state_dict")
         self._settle_masters()
         states = {name: {kind: array.copy() for kind, array in own.items()} for name, own in self._arrays().items()}
         updates = dict(zip(self._engine.names, self._engine.updates, strict=True))
@@ -459,7 +529,8 @@ class Optimizer:
         Raises:
             OSError: the file could not be written. Unless it says otherwise, what was saved before is still there.
             ValueError: keep < 1; a parameter that was replaced in its container.
-            RuntimeError: someone else saves to this path now, or steps meanwhile. Nothing was written.
+            RuntimeError: someone else saves to this path now, or steps meanwhile; gradients are accumulated, which no
+                file holds. Nothing was written.
             ModuleNotFoundError: safetensors is not installed; ``pip install 'ravine[io]'``.
 
         >>> w = np.array([1.0, 2.0]); opt = rv.SGD(w, lr=0.5, momentum=0.5)
@@ -468,6 +539,7 @@ class Optimizer:
         (1, array([0.5, 1. ]))
         """
         self._check_own("save")
+        self._check_nothing_accumulated("save")
         self._settle_masters()
         checkpoint.save(self, path, keep, params)
 
@@ -507,6 +579,23 @@ class Optimizer:
         values = ", ".join(f"{name}={value!r}" for name, value in self._values[0].items() if value is not False)
         return f"{type(self).__name__}({len(self._engine.names)} parameters, {values})"
 
+    def _check_nothing_accumulated(self, doing: str) -> None:
+        if self._engine.accumulated:
+            raise RuntimeError(
+                f"{doing}: gradients are accumulated, which it would not hold; call it after opt.step(), or drop them "
+                "by opt.discard_accumulated()"
+            )
+
+    def _parts(self, name: str) -> list[str]:
+        """Give the core's names of an argument."""
+        parts = [part for part in _TUPLES.get(name, ()) if part in _core.rules()[self._rule]["hyperparameters"]]
+        return parts or [_CORE_NAMES.get(name, name)]
+
+    def _numbers(self, name: str, value: Any) -> dict[str, float]:
+        """Give an argument's numbers by the core's names."""
+        flat = _engine_values({name: value}, self._rule)
+        return {part: _number(part, number, "a number") for part, number in flat.items()}
+
     def _flat_values(self, group: int) -> dict[str, Any]:
         """Give a group's values by the core's names."""
         return _engine_values(self._values[group], self._rule)
@@ -523,7 +612,8 @@ class Optimizer:
         values["momentum_before" if name == "momentum" and name not in values else name] = value
 
     def _start(self) -> None:
-        """Bring the schedules to where the count of steps is."""
+        """Bring the schedules to where the count of steps is, and forget gradients of before."""
+        self._engine.discard()
         for group, name, value in self._schedule_values(self._engine.steps):
             self._engine.set_hyper(group, name, value)
 
@@ -607,6 +697,10 @@ _TUPLES = {
 }
 
 
+#: Arguments that the core calls otherwise.
+_CORE_NAMES = {"momentum_before": "momentum"}
+
+
 def _engine_values(values: Mapping[str, Any], rule: str) -> dict[str, Any]:
     """Give the core's names: ``betas`` are two or three, and where momentum stands is the rule's business."""
     known = _core.rules()[rule]["hyperparameters"]
@@ -614,7 +708,7 @@ def _engine_values(values: Mapping[str, Any], rule: str) -> dict[str, Any]:
     for name, value in values.items():
         parts = [part for part in _TUPLES.get(name, ()) if part in known]
         if not parts:
-            flat[{"momentum_before": "momentum"}.get(name, name)] = value
+            flat[_CORE_NAMES.get(name, name)] = value
             continue
         try:
             flat |= zip(parts, value, strict=True)
@@ -625,13 +719,13 @@ def _engine_values(values: Mapping[str, Any], rule: str) -> dict[str, Any]:
     return flat
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: Any, expected: str = "a number or a schedule") -> float:
     try:
         if isinstance(value, str | bytes):
             raise TypeError  # float("0.1") would do, and hide that a setting was not parsed
         return float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number or a schedule, got {value!r}") from None
+        raise TypeError(f"{name}: expected {expected}, got {value!r}") from None
 
 
 def _state_differences(state: Mapping[str, Any], rule: str, own: dict[str, dict[str, Any]]) -> list[str]:

@@ -171,6 +171,8 @@ enum {
  *     "clip_value"  cuts each element of the gradients off at ± value > 0; off at first, and with INFINITY
  *     "clip_norm"   scales all gradients together down to this norm > 0; off at first, and with INFINITY
  *     "nonfinite"   RV_PROPAGATE (at first), RV_SKIP or RV_RAISE
+ *     "grad_scale"  what the gradients come multiplied by, from 2^-126 to 2^126: each is first multiplied by 1 / value,
+ *                   rounded to what it computes in; 1 at first, which is off
  * RV_ERROR_NAME, RV_ERROR_RANGE. */
 rv_status rv_optimizer_set_option(rv_optimizer *optimizer, const char *name, double value);
 
@@ -192,7 +194,7 @@ typedef struct rv_step_info {
     uint32_t reserved[9]; /* 0; room for later versions */
 } rv_step_info;
 
-/* One step over all parameters, in this order: sign (maximize), check for finite numbers, clip_value, clip_norm, l2, the
+/* One step over all parameters, in this order: grad_scale, sign (maximize), check for finite numbers, clip_value, clip_norm, l2, the
  * rule, with weight_decay on the parameter as it was before.
  * gradients: n, one for each parameter, of its shape and dtype; for a parameter of RV_FLOAT32 also of RV_FLOAT16 or
  * RV_BFLOAT16, which are widened. They are only read, may lie and overlap one another as they like, and share no memory

@@ -159,6 +159,17 @@ mod _core {
         Ok(py.detach(|| unsafe { step::global_norm(&views) }))
     }
 
+    /// The Euclidean norm of each array, by the canonical tree; of None, 0.
+    #[pyfunction]
+    fn tensor_norms<'py>(
+        py: Python<'py>,
+        arrays: Vec<(String, Bound<'py, PyAny>)>,
+    ) -> PyResult<Bound<'py, PyArray1<f64>>> {
+        let views = arrays::views(Place::Host, &arrays, false)?;
+        // SAFETY: the arrays are alive in this call, aligned and of a dtype that is computed with; they are only read.
+        Ok(PyArray1::from_vec(py, py.detach(|| unsafe { step::tensor_norms(&views) })))
+    }
+
     /// Scales all arrays in place so that their norm is at most `max_norm`; returns the norm before.
     #[pyfunction]
     fn clip_by_global_norm(py: Python<'_>, arrays: Vec<(String, Bound<'_, PyAny>)>, max_norm: f64) -> PyResult<f64> {

@@ -7,7 +7,8 @@ use crate::element::{Dtype, View, WORDS};
 use crate::error::Error;
 use crate::overlap::Occupied;
 use crate::rules;
-use crate::step::{Info, NonFinite, Options, Step};
+use crate::simd::DefaultEnvironment;
+use crate::step::{self, Info, NonFinite, Options, Step};
 use numpy::PyArray1;
 use pyo3::exceptions::{PyFloatingPointError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -59,6 +60,21 @@ struct Bond {
     look: Option<Look>,
     /// Where the last gradient lay that was found to overlap nothing.
     last_gradient: usize,
+    /// What its gradients of several micro-batches are added up in, once there are any.
+    sum: Option<Py<PyAny>>,
+}
+
+/// Gradients of several micro-batches, added up.
+#[derive(Debug, Default)]
+struct Sums {
+    /// One for each parameter, once there are any.
+    views: Vec<View>,
+    /// Whether a parameter has had a gradient.
+    present: Vec<bool>,
+    /// The weights of the micro-batches since the last step; 0: none came.
+    weight: f64,
+    /// As they were last described to the device.
+    described: Vec<u64>,
 }
 
 /// A rule bound to the arrays of a nesting.
@@ -84,6 +100,7 @@ struct Binding {
     held: Vec<Py<PyAny>>,
     /// The gradients as they were last described to the device.
     described: Vec<u64>,
+    sums: Sums,
 }
 
 impl From<Error> for PyErr {
@@ -199,35 +216,138 @@ impl Engine {
                 states: states.into_iter().map(Bound::unbind).collect(),
                 kept: kept.into_iter().map(|array| array.map(Bound::unbind)).collect(),
                 last_gradient: 0,
+                sum: None,
             });
         }
         let occupied = Occupied::new(ranges);
-        let bound = Binding { place, step, tree, bonds, occupied, elements, held: Vec::new(), described: Vec::new() };
+        let (held, described, sums) = (Vec::new(), Vec::new(), Sums::default());
+        let bound = Binding { place, step, tree, bonds, occupied, elements, held, described, sums };
         Ok(Self { bound: Mutex::new(bound), steps: AtomicU64::new(0), lr: AtomicU64::new(0) })
     }
 
-    /// One step, with these values of (group, name) from now on; see `Optimizer.step`.
-    #[pyo3(name = "step", signature = (grads, values = Vec::new()))]
+    /// One step, with these values of (group, name) from now on; see `Optimizer.step`. `skip` leaves it out if gradients
+    /// are not finite, whatever the options say.
+    #[pyo3(name = "step", signature = (grads, values = Vec::new(), grad_scale = None, skip = false))]
     fn step_py<'py>(
         &self,
         py: Python<'py>,
         grads: &Bound<'py, PyAny>,
         values: Vec<(usize, String, f64)>,
+        grad_scale: Option<f64>,
+        skip: bool,
     ) -> PyResult<StepInfo> {
-        let mut bound = self.bound()?;
-        if bound.place != Place::Host {
-            return Err(PyValueError::new_err("step: these arrays are on a device, where kernels step"));
-        }
+        let mut bound = self.on_host()?;
+        bound.check_nothing_pending()?;
         bound.take(py, grads)?;
+        self.run(py, bound, values, grad_scale, skip)
+    }
+
+    /// One step with the mean of the gradients that were accumulated, which are gone then.
+    #[pyo3(signature = (values = Vec::new(), grad_scale = None, skip = false))]
+    fn step_accumulated(
+        &self,
+        py: Python<'_>,
+        values: Vec<(usize, String, f64)>,
+        grad_scale: Option<f64>,
+        skip: bool,
+    ) -> PyResult<StepInfo> {
+        let mut bound = self.on_host()?;
+        let scale = bound.take_accumulated(py, grad_scale)?;
+        self.run(py, bound, values, Some(scale), skip)
+    }
+
+    /// Adds the gradients of a micro-batch, times a weight, to those before; see `Optimizer.accumulate`. `new_sum` maps a
+    /// parameter to a list of one new array.
+    fn accumulate<'py>(
+        &self,
+        py: Python<'py>,
+        grads: &Bound<'py, PyAny>,
+        weight: f64,
+        new_sum: &Bound<'py, PyAny>,
+    ) -> PyResult<()> {
+        let mut bound = self.on_host()?;
+        step::check_scale("weight", weight)?;
+        bound.take(py, grads)?;
+        bound.make_sums(py, new_sum)?;
+        let Binding { step, elements, sums, .. } = &mut *bound;
+        let factor = (weight != 1.0).then_some(weight);
+        // SAFETY: the gradients are those that `take` has just checked; the sums are ours, made to fit.
+        arrays::detach(py, *elements, || unsafe { step.accumulate(&sums.views, factor, sums.weight == 0.0) });
+        bound.held.clear();
+        bound.count(weight);
+        Ok(())
+    }
+
+    /// For kernels on a device: checks a micro-batch as `accumulate` does. Returns what the device does not know yet of the
+    /// gradients, as `take` does, and whether this is the first.
+    fn take_micro_batch<'py>(
+        &self,
+        py: Python<'py>,
+        grads: &Bound<'py, PyAny>,
+        weight: f64,
+        new_sum: &Bound<'py, PyAny>,
+    ) -> PyResult<(Option<Words<'py>>, Option<Words<'py>>, bool)> {
+        let mut bound = self.bound()?;
+        step::check_scale("weight", weight)?;
+        bound.take(py, grads)?;
+        bound.held.clear();
+        bound.make_sums(py, new_sum)?;
+        let (addresses, words) = bound.news(py)?;
+        Ok((addresses, words, bound.sums.weight == 0.0))
+    }
+
+    /// For kernels on a device: the sums' arrays.
+    fn sum_tables<'py>(&self, py: Python<'py>) -> PyResult<Words<'py>> {
+        let bound = self.bound()?;
+        let placed = bound.sums.views.iter().zip(bound.step.blocks()).map(|(view, first)| Some((view, *first)));
+        Ok(PyArray1::from_vec(py, described(placed)?))
+    }
+
+    /// For kernels on a device: it has added up what `take_micro_batch` checked.
+    fn count(&self, weight: f64) -> PyResult<()> {
+        self.bound()?.count(weight);
+        Ok(())
+    }
+
+    /// For kernels on a device: checks that there is something to step with, then sets the values of (group, name). Returns
+    /// the sums as gradients if the device does not know them so, and what to divide by.
+    #[pyo3(signature = (values = Vec::new(), grad_scale = None))]
+    fn take_accumulated<'py>(
+        &self,
+        py: Python<'py>,
+        values: Vec<(usize, String, f64)>,
+        grad_scale: Option<f64>,
+    ) -> PyResult<(Option<Words<'py>>, f64)> {
+        let mut bound = self.bound()?;
+        let scale = bound.take_accumulated(py, grad_scale)?;
+        let words = described_gradients(&bound.step)?;
         for (group, name, value) in values {
             bound.step.set_hyper(group, &name, value)?;
         }
-        let Binding { step, elements, .. } = &mut *bound;
-        let info = arrays::detach(py, *elements, || step.run());
-        bound.held.clear();
-        let info = info?;
-        self.publish(info.step, info.lr);
-        bound.report(py, info)
+        let news = (bound.sums.described != words).then(|| PyArray1::from_vec(py, words.clone()));
+        bound.sums.described = words;
+        Ok((news, scale))
+    }
+
+    /// Forgets the gradients that were accumulated.
+    fn discard(&self) -> PyResult<()> {
+        self.bound()?.discard();
+        Ok(())
+    }
+
+    /// The weight of the gradients that were accumulated since the last step; 0: there are none.
+    #[getter]
+    fn accumulated(&self) -> PyResult<f64> {
+        Ok(self.bound()?.sums.weight)
+    }
+
+    /// Their sums, in order; None for those that had no gradient.
+    #[getter]
+    fn sums<'py>(&self, py: Python<'py>) -> PyResult<Vec<Option<Bound<'py, PyAny>>>> {
+        let bound = self.bound()?;
+        let there = |i: usize| bound.sums.weight > 0.0 && bound.sums.present[i];
+        let sums = bound.bonds.iter().enumerate().map(|(i, bond)| bond.sum.as_ref().filter(|_| there(i)));
+        Ok(sums.map(|sum| sum.map(|sum| sum.bind(py).clone())).collect())
     }
 
     /// For kernels on a device: all tables, once.
@@ -237,7 +357,9 @@ impl Engine {
 
     /// For kernels on a device: it does not know what `take` told.
     fn forget(&self) -> PyResult<()> {
-        self.bound()?.described.clear();
+        let mut bound = self.bound()?;
+        bound.described.clear();
+        bound.sums.described.clear();
         Ok(())
     }
 
@@ -248,31 +370,24 @@ impl Engine {
 
     /// For kernels on a device: checks the gradients of a step as `step` does, then sets the values of (group, name).
     /// Returns what the device does not know yet: the gradients' addresses, or all that describes them.
-    #[pyo3(signature = (grads, values = Vec::new()))]
+    #[pyo3(signature = (grads, values = Vec::new(), grad_scale = None))]
     fn take<'py>(
         &self,
         py: Python<'py>,
         grads: &Bound<'py, PyAny>,
         values: Vec<(usize, String, f64)>,
+        grad_scale: Option<f64>,
     ) -> PyResult<(Option<Words<'py>>, Option<Words<'py>>)> {
         let mut bound = self.bound()?;
+        bound.check_nothing_pending()?;
+        grad_scale.map_or(Ok(()), |scale| step::check_scale("grad_scale", scale))?;
         bound.take(py, grads)?;
         bound.held.clear();
-        let words = described_gradients(&bound.step)?;
+        let news = bound.news(py)?;
         for (group, name, value) in values {
             bound.step.set_hyper(group, &name, value)?;
         }
-        let old = std::mem::replace(&mut bound.described, words);
-        let new = &bound.described;
-        if old == *new {
-            return Ok((None, None));
-        }
-        let same_layout = old.len() == new.len() && (0..new.len()).all(|i| i % WORDS == 0 || old[i] == new[i]);
-        if same_layout {
-            let addresses = new.iter().step_by(WORDS).copied().collect();
-            return Ok((Some(PyArray1::from_vec(py, addresses)), None));
-        }
-        Ok((None, Some(PyArray1::from_vec(py, new.clone()))))
+        Ok(news)
     }
 
     /// Whether a hyperparameter or common option may have this value.
@@ -365,6 +480,37 @@ impl Engine {
                 "step: another thread is inside a step of this optimizer; give each thread its own",
             )),
         }
+    }
+
+    fn on_host(&self) -> PyResult<MutexGuard<'_, Binding>> {
+        let bound = self.bound()?;
+        if bound.place != Place::Host {
+            return Err(PyValueError::new_err("step: these arrays are on a device, where kernels step"));
+        }
+        Ok(bound)
+    }
+
+    /// The step, once its gradients were taken.
+    fn run(
+        &self,
+        py: Python<'_>,
+        mut bound: MutexGuard<'_, Binding>,
+        values: Vec<(usize, String, f64)>,
+        grad_scale: Option<f64>,
+        skip: bool,
+    ) -> PyResult<StepInfo> {
+        grad_scale.map_or(Ok(()), |scale| step::check_scale("grad_scale", scale))?;
+        for (group, name, value) in values {
+            bound.step.set_hyper(group, &name, value)?;
+        }
+        let Binding { step, elements, .. } = &mut *bound;
+        let nonfinite = if skip { NonFinite::Skip } else { step.options().nonfinite };
+        let info = arrays::detach(py, *elements, || step.run_scaled(grad_scale, nonfinite));
+        bound.held.clear();
+        let info = info?;
+        bound.discard();
+        self.publish(info.step, info.lr);
+        bound.report(py, info, nonfinite)
     }
 
     fn publish(&self, steps: u64, lr: f64) {
@@ -467,6 +613,7 @@ impl Step {
             states: states.iter().map(|(_, state)| state.clone().unbind()).collect(),
             kept: Vec::new(),
             last_gradient: 0,
+            sum: None,
         };
         let ranges = views.iter().filter_map(View::extent).map(|(low, high)| (low, high, 0)).collect();
         let (names, called) = (["p".to_owned()], || "g".to_owned());
@@ -531,19 +678,17 @@ pub(crate) fn tables<'py>(py: Python<'py>, step: &Step) -> PyResult<Bound<'py, P
 }
 
 impl Binding {
-    /// Checks all gradients and then takes them; nothing is taken if anything is wrong.
-    fn take<'py>(&mut self, py: Python<'py>, grads: &Bound<'py, PyAny>) -> PyResult<()> {
-        let Self { place, step, tree, bonds, occupied, held, .. } = self;
-        held.clear();
+    /// Refuses parameters that the caller's container no longer holds.
+    fn check_own(&self, py: Python<'_>) -> PyResult<()> {
         let mut replaced = None;
-        let intact = tree.visit_own(py, &mut |i, leaf| {
-            if !leaf.is(&bonds[i].given) {
+        let intact = self.tree.visit_own(py, &mut |i, leaf| {
+            if !leaf.is(&self.bonds[i].given) {
                 replaced.get_or_insert(i);
             }
             Ok(())
         })?;
         if let Some(i) = replaced {
-            let name = &tree.names[i];
+            let name = &self.tree.names[i];
             return Err(PyValueError::new_err(format!(
                 "params['{name}'] is another array than the one given to the optimizer; \
                  assign into it (w[...] = new), or make a new optimizer"
@@ -552,6 +697,107 @@ impl Binding {
         if !intact {
             return Err(PyValueError::new_err("params: entries were added or removed; make a new optimizer"));
         }
+        Ok(())
+    }
+
+    /// Makes room to add up gradients, if there is none yet: all of it, or none.
+    fn make_sums(&mut self, py: Python<'_>, new_sum: &Bound<'_, PyAny>) -> PyResult<()> {
+        let Self { place, bonds, occupied, sums, .. } = self;
+        if sums.views.len() == bonds.len() {
+            return Ok(());
+        }
+        let mut made = Vec::with_capacity(bonds.len());
+        for bond in bonds.iter() {
+            let called = || "params".to_owned();
+            let parameter = bond.array.bind(py);
+            let new = states_of(*place, parameter, &arrays::array_at(*place, parameter, &called)?, 1, new_sum)?;
+            let view = arrays::array_at(*place, &new[0], &called)?.view();
+            made.push((new[0].clone().unbind(), view));
+        }
+        for (i, (bond, (array, view))) in bonds.iter_mut().zip(made).enumerate() {
+            if let Some((low, high)) = view.extent() {
+                occupied.insert((low, high, i));
+            }
+            // What lay there before may have been a gradient.
+            (bond.sum, bond.last_gradient) = (Some(array), 0);
+            sums.views.push(view);
+        }
+        sums.present = vec![false; bonds.len()];
+        Ok(())
+    }
+
+    /// One more micro-batch was added up.
+    fn count(&mut self, weight: f64) {
+        let _default = DefaultEnvironment::enter();
+        self.sums.weight += weight;
+        for (present, gradient) in self.sums.present.iter_mut().zip(self.step.gradients()) {
+            *present |= gradient.is_some();
+        }
+    }
+
+    /// Takes the sums as gradients; returns what they come multiplied by.
+    fn take_accumulated(&mut self, py: Python<'_>, grad_scale: Option<f64>) -> PyResult<f64> {
+        if self.sums.weight == 0.0 {
+            return Err(PyValueError::new_err(
+                "step: expected gradients, or opt.accumulate(grads) before; none were accumulated since the last step",
+            ));
+        }
+        self.check_own(py)?;
+        for (bond, name) in self.bonds.iter().zip(&self.tree.names) {
+            check_in_place(self.place, bond, name, bond.given.bind(py))?;
+        }
+        let _default = DefaultEnvironment::enter();
+        let scale = match grad_scale {
+            Some(scale) => {
+                step::check_scale("grad_scale", scale)?;
+                scale * self.sums.weight
+            }
+            None => self.sums.weight,
+        };
+        step::check_scale("grad_scale times the weights of the micro-batches", scale)?;
+        for (i, (view, present)) in self.sums.views.iter().zip(&self.sums.present).enumerate() {
+            // SAFETY: made to fit; kept by the bonds, and apart from all else that the step writes.
+            unsafe { self.step.set_gradient(i, present.then(|| view.clone())) };
+        }
+        Ok(scale)
+    }
+
+    fn discard(&mut self) {
+        self.sums.weight = 0.0;
+        self.sums.present.fill(false);
+    }
+
+    fn check_nothing_pending(&self) -> PyResult<()> {
+        if self.sums.weight == 0.0 {
+            return Ok(());
+        }
+        Err(PyValueError::new_err(
+            "step: accumulated gradients are waiting; call step() without gradients after opt.accumulate(grads), or drop \
+             them by opt.discard_accumulated()",
+        ))
+    }
+
+    /// What the device does not know yet of the gradients: their addresses, or all that describes them.
+    fn news<'py>(&mut self, py: Python<'py>) -> PyResult<(Option<Words<'py>>, Option<Words<'py>>)> {
+        let words = described_gradients(&self.step)?;
+        let old = std::mem::replace(&mut self.described, words);
+        let new = &self.described;
+        if old == *new {
+            return Ok((None, None));
+        }
+        let same_layout = old.len() == new.len() && (0..new.len()).all(|i| i % WORDS == 0 || old[i] == new[i]);
+        if same_layout {
+            let addresses = new.iter().step_by(WORDS).copied().collect();
+            return Ok((Some(PyArray1::from_vec(py, addresses)), None));
+        }
+        Ok((None, Some(PyArray1::from_vec(py, new.clone()))))
+    }
+
+    /// Checks all gradients and then takes them; nothing is taken if anything is wrong.
+    fn take<'py>(&mut self, py: Python<'py>, grads: &Bound<'py, PyAny>) -> PyResult<()> {
+        self.check_own(py)?;
+        let Self { place, step, tree, bonds, occupied, held, .. } = self;
+        held.clear();
         let mut wrong: Vec<PyErr> = Vec::new();
         let mut take = |i: usize, leaf: &Bound<'py, PyAny>| {
             let name = &tree.names[i];
@@ -592,7 +838,7 @@ impl Binding {
         }
     }
 
-    fn report(&self, py: Python<'_>, info: Info) -> PyResult<StepInfo> {
+    fn report(&self, py: Python<'_>, info: Info, policy: NonFinite) -> PyResult<StepInfo> {
         let Info { step, lr, grad_norm, skipped, nonfinite } = info;
         let nonfinite = nonfinite
             .map(|found| {
@@ -603,7 +849,7 @@ impl Binding {
                 Ok::<_, PyErr>(dict)
             })
             .transpose()?;
-        if skipped && self.step.raises() {
+        if skipped && policy == NonFinite::Raise {
             let found = nonfinite.map_or_else(|| Ok(String::new()), |found| found.repr()?.extract::<String>())?;
             return Err(Error::NotFinite(format!(
                 "grads: not finite, or beyond what the states can hold: {found} (name: count, first index in C order); \
@@ -673,8 +919,8 @@ fn checked_gradient(
     let view = gradient.view();
     if let Some(extent) = view.extent() {
         for owner in occupied.overlapping(extent) {
-            let Bond { array, states, kept, .. } = &bonds[owner];
-            for array in std::iter::once(array).chain(states).chain(kept.iter().flatten()) {
+            let Bond { array, states, kept, sum, .. } = &bonds[owner];
+            for array in std::iter::once(array).chain(states).chain(kept.iter().flatten()).chain(sum) {
                 if arrays::shares_memory(leaf, array.bind(py))? {
                     let text = format!(
                         "{}: shares memory with parameter '{}' or its states, which the step changes; pass a copy",

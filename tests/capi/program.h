@@ -270,6 +270,8 @@ static void fault_rules_and_names(void) {
     CHECK_ERROR(rv_optimizer_set_option(o, "clip_value", -INFINITY), RV_ERROR_RANGE, "clip_value");
     CHECK_ERROR(rv_optimizer_set_option(o, "clip_value", NAN), RV_ERROR_RANGE, "clip_value");
     CHECK_ERROR(rv_optimizer_set_option(o, "nonfinite", 3), RV_ERROR_RANGE, "RV_SKIP");
+    CHECK_ERROR(rv_optimizer_set_option(o, "grad_scale", 0), RV_ERROR_RANGE, "grad_scale");
+    CHECK_ERROR(rv_optimizer_set_option(o, "grad_scale", INFINITY), RV_ERROR_RANGE, "2**126");
     CHECK(rv_optimizer_set_option(o, "clip_norm", INFINITY) == RV_OK);
     CHECK_ERROR(rv_optimizer_step(o, NULL, 0, NULL), RV_ERROR_NAME, "lr: rule \"adam\" needs it, and it was never set in group 0");
     rv_optimizer_free(o);

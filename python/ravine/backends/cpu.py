@@ -17,6 +17,7 @@ from ravine._core import (
     layer_norm_backward,
     onebit_decode,
     onebit_encode,
+    tensor_norms,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "onebit_decode",
     "onebit_encode",
     "put",
+    "tensor_norms",
     "zeros",
 ]
 

@@ -12,6 +12,8 @@ struct MeasureArgs {
     u64 count, blocks;
     double clip_value; // each element is cut off at this first; infinite: none
     double limits[2];  // in f64 and in f32; elements above it in magnitude are beyond, and NaN
+    double grad_scale; // what all of them come multiplied by; 0: nothing
+    const LossScale *dynamic; // and this; null: not
 };
 
 __device__ __forceinline__ void merge(Beyond &a, const Beyond &b) {
@@ -37,10 +39,13 @@ template <typename S> __device__ __forceinline__ void measure_block(const Measur
     const bool wide = array.axes == 0 && reinterpret_cast<u64>(array.data) % (2 * sizeof(Stored)) == 0;
     const bool clips = a.clip_value < __longlong_as_double(0x7ff0000000000000LL);
     const A clip = A(a.clip_value), limit = A(a.limits[sizeof(A) == 4]);
+    const bool unscales = a.grad_scale != 0.0;
+    const A unscale = A(unscale_of(a.grad_scale, a.dynamic));
     double lanes[2] = {0.0, 0.0};
     Beyond found = {0, ~0ull};
     const auto add = [&](const Stored stored, const u64 i, double &lane) {
         A x = S::load(stored);
+        if (unscales) x = x * unscale;
         // Not `> limit`: NaN is beyond it too.
         if (!(fabs(x) <= limit)) merge(found, {1, i});
         if (clips) {
@@ -104,6 +109,11 @@ struct JudgeArgs {
     unsigned *ticket;
     u64 count, blocks;
     double clip_norm; // infinite: none
+    double *norms;    // of each array; null: not asked
+    double grad_scale;  // as measured
+    LossScale *dynamic; // changed here
+    double growth, backoff, least, most;
+    u64 interval;
 };
 
 // Combines what was measured: each array's blocks, then the arrays.
@@ -115,6 +125,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) judge(const JudgeArgs a) {
         if (a.squares) {
             const double sum = combine(a.squares + first, end - first);
             if (threadIdx.x == 0) a.sums[i] = sum;
+            if (threadIdx.x == 0 && a.norms) a.norms[i] = sqrt(sum);
         }
         if (a.beyond) {
             Beyond found = {0, ~0ull};
@@ -139,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) judge(const JudgeArgs a) {
     __syncthreads();
     if (threadIdx.x == 0) {
         const double norm = sqrt(squares);
-        Verdict verdict = {norm, 1.0, 0, total > 0, 0};
+        Verdict verdict = {norm, 1.0, 0, total > 0, 0, unscale_of(a.grad_scale, a.dynamic)};
         // Not `norm > clip_norm`: the step of a NaN norm is NaN everywhere, not unclipped.
         if (a.squares && !(norm <= a.clip_norm)) {
             verdict.scale = a.clip_norm / norm;
@@ -147,6 +158,65 @@ extern "C" __global__ void __launch_bounds__(256, 2) judge(const JudgeArgs a) {
         }
         if (a.steps) verdict.steps = *a.steps + (total > 0 ? 0 : 1);
         *a.verdict = verdict;
+        if (a.dynamic) {
+            // As DynamicLossScale._update does.
+            double value = a.dynamic->value;
+            u64 good = total > 0 ? 0 : a.dynamic->good + 1;
+            if (total > 0) {
+                value = value * a.backoff;
+                if (value < a.least) value = a.least;
+            } else if (good == a.interval) {
+                value = value * a.growth;
+                if (value > a.most) value = a.most;
+                good = 0;
+            }
+            a.dynamic->value = float(value);
+            a.dynamic->good = good;
+        }
+    }
+}
+
+struct AccumulateArgs {
+    const Array *arrays; // gradients
+    const Array *sums;   // contiguous, in what the arrays compute in
+    u64 count, blocks;
+    double weight; // 1: none
+    u64 first;     // whether to overwrite the sums
+};
+
+template <typename S> __device__ __forceinline__ void add_block(const AccumulateArgs &a, const Array &array, const Array &sum, const u64 block) {
+    typedef typename S::Computed A;
+    const Range range = elements(sum, block);
+    A *const sums = reinterpret_cast<A *>(sum.data);
+    const A weight = A(a.weight);
+    for (u64 i = range.start + threadIdx.x; i < range.end; i += blockDim.x) {
+        A x = S::load(*place<const typename S::Stored>(array, i));
+        if (a.weight != 1.0) x = x * weight;
+        sums[i] = a.first ? x : sums[i] + x;
+    }
+}
+
+template <typename A> __device__ __forceinline__ void clear_block(const Array &sum, const u64 block) {
+    const Range range = elements(sum, block);
+    for (u64 i = range.start + threadIdx.x; i < range.end; i += blockDim.x) reinterpret_cast<A *>(sum.data)[i] = 0;
+}
+
+// Adds each array, times a weight, to its sum; the first time in its place, and 0 for those that are not there.
+extern "C" __global__ void __launch_bounds__(256, 2) accumulate(const AccumulateArgs a) {
+    for (u64 block = blockIdx.x; block < a.blocks; block += gridDim.x) {
+        const u64 i = find(a.arrays, a.count, block);
+        const Array &array = a.arrays[i], &sum = a.sums[i];
+        if (!array.data) {
+            if (!a.first) continue;
+            if (sum.storage == STORAGE_F64) clear_block<double>(sum, block);
+            else clear_block<float>(sum, block);
+            continue;
+        }
+        switch (array.storage) {
+#define ADDED(S) \
+    case STORAGE_##S: add_block<S>(a, array, sum, block); break;
+            STORAGES(ADDED)
+        }
     }
 }
 

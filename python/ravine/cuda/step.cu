@@ -1,6 +1,6 @@
 // The step: one launch for all parameters. Rule is the struct of a rule, KINDS the storages that meet in this list.
 //
-// scale and sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter -> what
+// unscale -> sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter -> what
 // follows it: Lookahead, an average, the exact copy of a half-precision parameter (LOOKAHEAD, AVERAGE, MASTER if defined).
 // What changes from step to step is in device memory, the counts of updates too, so a captured step can be replayed.
 
@@ -25,18 +25,20 @@ struct StepArgs {
     double decay;            // negative: all points weigh the same
     u64 period;              // of Lookahead
     double alpha;
+    double grad_scale; // what gradients come multiplied by; 0: nothing
 };
 
 // The numbers of one (group, t), in f64.
 struct Row {
     Rule::Coefficients<double> coefficients;
-    double keep, l2;
+    double keep, l2, unscale;
     bool maximize, decay, couple;
     double weight, alpha;
     bool counts, begins, ends;
 };
 
-__device__ __noinline__ void fill(Row &row, const Group &group, const u64 t) {
+__device__ __noinline__ void fill(Row &row, const Group &group, const u64 t, const StepArgs &a) {
+    row.unscale = a.verdict ? a.verdict->unscale : unscale_of(a.grad_scale, nullptr);
     row.coefficients = Rule::coefficients(group.hyper, t);
     row.keep = 1.0 - group.hyper.lr * group.weight_decay;
     row.l2 = group.l2;
@@ -67,16 +69,18 @@ __device__ __forceinline__ void follow(Row &row, const StepArgs &a, const u64 t)
 // change NaN, -0 and infinities.
 template <typename A> struct Formula {
     Rule::Coefficients<A> coefficients;
-    A clip, scale, l2, keep;
-    bool maximize, clips, scales, couple, decay;
+    A clip, scale, l2, keep, unscale;
+    bool unscales, maximize, clips, scales, couple, decay;
 
     __device__ __forceinline__ Formula(const Row &row, const StepArgs &a)
         : coefficients(Rule::rounded<A>(row.coefficients)), clip(A(a.clip_value)),
-          scale(a.verdict ? A(a.verdict->scale) : A(1.0)), l2(A(row.l2)), keep(A(row.keep)), maximize(row.maximize),
+          scale(a.verdict ? A(a.verdict->scale) : A(1.0)), l2(A(row.l2)), keep(A(row.keep)),
+          unscale(A(row.unscale)), unscales(row.unscale != 0.0), maximize(row.maximize),
           clips(a.clip_value < __longlong_as_double(0x7ff0000000000000LL)), scales(a.verdict && a.verdict->scales),
           couple(row.couple), decay(row.decay) {}
 
     __device__ __forceinline__ void apply(A &p, A g, A *s) const {
+        if (unscales) g = g * unscale;
         if (maximize) g = -g;
         if (clips) {
             g = -clip < g ? g : g == g ? -clip : g;
@@ -241,7 +245,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) step(const StepArgs a) {
             t = a.counters[1 + tensor] + 1;
             __syncthreads();
             if (threadIdx.x == 0) {
-                fill(row, a.values[group], t);
+                fill(row, a.values[group], t, a);
                 follow(row, a, t);
             }
             __syncthreads();

@@ -18,9 +18,10 @@ import numpy as np
 from ravine import _core
 from ravine.cuda.device import Array, Device, Kernel, source, text
 
-__all__ = ["Engine", "StepInfo", "apply", "clip_by_global_norm", "global_norm"]
+__all__ = ["Engine", "LossScale", "StepInfo", "apply", "clip_by_global_norm", "global_norm", "tensor_norms"]
 
 Named: TypeAlias = list[tuple[str, Any]]
+Hyper: TypeAlias = list[tuple[int, str, float]]
 Words: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
 After: TypeAlias = tuple[
     Callable[[Any, str], list[Any]], tuple[float | None, bool, int, int] | None, tuple[int, float] | None
@@ -39,6 +40,10 @@ def _struct(words: str, *others: tuple[Any, ...]) -> np.dtype[Any]:
     return np.dtype([*((name, "u8") for name in words.split()), *others])
 
 
+def _floats(names: str) -> list[tuple[str, str]]:
+    return [(name, "f8") for name in names.split()]
+
+
 _POKE = _struct("to stride count", ("words", "u8", 480))
 _STEP = _struct(
     "parameters gradients states groups values counters verdict ticket count blocks",
@@ -46,12 +51,29 @@ _STEP = _struct(
     *((name, "u8") for name in ("kept", "warms", "start", "every")),
     ("decay", "f8"),
     ("period", "u8"),
-    ("alpha", "f8"),
+    *_floats("alpha grad_scale"),
 )
-_MEASURE = _struct("arrays squares beyond count blocks", ("clip_value", "f8"), ("limits", "f8", 2))
-_JUDGE = _struct("arrays squares beyond sums found verdict steps ticket count blocks", ("clip_norm", "f8"))
+_MEASURE = _struct(
+    "arrays squares beyond count blocks",
+    ("clip_value", "f8"),
+    ("limits", "f8", 2),
+    ("grad_scale", "f8"),
+    ("dynamic", "u8"),
+)
+_JUDGE = _struct(
+    "arrays squares beyond sums found verdict steps ticket count blocks",
+    ("clip_norm", "f8"),
+    ("norms", "u8"),
+    ("grad_scale", "f8"),
+    ("dynamic", "u8"),
+    *_floats("growth backoff least most"),
+    ("interval", "u8"),
+)
+_ACCUMULATE = _struct("arrays sums count blocks", ("weight", "f8"), ("first", "u8"))
 _SCALE = _struct("arrays verdict count blocks")
-_VERDICT = np.dtype([("norm", "f8"), ("scale", "f8"), ("scales", "u8"), ("skip", "u8"), ("steps", "u8")])
+_VERDICT = np.dtype(
+    [("norm", "f8"), ("scale", "f8"), ("scales", "u8"), ("skip", "u8"), ("steps", "u8"), ("unscale", "f8")]
+)
 
 #: Threads of a block, and warps.
 _THREADS, _WARPS = 256, 8
@@ -76,14 +98,66 @@ def measure_source(storages: frozenset[int]) -> str:
     return source("storage", "tree", "measure", **{"STORAGES(X)": names})
 
 
+class LossScale:
+    """The numbers of a `ravine.DynamicLossScale` on a device, where each step changes them.
+
+    Attributes: ``device``; ``value``, the scale itself, a float32 array without axes, always the same memory.
+    """
+
+    def __init__(
+        self, device: Device, value: float, good: int, growth: float, backoff: float, interval: int, *limits: float
+    ) -> None:
+        self.device, self._stream = device, None
+        self._words = device.xp.asarray(self._packed(value, good))
+        self.value: Array = self._words.view(np.float32)[:1].reshape(())
+        least, most = limits
+        self._settings = {"growth": growth, "backoff": backoff, "interval": interval, "least": least, "most": most}
+
+    @staticmethod
+    def _packed(value: float, good: int) -> Words:
+        words = np.array([0, good], np.uint64)
+        words.view(np.float32)[0] = value
+        return words
+
+    def enter(self) -> None:
+        """Make the current stream wait for the one that used it last."""
+        self._stream = self.device.enter_stream(self._stream)
+
+    def fill(self, args: np.ndarray[Any, Any]) -> None:
+        """Have `judge` change it."""
+        args["dynamic"] = self._words.data.ptr
+        for name, number in self._settings.items():
+            args[name] = number
+
+    @property
+    def address(self) -> int:
+        """Where kernels read it."""
+        address: int = self._words.data.ptr
+        return address
+
+    def get(self) -> tuple[float, int]:
+        """Wait for the value, and how many steps in a row since it was changed."""
+        self.enter()
+        words: Words = self._words.get()
+        return float(words.view(np.float32)[0]), int(words[1])
+
+    def set(self, value: float, good: int) -> None:
+        """Overwrite both."""
+        self.enter()
+        self._words.set(self._packed(value, good))
+
+
 class StepInfo:
     """What a step reports; what only the device knows is asked for when it is looked at, and then waited for.
 
     Attributes: ``step``, ``lr``, ``grad_norm``, ``skipped``, ``nonfinite``, as of `ravine.Optimizer.step`.
     """
 
-    def __init__(self, engine: Engine, call: int, step: int | None, lr: float) -> None:
+    def __init__(
+        self, engine: Engine, call: int, step: int | None, lr: float, *, measured: bool, checked: bool
+    ) -> None:
         self._engine, self._call, self._step = engine, call, step
+        self._measured, self._checked = measured, checked
         self._kept: dict[str, Array] = {}
         self.lr = lr
 
@@ -104,8 +178,7 @@ class StepInfo:
         """Steps completed so far, this one included; of a captured call, those of the replays too."""
         if self._step is not None:
             return self._step
-        engine = self._engine
-        return int(self._verdict["steps"]) if engine.clips or engine.checks else engine.steps
+        return int(self._verdict["steps"]) if self._measured else self._engine.steps
 
     @property
     def grad_norm(self) -> float | None:
@@ -115,12 +188,12 @@ class StepInfo:
     @property
     def skipped(self) -> bool:
         """Whether nothing was done because of gradients that are not finite."""
-        return bool(self._engine.checks and self._verdict["skip"])
+        return bool(self._checked and self._verdict["skip"])
 
     @cached_property
     def nonfinite(self) -> dict[str, tuple[int, int]] | None:
         """If it was checked: name → how many elements, C-order index of the first."""
-        if not self._engine.checks:
+        if not self._checked:
             return None
         found = self._recall("found").reshape(-1, 2)
         named = zip(self._engine.names, found.tolist(), strict=True)
@@ -152,9 +225,11 @@ class Engine:
         self._device, self._rule, self._lock = device, rule, threading.Lock()
         self._clip_norm, self._nonfinite = clip_norm, nonfinite
         self._clip_value = math.inf if clip_value is None else clip_value
-        self.clips, self.checks = clip_norm is not None, nonfinite != "propagate"
+        self.clips = clip_norm is not None
         self.names = self._core.names
         self._steps, self._calls, self._captured, self._stream = 0, 0, False, None
+        #: Whether a step may have been left out, which only the device knows.
+        self._may_skip = nonfinite == "skip"
         tables, xp, count = self._core.tables(), device.xp, len(self.names)
         self._values: Values = tables["values"]
         self._words: Words = tables["gradients"]
@@ -172,52 +247,158 @@ class Engine:
         }
         if self.clips:
             self._arrays |= {"squares": xp.empty(blocks, np.float64), "sums": xp.empty(count, np.float64)}
-        if self.checks:
-            self._arrays |= {
-                "beyond": xp.empty(2 * blocks, np.uint64),
-                "found": xp.zeros((_REMEMBERED, 2 * count), np.uint64),
-            }
-        if self.clips or self.checks:
-            self._arrays["verdicts"] = xp.zeros((_REMEMBERED, _VERDICT.itemsize // 8), np.uint64)
+        if nonfinite != "propagate":
+            self._make_room_for_checks()
+        if self.clips:
+            self._make_room_for_verdicts()
         self._after = _stages(tables["kept"])
         if self._after:
             self._arrays["kept"] = xp.asarray(tables["kept"])
         self._step_args = self._filled(_STEP, clip_value=self._clip_value, **_after_numbers(after))
         self._measure_args = self._filled(_MEASURE, clip_value=self._clip_value, limits=tables["limits"])
         self._judge_args = self._filled(_JUDGE, clip_norm=math.inf if clip_norm is None else clip_norm)
-        for args in (self._measure_args, self._judge_args):
-            args["arrays"] = self._arrays["gradients"].data.ptr
         self._judge_args["steps"] = self._arrays["counters"].data.ptr
-        self._kernels: dict[str, Kernel] = {}
+        #: Of each list of arrays that may be gradients: storages of parameter and gradient that meet, and kernels.
+        self._kinds: dict[str, frozenset[tuple[int, int]]] = {}
+        self._kernels: dict[str, dict[str, Kernel]] = {}
 
-    def step(self, grads: Any, values: list[tuple[int, str, float]] | None = None) -> StepInfo:
+    def _make_room_for_checks(self) -> None:
+        xp, count = self._device.xp, len(self.names)
+        if "found" not in self._arrays:
+            self._arrays |= {
+                "beyond": xp.empty(2 * self._blocks, np.uint64),
+                "found": xp.zeros((_REMEMBERED, 2 * count), np.uint64),
+            }
+        self._make_room_for_verdicts()
+
+    def _make_room_for_verdicts(self) -> None:
+        if "verdicts" not in self._arrays:
+            size = (_REMEMBERED, _VERDICT.itemsize // 8)
+            self._arrays["verdicts"] = self._device.xp.zeros(size, np.uint64)
+
+    def step(
+        self,
+        grads: Any,
+        values: Hyper | None = None,
+        grad_scale: float | LossScale | None = None,
+        skip: bool = False,
+    ) -> StepInfo:
         """Queue one step, with these values of (group, name) from now on; see `ravine.Optimizer.step`."""
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("step: another thread is inside a step of this optimizer; give each thread its own")
+        scale = None if isinstance(grad_scale, LossScale) else grad_scale
+
+        def describe() -> float:
+            addresses, words = self._core.take(grads, values or [], scale)
+            self._tell("gradients", addresses, words)
+            return 0.0 if grad_scale is None else 1.0 if scale is None else scale
+
+        return self._step("gradients", describe, values, grad_scale, skip)
+
+    def step_accumulated(
+        self, values: Hyper | None = None, grad_scale: float | LossScale | None = None, skip: bool = False
+    ) -> StepInfo:
+        """Queue one step with the mean of what was accumulated."""
+
+        def describe() -> float:
+            scale = None if isinstance(grad_scale, LossScale) else grad_scale
+            words, total = self._core.take_accumulated(values or [], scale)
+            self._tell("accumulated", None, words)
+            return total
+
+        return self._step("accumulated", describe, values, grad_scale, skip)
+
+    def accumulate(self, grads: Any, weight: float, new_sum: Callable[[Any, str], list[Any]]) -> None:
+        """Queue the addition of a micro-batch; see `ravine.Optimizer.accumulate`."""
+        self._lock_or_raise()
         try:
-            return self._locked_step(grads, values or [])
+            addresses, words, first = self._core.take_micro_batch(grads, weight, new_sum)
+            if "sums of gradients" not in self._arrays:
+                xp = self._device.xp
+                self._arrays["sums of gradients"] = xp.asarray(self._core.sum_tables())
+                self._arrays["accumulated"] = xp.zeros(len(self.names) * WORDS, np.uint64)
+            self._tell("gradients", addresses, words)
+            args = np.zeros(1, _ACCUMULATE)
+            args["arrays"] = self._arrays["gradients"].data.ptr
+            args["sums"] = self._arrays["sums of gradients"].data.ptr
+            args["count"], args["blocks"] = len(self.names), self._blocks
+            args["weight"], args["first"] = weight, first
+            self._launch(self._kernel("gradients", "accumulate"), self._grid(self._blocks), args)
+            self._core.count(weight)
         finally:
             self._lock.release()
 
-    def _locked_step(self, grads: Any, values: list[tuple[int, str, float]]) -> StepInfo:
-        if self._device.capturing():
-            self._check_capture(values)
-            self._captured = True
-        addresses, words = self._core.take(grads, values)
+    def discard(self) -> None:
+        """Forget what was accumulated."""
+        self._core.discard()
+
+    @property
+    def accumulated(self) -> float:
+        """The weight of what was accumulated since the last step; 0: there is nothing."""
+        return self._core.accumulated
+
+    @property
+    def sums(self) -> list[Any]:
+        """What was accumulated, in order; None for parameters that had no gradient."""
+        self._enter()
+        return self._core.sums
+
+    def _lock_or_raise(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("step: another thread is inside a step of this optimizer; give each thread its own")
+
+    def _tell(self, table: str, addresses: Words | None, words: Words | None) -> None:
+        """Tell the device what the core has taken, or have the core forget that it knows."""
         try:
             self._enter()
-            self._describe(addresses, words)
+            self._describe(table, addresses, words)
             self._send_values()
         except BaseException:
             self._core.forget()
             raise
+
+    def _step(
+        self,
+        table: str,
+        describe: Callable[[], float],
+        values: Hyper | None,
+        grad_scale: float | LossScale | None,
+        skip: bool,
+    ) -> StepInfo:
+        self._lock_or_raise()
+        try:
+            return self._locked_step(table, describe, values, grad_scale, skip)
+        finally:
+            self._lock.release()
+
+    def _locked_step(
+        self,
+        table: str,
+        describe: Callable[[], float],
+        values: Hyper | None,
+        grad_scale: float | LossScale | None,
+        skip: bool,
+    ) -> StepInfo:
+        nonfinite = "skip" if skip else self._nonfinite
+        checks = nonfinite != "propagate"
+        if self._device.capturing():
+            self._check_capture(values or [], nonfinite)
+            self._captured = True
+        scale = describe()
+        if checks:
+            self._make_room_for_checks()
+        # A step that nothing is asked about has a verdict, too, if only the device knows its number.
+        measured = self.clips or checks or self._may_skip
+        self._may_skip = self._may_skip or nonfinite == "skip"
         call = self._calls
         self._calls += 1
-        if self.clips or self.checks:
-            self._measure(call % _REMEMBERED)
-        self._launch(self._kernels["step"], self._grid(self._blocks), self._step_args)
-        info = StepInfo(self, call, None if self._uncertain else self._steps + 1, self.lr)
-        if self._nonfinite == "raise" and info.skipped:
+        self._step_args["gradients"] = self._arrays[table].data.ptr
+        self._step_args["grad_scale"], self._step_args["verdict"] = scale, 0
+        if measured:
+            self._measure(table, call % _REMEMBERED, checks, scale, grad_scale)
+        self._launch(self._kernel(table, "step"), self._grid(self._blocks), self._step_args)
+        self._core.discard()
+        step = None if self._uncertain else self._steps + 1
+        info = StepInfo(self, call, step, self.lr, measured=measured, checked=checks)
+        if nonfinite == "raise" and info.skipped:
             raise FloatingPointError(
                 f"grads: not finite, or beyond what the states can hold: {info.nonfinite} (name: count, first index in "
                 "C order); nothing was changed"
@@ -229,31 +410,38 @@ class Engine:
         """Make the current stream wait for the one that was used last."""
         self._stream = self._device.enter_stream(self._stream)
 
-    def _check_capture(self, values: list[tuple[int, str, float]]) -> None:
+    def _check_capture(self, values: Hyper, nonfinite: str) -> None:
         if values:
             raise RuntimeError("step: a captured step cannot ask a schedule; give plain numbers, and set opt.lr")
-        if self._nonfinite == "raise":
+        if nonfinite == "raise":
             raise RuntimeError("step: nonfinite='raise' looks at every answer, and a captured step cannot; use 'skip'")
 
     @property
     def _uncertain(self) -> bool:
         """Whether only the device knows how many steps were completed."""
-        return self._nonfinite == "skip" or self._captured
+        return self._may_skip or self._captured
 
-    def _describe(self, addresses: Words | None, words: Words | None) -> None:
-        gradients = self._arrays["gradients"]
+    def _describe(self, table: str, addresses: Words | None, words: Words | None) -> None:
+        gradients = self._arrays[table]
         if addresses is not None:
             _poke(self._device, gradients.data.ptr, addresses, stride=WORDS)
         if words is not None:
             rows = words.reshape(-1, WORDS)
-            kinds = frozenset(
+            self._kinds[table] = frozenset(
                 (parameter, int(row[3])) for parameter, row in zip(self._storages, rows, strict=True) if row[0]
             )
-            self._kernels["step"] = self._device.load(step_source(self._rule, kinds, self._after))["step"]
-            if self.clips or self.checks:
-                measures = self._device.load(measure_source(frozenset(gradient for _, gradient in kinds)))
-                self._kernels |= {name: measures[name] for name in ("measure", "judge")}
+            self._kernels[table] = {}
             _poke(self._device, gradients.data.ptr, words)
+
+    def _kernel(self, table: str, name: str) -> Kernel:
+        """Give the kernel for the storages in this list."""
+        kernels = self._kernels[table]
+        if name not in kernels:
+            kinds = self._kinds[table]
+            measures = frozenset(gradient for _, gradient in kinds)
+            text = step_source(self._rule, kinds, self._after) if name == "step" else measure_source(measures)
+            kernels[name] = self._device.load(text)[name]
+        return kernels[name]
 
     def _send_values(self) -> None:
         """Tell the device what changed among the hyperparameters, from the first change to the last."""
@@ -264,13 +452,27 @@ class Engine:
             _poke(self._device, self._arrays["values"].data.ptr + 8 * first, new[first:end].view(np.uint64))
             self._values = new
 
-    def _measure(self, slot: int) -> None:
+    def _measure(self, table: str, slot: int, checks: bool, scale: float, grad_scale: float | LossScale | None) -> None:
         verdict = self._arrays["verdicts"][slot].data.ptr
-        if self.checks:
-            self._judge_args["found"] = self._arrays["found"][slot].data.ptr
-        self._judge_args["verdict"] = self._step_args["verdict"] = verdict
-        self._launch(self._kernels["measure"], max(1, -(-self._blocks // _WARPS)), self._measure_args)
-        self._launch(self._kernels["judge"], self._grid(len(self.names)), self._judge_args)
+        measure, judge = self._measure_args, self._judge_args
+        beyond = self._arrays["beyond"].data.ptr if checks else 0
+        for args in (measure, judge):
+            args["arrays"], args["grad_scale"], args["beyond"], args["dynamic"] = (
+                self._arrays[table].data.ptr,
+                scale,
+                beyond,
+                0,
+            )
+        if checks:
+            judge["found"] = self._arrays["found"][slot].data.ptr
+        if isinstance(grad_scale, LossScale):
+            grad_scale.enter()
+            grad_scale.fill(judge)
+            measure["dynamic"] = grad_scale.address
+        judge["verdict"] = self._step_args["verdict"] = verdict
+        if self.clips or checks:
+            self._launch(self._kernel(table, "measure"), max(1, -(-self._blocks // _WARPS)), measure)
+        self._launch(self._kernel(table, "judge"), self._grid(len(self.names)), judge)
 
     def _grid(self, tasks: int) -> int:
         return max(1, min(tasks, 8 * self._device.multiprocessors))
@@ -440,7 +642,16 @@ def clip_by_global_norm(device: Device, arrays: Named, max_norm: float) -> Array
     return _norm(device, arrays, max_norm, written=True)
 
 
-def _norm(device: Device, arrays: Named, max_norm: float, *, written: bool = False) -> Array:
+def tensor_norms(device: Device, arrays: Named) -> Array:
+    """Return the Euclidean norm of each array, an array on the device."""
+    norms = device.xp.empty(len(arrays), np.float64)
+    _norm(device, arrays, math.inf, norms=norms)
+    return norms
+
+
+def _norm(
+    device: Device, arrays: Named, max_norm: float, *, written: bool = False, norms: Array | None = None
+) -> Array:
     words, blocks = _core.norm_tables(arrays, written)
     xp, count = device.xp, len(arrays)
     rows = words.reshape(-1, WORDS)
@@ -454,6 +665,8 @@ def _norm(device: Device, arrays: Named, max_norm: float, *, written: bool = Fal
     measure["clip_value"] = math.inf
     judge["verdict"] = scale["verdict"] = verdict.data.ptr
     judge["sums"], judge["ticket"], judge["clip_norm"] = sums.data.ptr, ticket.data.ptr, max_norm
+    if norms is not None:
+        judge["norms"] = norms.data.ptr
     device.launch(kernels["measure"], max(1, -(-blocks // _WARPS)), _THREADS, measure)
     device.launch(kernels["judge"], max(1, min(count, 8 * device.multiprocessors)), _THREADS, judge)
     if written:

@@ -107,4 +107,18 @@ struct Verdict {
     u64 scales; // whether they are multiplied by it
     u64 skip;   // whether the step does not happen
     u64 steps;  // completed after this one
+    double unscale; // what gradients are multiplied by first; 0: nothing
 };
+
+// A dynamic loss scale as it is now: DynamicLossScale in loss_scale.py.
+struct LossScale {
+    float value;
+    unsigned unused;
+    u64 good; // steps in a row since it was changed
+};
+
+// What gradients are multiplied by first, if they come multiplied by this and, unless it is null, a loss scale; 0: nothing.
+__device__ __forceinline__ double unscale_of(const double grad_scale, const LossScale *const dynamic) {
+    if (grad_scale == 0.0) return 0.0;
+    return 1.0 / (dynamic ? double(dynamic->value) * grad_scale : grad_scale);
+}

@@ -1,0 +1,137 @@
+"""The hyperparameters of an optimizer as they are now, a mapping for each group of parameters."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, overload
+
+from ravine import _core
+
+if TYPE_CHECKING:
+    from ravine.optimizers import Optimizer
+
+__all__ = ["Group", "GroupList"]
+
+
+class Group(Mapping[str, Any]):
+    """The values of the parameters that share them, by the names of the optimizer's arguments.
+
+    Reading gives the present value: of a schedule, that of the last step. Setting holds from the next step on, and is
+    saved in checkpoints. Switches (``maximize``, ``bias_correction``, …) make the formula, and can only be read.
+
+    Args:
+        optimizer: whose they are; ``opt.groups`` makes these.
+        number: which group.
+
+    >>> opt = rv.Lion({"w": np.ones(2), "b": np.ones(2)}, weight_decay=0.1, groups=[("b", {"weight_decay": 0.0})])
+    >>> opt.groups[1]["lr"] = 0.5; opt.groups[1]
+    Group(['b'], lr=0.5, betas=(0.9, 0.99), weight_decay=0.0, l2=0.0)
+    """
+
+    def __init__(self, optimizer: Optimizer, number: int) -> None:
+        self._optimizer, self._number = optimizer, number
+
+    @property
+    def names(self) -> list[str]:
+        """The dotted names of its parameters."""
+        engine, groups = self._optimizer._engine, self._optimizer._group_of
+        return [name for name, group in zip(engine.names, groups, strict=True) if group == self._number]
+
+    def __getitem__(self, name: str) -> Any:
+        parts = self._parts(name)
+        numbers = tuple(self._optimizer._engine.hyper(self._number, part) for part in parts)
+        if isinstance(self._values[name], tuple | list):
+            return numbers
+        return bool(numbers[0]) if self._is_switch(parts[0]) else numbers[0]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Set a value from the next step on.
+
+        Raises:
+            KeyError: a name that the optimizer has not, with those that are near.
+            ValueError: a value out of range, a switch, or one that a schedule sets. Nothing was changed.
+            TypeError: a value that is no number. Nothing was changed.
+        """
+        parts, optimizer = self._parts(name), self._optimizer
+        if self._is_switch(parts[0]):
+            raise ValueError(f"{name}: it makes the formula, and cannot change while it runs; make a new optimizer")
+        for group, scheduled, schedule in optimizer._scheduled:
+            if group == self._number and scheduled in parts:
+                raise ValueError(
+                    f"{name}: the schedule {schedule!r} sets it; give the optimizer a number to set it by hand"
+                )
+        numbers = optimizer._numbers(name, value)
+        for part, number in numbers.items():
+            optimizer._engine.check_hyper(part, number)
+        for part, number in numbers.items():
+            optimizer._set_number(self._number, part, number)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={value!r}" for name, value in self.items() if value is not False)
+        return f"Group({self.names}, {values})"
+
+    @property
+    def _values(self) -> dict[str, Any]:
+        return self._optimizer._values[self._number]
+
+    def _parts(self, name: str) -> list[str]:
+        """Give the core's names for an argument."""
+        if name not in self._values:
+            near = difflib.get_close_matches(str(name), self._values, n=3)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {list(self._values)}"
+            raise KeyError(f"{type(self._optimizer).__name__} has no {name!r} in its groups; {hint}")
+        return self._optimizer._parts(name)
+
+    def _is_switch(self, part: str) -> bool:
+        return part == "maximize" or _core.rules()[self._optimizer._rule]["hyperparameters"].get(part) == "switch"
+
+
+class GroupList(Sequence[Group]):
+    """All groups of an optimizer, by number; or by a pattern that matches all of a group's parameters, and no others.
+
+    Args:
+        optimizer: whose they are; ``opt.groups`` makes this.
+
+    >>> opt = rv.SGD({"w": np.ones(2), "b": np.ones(2)}, lr=0.5, groups=[("b", {"lr": 0.25})])
+    >>> opt.groups["b"]["lr"], [group.names for group in opt.groups]
+    (0.25, [['w'], ['b']])
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._groups = [Group(optimizer, number) for number in range(len(optimizer._values))]
+
+    @overload
+    def __getitem__(self, key: int | str) -> Group: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[Group]: ...
+    def __getitem__(self, key: int | str | slice) -> Group | list[Group]:
+        if not isinstance(key, str):
+            return self._groups[key]
+        names = [name for group in self._groups for name in group.names]
+        matching = {name for name in names if fnmatchcase(name, key)}
+        for group in self._groups:
+            if matching and matching == {*group.names}:
+                return group
+        if not matching:
+            near = difflib.get_close_matches(key, names, n=3)
+            hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {names}"
+            raise KeyError(f"groups: {key!r} matches no parameter; {hint}")
+        numbers = [i for i, group in enumerate(self._groups) if matching & {*group.names}]
+        raise KeyError(
+            f"groups: {key!r} matches {sorted(matching)}, which is no whole group: see opt.groups{numbers[:1]}.names, "
+            "and the option groups= to divide them"
+        )
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __repr__(self) -> str:
+        return repr(self._groups)
