@@ -13,6 +13,8 @@ from ravine.norms import clip_by_global_norm_, global_norm
 from ravine.optimizers import (
     ADOPT,
     ASGD,
+    LAMB,
+    LARS,
     SGD,
     AdaBelief,
     Adadelta,
@@ -24,6 +26,7 @@ from ravine.optimizers import (
     AdEMAMix,
     Lion,
     NAdam,
+    NovoGrad,
     Optimizer,
     RAdam,
     RMSprop,
@@ -39,6 +42,8 @@ from ravine.trees import to_device, to_host
 __all__ = [
     "ADOPT",
     "ASGD",
+    "LAMB",
+    "LARS",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
@@ -58,6 +63,7 @@ __all__ = [
     "LearningRateRange",
     "Lion",
     "NAdam",
+    "NovoGrad",
     "Optimizer",
     "RAdam",
     "RMSprop",

@@ -5,7 +5,7 @@ use super::tree::Tree;
 use crate::element::{Dtype, View, WORDS};
 use crate::error::Error;
 use crate::overlap::Occupied;
-use crate::rules;
+use crate::rules::{self, State};
 use crate::step::{Info, NonFinite, Options, Step};
 use numpy::PyArray1;
 use pyo3::exceptions::{PyFloatingPointError, PyRuntimeError, PyValueError};
@@ -149,7 +149,7 @@ impl Engine {
         let mut elements = 0;
         for (i, leaf) in leaves.iter().enumerate() {
             let parameter = parameter(i)?;
-            let states = states_of(place, leaf, &parameter, rule.states.len(), new_states)?;
+            let states = states_of(place, leaf, &parameter, rule.states, new_states)?;
             let mut views = Vec::with_capacity(states.len());
             for state in &states {
                 let view = arrays::array_at(place, state, &called(i))?.view();
@@ -335,16 +335,17 @@ fn states_of<'py>(
     place: Place,
     leaf: &Bound<'py, PyAny>,
     parameter: &Array<'_, '_>,
-    count: usize,
+    kinds: &[State],
     new_states: &Bound<'py, PyAny>,
 ) -> PyResult<Vec<Bound<'py, PyAny>>> {
     let states: Vec<Bound<'py, PyAny>> = new_states.call1((leaf, parameter.dtype.compute().name()))?.extract()?;
     let name = || "states".to_owned();
-    let mut right = states.len() == count;
-    for state in &states {
+    let mut right = states.len() == kinds.len();
+    for (state, kind) in states.iter().zip(kinds) {
         let array = arrays::array_at(place, state, &name)?;
         array.check_writable(&name)?;
-        right &= array.contiguous && array.shape() == parameter.shape() && array.dtype == parameter.dtype.compute();
+        let (dtype, shape) = kind.layout(parameter.dtype, parameter.shape());
+        right &= array.contiguous && array.shape() == shape && array.dtype == dtype;
     }
     if right { Ok(states) } else { Err(PyValueError::new_err("states: not the arrays that the rule needs")) }
 }
@@ -368,12 +369,13 @@ impl Step {
             let called = || name.to_owned();
             let array = arrays::array_at(place, object, &called)?;
             array.check_writable(&called)?;
-            let dtype = if i == 0 { array.dtype } else { bond.dtype.compute() };
-            if array.shape() != bond.shape() || array.dtype != dtype {
+            let kind = i.checked_sub(1).and_then(|i| self.rule().states.get(i));
+            let (dtype, shape) = kind.map_or((array.dtype, bond.shape()), |kind| kind.layout(bond.dtype, bond.shape()));
+            if array.shape() != shape || array.dtype != dtype {
                 return Err(PyValueError::new_err(format!(
                     "{name}: expected {} of shape {}, got {} of shape {}",
                     dtype.name(),
-                    tuple(bond.shape()),
+                    tuple(shape),
                     array.dtype.name(),
                     tuple(array.shape())
                 )));
@@ -451,6 +453,8 @@ pub(crate) fn tables<'py>(py: Python<'py>, step: &Step) -> PyResult<Bound<'py, P
     tables.set_item("parameters", PyArray1::from_vec(py, parameters))?;
     tables.set_item("gradients", PyArray1::from_vec(py, described_gradients(step)?))?;
     tables.set_item("states", PyArray1::from_vec(py, described_states(step)?))?;
+    tables.set_item("numbers", PyArray1::from_vec(py, described(step.numbers().map(|number| Some((number, 0))))?))?;
+    tables.set_item("coefficients", step.rule().coefficient_names.len())?;
     tables.set_item("groups", PyArray1::from_vec(py, step.group_numbers().map(|group| group as u64).collect()))?;
     tables.set_item("values", PyArray1::from_vec(py, step.values()))?;
     tables.set_item("blocks", blocks)?;
