@@ -264,3 +264,116 @@ def test_a_state_of_another_shape_is_refused():
         rv.functional.novograd_(p, g, np.zeros(3), np.zeros((), np.float32), step=1)
     assert_same_bits(p, np.ones(3))
     assert RULES["novograd"]["states"] == {"m": "first", "v": "scalar"}
+
+
+# On a device.
+
+#: Of a parameter and its gradient.
+KINDS = [(d, d) for d in DTYPES] + [(np.float32, np.float16), (np.float32, ml_dtypes.bfloat16)]
+PIPELINES = [
+    {},
+    {"weight_decay": 0.1, "l2": 0.05, "maximize": True, "clip_value": 1.5, "clip_norm": 90.0, "nonfinite": "skip"},
+]
+
+
+def on_device(xp, tree, lay=lambda x: x):
+    return rv.trees.map(lambda x: lay(xp.asarray(x)), tree)
+
+
+def assert_same(opt, other, here, there):
+    for (name, x), y in zip(rv.trees.leaves(there).items(), rv.trees.leaves(here).values(), strict=True):
+        assert_same_bits(x.get(), y, name)
+    assert opt._engine.updates == other._engine.updates
+    for name, states in other.state_dict()["states"].items():
+        for kind, state in states.items():
+            assert_same_bits(opt.state_dict()["states"][name][kind].get(), state, f"{kind} of {name}")
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES, ids=["alone", "all"])
+@every_optimizer
+def test_a_device_gives_the_same_bits_for_all_dtypes_sizes_and_strides(gpu, cls, arguments, pipeline):
+    sizes = [(3,), (0, 4), (4097,), (130, 70), (), (64,), (1000,)]
+    params = {f"p{i}": numbers(size, KINDS[i % len(KINDS)][0], i) for i, size in enumerate(sizes)}
+    grads = [
+        {f"p{i}": numbers(size, KINDS[i % len(KINDS)][1], 10 * k + i) for i, size in enumerate(sizes)}
+        for k in range(1, 4)
+    ]
+    grads[1]["p3"] = None  # from then on its t differs
+    groups = [("p4", {"lr": 0.03}), ("p2", {"lr": 0.05})]
+    transposed = [lambda x: x, lambda x: gpu.ascontiguousarray(x.T).T if x.ndim == 2 else x]
+    for lay in transposed:
+        here, there = copy.deepcopy(params), on_device(gpu, params, lay)
+        a = cls(here, lr=0.1, groups=groups, **arguments, **pipeline)
+        b = cls(there, lr=0.1, groups=groups, **arguments, **pipeline)
+        for g in grads:
+            expected = a.step(g)
+            got = b.step({name: None if x is None else lay(gpu.asarray(x)) for name, x in g.items()})
+            assert repr(got) == repr(expected)
+            assert_same(b, a, here, there)
+        assert all(np.isfinite(p.astype(np.float64)).all() for p in here.values())
+
+
+@every_optimizer
+def test_a_device_gives_the_same_bits_at_every_length_and_alignment(gpu, cls, arguments):
+    around, gradient = numbers(9000, np.float32), numbers(9000, np.float32, 1)
+    for n in [1, 2, 31, 63, 64, 65, 127, 129, 255, 257, 4095, 4096, 4097, 8200]:
+        for at in (0, 1, 2):
+            w, g = around[at : at + n].copy(), gradient[3 : n + 3]
+            there = gpu.asarray(around)[at : at + n]
+            a, b = cls(w, lr=0.1, weight_decay=0.1, **arguments), cls(there, lr=0.1, weight_decay=0.1, **arguments)
+            for _ in range(2):
+                a.step(g)
+                b.step(gpu.asarray(gradient)[3 : n + 3])
+            assert_same(b, a, w, there)
+
+
+@every_optimizer
+def test_a_device_leaves_everything_in_a_skipped_step(gpu, cls, arguments):
+    w = numbers(500, np.float32)
+    there = gpu.asarray(w)
+    a, b = cls(w, lr=0.1, nonfinite="skip", **arguments), cls(there, lr=0.1, nonfinite="skip", **arguments)
+    for bad in (False, True, False):
+        g = numbers(500, np.float32, 1)
+        g[77] = np.inf if bad else 1.0
+        assert repr(b.step(gpu.asarray(g))) == repr(a.step(g))
+        assert_same(b, a, w, there)
+
+
+@every_optimizer
+def test_a_captured_step_of_a_device_can_be_replayed(gpu_device, cls, arguments):
+    if not hasattr(gpu_device, "is_capturing"):
+        pytest.skip("on a GPU: test_cuda_graph.py")
+    w, g = numbers(5000, np.float32), numbers(5000, np.float32, 1)
+    there, gradient = gpu_device.xp.asarray(w), gpu_device.xp.asarray(g)
+    a, b = cls(w, lr=0.1, **arguments), cls(there, lr=0.1, **arguments)
+    b.step(gradient)
+    recorded, launch = [], gpu_device.launch
+    gpu_device.is_capturing = True
+    gpu_device.launch = lambda kernel, blocks, threads, args: recorded.append((kernel, blocks, threads, args.copy()))
+    b.step(gradient)
+    gpu_device.is_capturing, gpu_device.launch = False, launch
+    assert [kernel.name for kernel, *_ in recorded] == ["gauge", "settle", "step"]
+    for _ in range(3):
+        for call in recorded:
+            launch(*call)
+    for _ in range(4):
+        a.step(g)
+    assert_same(b, a, w, there)
+
+
+@pytest.mark.parametrize("rule", sorted(LAYERWISE))
+def test_functions_of_a_device_give_the_same_bits(gpu, rule):
+    for hyper in hyper_sets(rule):
+        p, g = numbers((70, 90), np.float32), numbers((70, 90), np.float32, 1)
+        states = [np.abs(s) for s in (numbers(p.shape, np.float32, 2), numbers(p.shape, np.float32, 3))]
+        kinds = RULES[rule]["states"]
+        states = [np.array(70.0) if kind == "scalar" else s for s, kind in zip(states, kinds.values(), strict=False)]
+        there = [gpu.asarray(x) for x in (p, g, *states)]
+        values = [*hyper.items(), ("weight_decay", 0.2), ("l2", 0.1), ("maximize", 1.0)]
+        for t in (1, 2, 1_000_003):
+            rv._core.apply(rule, values, t, p, g, list(zip(kinds, states, strict=True)))
+            named = list(zip(kinds, there[2:], strict=True))
+            rv.backends.backend_of(there[0]).apply(rule, values, t, there[0], there[1], named)
+            for got, expected in zip(there, (p, g, *states), strict=True):
+                assert_same_bits(got.get(), expected, f"t = {t}")
+        assert np.isfinite(p).all()

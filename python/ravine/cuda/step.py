@@ -35,7 +35,13 @@ def _struct(words: str, *others: tuple[Any, ...]) -> np.dtype[Any]:
 
 
 _POKE = _struct("to stride count", ("words", "u8", 480))
-_STEP = _struct("parameters gradients states groups values counters verdict ticket count blocks", ("clip_value", "f8"))
+_STEP = _struct(
+    "parameters gradients states groups values counters verdict ticket count blocks",
+    ("clip_value", "f8"),
+    ("adapted", "u8"),
+    ("of_blocks", "u8"),
+    ("numbers", "u8"),
+)
 _MEASURE = _struct("arrays squares beyond count blocks", ("clip_value", "f8"), ("limits", "f8", 2))
 _JUDGE = _struct("arrays squares beyond sums found verdict steps ticket count blocks", ("clip_norm", "f8"))
 _SCALE = _struct("arrays verdict count blocks")
@@ -50,10 +56,11 @@ _REMEMBERED = 16
 
 @cache
 def step_source(rule: str, kinds: frozenset[tuple[int, int]]) -> str:
-    """Return the text of a rule's step, for these storages of parameter and gradient."""
+    """Return the text of a rule's step, for these storages of parameter and gradient, and of what comes before it."""
     pairs = " ".join(f"X({_STORAGES[p]}, {_STORAGES[g]})" for p, g in sorted(kinds))
     names = f"typedef rules::{rule} Rule;\n#define KINDS(X) {pairs}\n"
-    return f"{source('storage')}\nnamespace rules {{\n{_core.cuda(rule)}}}\n\n{names}\n{text('step')}"
+    before = f"\n{text('tree')}\n{text('layerwise')}" if _core.rules()[rule]["norms"] else ""
+    return f"{source('storage')}\nnamespace rules {{\n{_core.cuda(rule)}}}\n\n{names}\n{text('step')}{before}"
 
 
 @cache
@@ -165,6 +172,13 @@ class Engine:
             }
         if self.clips or self.checks:
             self._arrays["verdicts"] = xp.zeros((_REMEMBERED, _VERDICT.itemsize // 8), np.uint64)
+        self._layerwise = bool(_core.rules()[rule]["norms"])
+        if self._layerwise:
+            self._arrays |= {
+                "adapted": xp.empty(count * tables["coefficients"], np.float64),
+                "of_blocks": xp.empty(2 * blocks, np.float64),
+                "numbers": xp.asarray(tables["numbers"]),
+            }
         self._step_args = self._filled(_STEP, clip_value=self._clip_value)
         self._measure_args = self._filled(_MEASURE, clip_value=self._clip_value, limits=tables["limits"])
         self._judge_args = self._filled(_JUDGE, clip_norm=math.inf if clip_norm is None else clip_norm)
@@ -198,6 +212,9 @@ class Engine:
         self._calls += 1
         if self.clips or self.checks:
             self._measure(call % _REMEMBERED)
+        if self._layerwise:
+            self._launch(self._kernels["gauge"], self._grid(-(-self._blocks // _WARPS)), self._step_args)
+            self._launch(self._kernels["settle"], self._grid(len(self.names)), self._step_args)
         self._launch(self._kernels["step"], self._grid(self._blocks), self._step_args)
         info = StepInfo(self, call, None if self._uncertain else self._steps + 1, self.lr)
         if self._nonfinite == "raise" and info.skipped:
@@ -232,7 +249,9 @@ class Engine:
             kinds = frozenset(
                 (parameter, int(row[3])) for parameter, row in zip(self._storages, rows, strict=True) if row[0]
             )
-            self._kernels["step"] = self._device.load(step_source(self._rule, kinds))["step"]
+            steps = self._device.load(step_source(self._rule, kinds))
+            names = ("gauge", "settle", "step") if self._layerwise else ("step",)
+            self._kernels |= {name: steps[name] for name in names}
             if self.clips or self.checks:
                 measures = self._device.load(measure_source(frozenset(gradient for _, gradient in kinds)))
                 self._kernels |= {name: measures[name] for name in ("measure", "judge")}
@@ -374,7 +393,8 @@ def apply(
 ) -> None:
     """Update one array, with states that the caller keeps; see ``ravine._core.apply``."""
     tables = _core.apply_tables(rule, hyper, t, parameter, gradient, states)
-    parts = {name: tables[name].view(np.uint64) for name in ("parameters", "gradients", "states", "groups", "values")}
+    described = ("parameters", "gradients", "states", "groups", "values", "numbers")
+    parts = {name: tables[name].view(np.uint64) for name in described}
     parts |= {"counters": np.array([0, t - 1], np.uint64), "ticket": np.zeros(1, np.uint64)}
     words = np.concatenate(list(parts.values()))
     memory = device.xp.empty(len(words), np.uint64)
@@ -387,6 +407,12 @@ def apply(
     args["count"], args["blocks"], args["clip_value"] = 1, tables["blocks"], math.inf
     storages = (int(tables["parameters"][3]), int(tables["gradients"][3]))
     kernels = device.load(step_source(rule, frozenset([storages])))
+    if _core.rules()[rule]["norms"]:
+        squares, adapted = (device.xp.empty(n, np.float64) for n in (2 * tables["blocks"], tables["coefficients"]))
+        args["of_blocks"], args["adapted"] = squares.data.ptr, adapted.data.ptr
+        warps = -(-tables["blocks"] // _WARPS)
+        device.launch(kernels["gauge"], max(1, min(warps, 8 * device.multiprocessors)), _THREADS, args)
+        device.launch(kernels["settle"], 1, _THREADS, args)
     device.launch(kernels["step"], max(1, min(tables["blocks"], 8 * device.multiprocessors)), _THREADS, args)
 
 
