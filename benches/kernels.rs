@@ -6,7 +6,7 @@
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 
 use ravine::element::{Dtype, View};
-use ravine::rules::{Entry, REGISTRY, Range};
+use ravine::rules::{Entry, Moment, REGISTRY, Range};
 use ravine::simd::Level;
 use ravine::step::{NonFinite, Options, Step};
 use ravine::{pool, simd};
@@ -55,6 +55,10 @@ impl Case {
         };
         let mut views: Vec<View> = self.arrays.iter_mut().map(view).collect();
         let (parameter, gradient) = (views.remove(0), views.remove(0));
+        for (view, _) in views.iter_mut().zip(entry.states).filter(|(_, state)| state.moment == Moment::Scalar) {
+            // SAFETY: as above; it is the first number of an array that nothing else uses.
+            *view = unsafe { View::contiguous(self.arrays[1 + entry.states.len()].as_mut_ptr().cast(), Dtype::F64, 1) };
+        }
         // SAFETY: as above; the arrays have the same length and are apart.
         unsafe { step.bind(parameter, views, 0) };
         // SAFETY: as above.
@@ -113,8 +117,10 @@ fn measure(entry: &'static Entry, dtype: Dtype, level: Level, len: usize) {
         .collect();
     times.sort_by(f64::total_cmp);
     let (median, spread) = (times[5], times[8] - times[2]);
-    // Read the gradient; read and write the parameter and the states.
-    let bytes = dtype.size() * (3 + 2 * entry.states.len());
+    // Read the gradient; read and write the parameter and the states; before that, with norms of each tensor, read all.
+    let arrays = entry.states.iter().filter(|state| state.moment != Moment::Scalar).count();
+    let measured = if entry.norms().is_some() { 2 + arrays } else { 0 };
+    let bytes = dtype.size() * (3 + 2 * arrays + measured);
     println!(
         "{:26} {:8} {:9} {len:>11} {median:>9.3} {spread:>9.3} {:>8.1}",
         entry.name,

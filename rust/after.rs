@@ -101,12 +101,28 @@ impl Kept {
     }
 }
 
-/// What happens to elements `at..at + n` at `p` before the rule: what the parameter's rounding has lost comes back. An
-/// element that is not the rounding of its copy was changed from outside, and counts as it is.
+/// What the rounding of elements `at..at + n` has lost comes back at `p`. An element that is not the rounding of its copy
+/// was changed from outside, and counts as it is.
 ///
 /// # Safety
 /// `n` elements can be read and written at `p`, loaded from the parameter, and nobody else does; the promise of
 /// [`View::new`] holds for all views, `at + n` ≤ their length, and they hold `A`.
+#[inline(never)]
+pub(crate) unsafe fn restore<A: Arithmetic>(kept: Option<&Kept>, dtype: Dtype, p: *mut A, at: usize, n: usize) {
+    let Some(master) = kept.and_then(|kept| kept.master.as_ref()).and_then(View::plain::<f32>) else { return };
+    // Only half-precision parameters have one, and they compute in f32.
+    debug_assert!(A::DTYPE == Dtype::F32 && dtype.size() == 2);
+    let (p, master) = (p.cast::<f32>(), master.wrapping_add(at));
+    match dtype {
+        Dtype::F16 => simd::dispatch(Restore { p, master, n, rounded: |x| f16_to_f32(f32_to_f16(x)) }),
+        _ => simd::dispatch(Restore { p, master, n, rounded: |x| bf16_to_f32(f32_to_bf16(x)) }),
+    }
+}
+
+/// What happens to elements `at..at + n` at `p` before the rule: [`restore`], and Lookahead takes note of them.
+///
+/// # Safety
+/// As [`restore`].
 #[inline(never)]
 pub(crate) unsafe fn before_rule<A: Arithmetic>(
     kept: Option<&Kept>,
@@ -117,15 +133,8 @@ pub(crate) unsafe fn before_rule<A: Arithmetic>(
     n: usize,
 ) {
     let Some(kept) = kept else { return };
-    if let Some(master) = kept.master.as_ref().and_then(View::plain::<f32>) {
-        // Only half-precision parameters have one, and they compute in f32.
-        debug_assert!(A::DTYPE == Dtype::F32 && dtype.size() == 2);
-        let (p, master) = (p.cast::<f32>(), master.wrapping_add(at));
-        match dtype {
-            Dtype::F16 => simd::dispatch(Restore { p, master, n, rounded: |x| f16_to_f32(f32_to_f16(x)) }),
-            _ => simd::dispatch(Restore { p, master, n, rounded: |x| bf16_to_f32(f32_to_bf16(x)) }),
-        }
-    }
+    // SAFETY: the same contract.
+    unsafe { restore(Some(kept), dtype, p, at, n) };
     if let Some(slow) = kept.slow.as_ref().and_then(View::plain::<A>).filter(|_| numbers.begins) {
         // SAFETY: n elements are in both, which are different arrays.
         unsafe { slow.wrapping_add(at).copy_from_nonoverlapping(p, n) };

@@ -510,7 +510,8 @@ impl Bound {
         for (i, (state, kind)) in states.iter().zip(kinds).enumerate() {
             // SAFETY: the same promise.
             let state = unsafe { Array::new(state, Name::State(i, kind.name)) }?;
-            state.check_like(dtype.compute(), &shape, format_args!("a parameter of {}", dtype.name()))?;
+            let (expected, of_shape) = kind.layout(dtype, &shape);
+            state.check_like(expected, of_shape, format_args!("a parameter of {}", dtype.name()))?;
             arrays.push(state);
         }
         check_all_apart(&arrays)?;

@@ -6,11 +6,14 @@
 //! or of another dtype pass through blocks on the stack. So kernels add up (rules + dtypes + stages) and never multiply.
 
 use crate::after::{self, After, Kept, Numbers};
+mod layerwise;
+
+pub(crate) use self::layerwise::{Gauge, gauge};
 use crate::element::{Arithmetic, BLOCK, Dtype, Room, View};
 use crate::error::Error;
 use crate::pool;
 use crate::reduce::{self, Measure, Measured};
-use crate::rules::{CoefficientRow, Entry, Fields, MAX_STATES, Range, Rule};
+use crate::rules::{CoefficientRow, Entry, Fields, MAX_STATES, Moment, Range, Rule};
 use crate::simd::{self, DefaultEnvironment, Kernel};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -46,7 +49,7 @@ pub(crate) struct Shared {
 pub(crate) struct Tensor {
     parameter: View,
     gradient: Option<View>,
-    /// Empty views behind those of the rule.
+    /// Empty views behind those of the rule; the last of these may be one number.
     states: [View; MAX_STATES],
     kept: Option<Box<Kept>>,
     group: usize,
@@ -385,14 +388,16 @@ impl Plan {
         pool::share(self.tasks.len(), self.elements, &task);
     }
 
-    /// Combines the blocks' sums of each tensor.
+    /// Combines the sums of a tensor's blocks.
+    fn sum(&self, tensor: usize, squares: &[AtomicU64]) -> f64 {
+        let blocks = &squares[self.blocks[tensor]..self.blocks[tensor + 1]];
+        let mut sums: Vec<f64> = blocks.iter().map(|bits| f64::from_bits(bits.load(Ordering::Relaxed))).collect();
+        reduce::combine(&mut sums)
+    }
+
+    /// Those of each tensor.
     fn sums(&self, squares: &[AtomicU64]) -> Vec<f64> {
-        let of_tensor = |range: &[usize]| {
-            let blocks = &squares[range[0]..range[1]];
-            let mut sums: Vec<f64> = blocks.iter().map(|bits| f64::from_bits(bits.load(Ordering::Relaxed))).collect();
-            reduce::combine(&mut sums)
-        };
-        self.blocks.windows(2).map(of_tensor).collect()
+        (0..self.blocks.len() - 1).map(|tensor| self.sum(tensor, squares)).collect()
     }
 
     /// Combines the blocks' sums, each tensor's and then the tensors', and takes the root.
@@ -560,6 +565,8 @@ pub struct Step {
     rows: Vec<Row>,
     plan: Plan,
     squares: Vec<AtomicU64>,
+    /// The same of the parameters, for rules with norms of each tensor.
+    parameter_squares: Vec<AtomicU64>,
     beyond: Vec<AtomicUsize>,
     steps: u64,
     grad_scale: Option<f64>,
@@ -578,6 +585,7 @@ impl Step {
             rows: Vec::new(),
             plan: Plan::new(),
             squares: Vec::new(),
+            parameter_squares: Vec::new(),
             beyond: Vec::new(),
             steps: 0,
             grad_scale: None,
@@ -588,15 +596,24 @@ impl Step {
     ///
     /// # Safety
     /// As long as `self` is used, the promise of [`View::new`] holds for all these views, they have the same length, no
-    /// two of all views bound overlap, and the states' dtype is the one that the parameter's computes in.
+    /// two of all views bound overlap, and the states' dtype is the one that the parameter's computes in; of a state that
+    /// is one number of the tensor, length 1 and float64.
     ///
     /// # Panics
-    /// If the group does not exist or the number of states is not the rule's.
+    /// If the group does not exist or the number of states is not the rule's, or their lengths.
     pub unsafe fn bind(&mut self, parameter: View, states: Vec<View>, group: usize) {
         assert!(group < self.groups.len() && states.len() == self.rule.states.len());
-        assert!(states.iter().all(|state| state.len() == parameter.len()));
+        for (state, kind) in states.iter().zip(self.rule.states) {
+            let number = kind.moment == Moment::Scalar;
+            assert_eq!(state.len(), if number { 1 } else { parameter.len() });
+            assert!(!number || state.dtype() == Dtype::F64);
+        }
         self.plan.push(parameter.len());
-        self.squares.resize_with(self.plan.blocks[self.tensors.len() + 1], AtomicU64::default);
+        let blocks = self.plan.blocks[self.tensors.len() + 1];
+        self.squares.resize_with(blocks, AtomicU64::default);
+        if self.rule.layerwise.is_some() {
+            self.parameter_squares.resize_with(blocks, AtomicU64::default);
+        }
         self.beyond.push(AtomicUsize::new(0));
         let mut states = states.into_iter();
         let states = std::array::from_fn(|_| states.next().unwrap_or_else(View::empty));
@@ -685,9 +702,15 @@ impl Step {
         self.tensors.iter().map(|tensor| tensor.gradient.as_ref())
     }
 
-    /// The states of each, one after the other.
+    /// The state arrays of each, one after the other.
     pub fn states(&self) -> impl Iterator<Item = &View> {
-        self.tensors.iter().flat_map(|tensor| &tensor.states[..self.rule.states.len()])
+        self.tensors.iter().flat_map(|tensor| &tensor.states[..self.rule.state_arrays().len()])
+    }
+
+    /// The number of each, of rules that keep one.
+    pub fn numbers(&self) -> impl Iterator<Item = &View> {
+        let kept = self.rule.keeps_a_number();
+        self.tensors.iter().filter(move |_| kept).map(|tensor| &tensor.states[self.rule.state_arrays().len()])
     }
 
     /// What is kept for each besides.
@@ -820,6 +843,9 @@ impl Step {
         }
         let shared = Shared { unscale, clip_value: self.options.clip_value, scale };
         self.find_rows();
+        if let Some(measuring) = &self.rule.layerwise {
+            self.adapt(measuring, &shared);
+        }
         let (tensors, rows, rule) = (&self.tensors, &self.rows, self.rule);
         self.plan.for_each(&|chunk| {
             let tensor = &tensors[chunk.tensor];
@@ -871,10 +897,12 @@ impl Step {
         }
     }
 
-    /// The largest gradient that leaves the states of a parameter finite that computes in this type.
+    /// The largest gradient that leaves the states of a parameter finite that computes in this type, and its norms.
     pub fn limit(&self, compute: Dtype) -> f64 {
         let largest = largest(compute);
-        if self.rule.squares_gradients() { largest.sqrt() } else { largest }
+        // Norms of a tensor are float64, whatever its dtype.
+        let squares = self.rule.squares_gradients() || (compute == Dtype::F64 && self.rule.layerwise.is_some());
+        if squares { largest.sqrt() } else { largest }
     }
 
     /// Computes the coefficients of every distinct (group, t), and tells each tensor its row.

@@ -5,7 +5,7 @@
 //! recorded can be printed in every language.
 
 use crate::real::{Real, Scalar};
-use crate::rules::{Fields, Hyperparameters, Range, Rule};
+use crate::rules::{Fields, Hyperparameters, Layerwise, Norms, Range, Rule};
 use std::cell::{Cell, RefCell};
 use std::fmt::Write;
 use std::ops::{Add, Div, Mul, Neg, Sub};
@@ -191,21 +191,74 @@ pub struct Trace {
     tape: Vec<Node>,
     parameter: Expr,
     new_states: Vec<Expr>,
+    layerwise: Option<Measured>,
+}
+
+/// What a rule with norms of each tensor has besides.
+#[derive(Debug)]
+struct Measured {
+    /// What is measured, and its expression.
+    name: &'static str,
+    value: Expr,
+    /// The name of the number of the whole tensor, if the rule keeps one.
+    kept: Option<&'static str>,
+    /// Its new value: on a tape of its own; for readers, on that of the rule.
+    scalar: (Vec<Node>, Expr),
+}
+
+impl Measured {
+    /// The number of the whole tensor and its new value, for readers.
+    fn number(&self) -> Option<(&'static str, Expr)> {
+        self.kept.map(|name| (name, self.scalar.1))
+    }
+}
+
+/// The names of ‖w‖ and of the norm of what is measured.
+pub(crate) fn norm_names(measured: &str) -> [&'static str; 2] {
+    ["norm_w", if measured == "g" { "norm_g" } else { "norm_u" }]
 }
 
 fn input(name: &'static str) -> Expr {
     record(Node::Input(name))
 }
 
-fn trace<R: Rule<N>, const N: usize>(coefficients: impl FnOnce() -> R::Coefficients<Expr>) -> Trace {
-    TAPE.with_borrow_mut(Vec::clear);
-    let hyper = R::Hyper::<Expr>::from_fn(|i| input(R::Hyper::<Expr>::NAMES[i]));
+/// Hyperparameters as inputs.
+fn hyper_inputs<R: Rule<N>, const N: usize>() -> R::Hyper<Expr> {
+    R::Hyper::<Expr>::from_fn(|i| input(R::Hyper::<Expr>::NAMES[i]))
+}
+
+/// Coefficients as inputs.
+fn coefficient_inputs<R: Rule<N>, const N: usize>() -> R::Coefficients<Expr> {
+    R::Coefficients::from_fn(|i| input(<R::Coefficients<Expr> as Fields<Expr>>::NAMES[i]))
+}
+
+/// Hyperparameters as inputs, and the switches among them set.
+fn configured<R: Rule<N>, const N: usize>(values: &[f64]) -> R::Hyper<Expr> {
+    R::Hyper::<Expr>::from_fn(|i| match <R::Hyper<Expr> as Hyperparameters<Expr>>::RANGES[i] {
+        Range::Switch => Expr::constant(values[i]),
+        // A momentum or a decay of exactly 0 switches its term off, and the reader wants to see that.
+        _ if values[i] == 0.0 && i > 0 => Expr::constant(0.0),
+        _ => input(<R::Hyper<Expr> as Fields<Expr>>::NAMES[i]),
+    })
+}
+
+/// What of a tape is computed on the host: these coefficients.
+fn host<R: Rule<N>, const N: usize>(coefficients: &R::Coefficients<Expr>) -> (Vec<Node>, Vec<Expr>) {
     let mut values = Vec::new();
-    R::coefficients(&hyper, 2).each(|_, value| values.push(value));
-    let host = (TAPE.take(), values);
+    coefficients.each(|_, value| values.push(value));
+    (TAPE.take(), values)
+}
+
+fn trace<R: Rule<N>, const N: usize>(
+    host: (Vec<Node>, Vec<Expr>),
+    coefficients: impl FnOnce() -> R::Coefficients<Expr>,
+    layerwise: impl FnOnce(&R::Coefficients<Expr>, Expr, Expr, [Expr; N]) -> Option<Measured>,
+) -> Trace {
     let inputs = R::STATES.map(|state| input(state.name));
     let (p, g) = (input("p"), input("g"));
-    let (parameter, new_states) = R::update(&coefficients(), p, g, inputs);
+    let coefficients = coefficients();
+    let (parameter, new_states) = R::update(&coefficients, p, g, inputs);
+    let layerwise = layerwise(&coefficients, p, g, inputs);
     Trace {
         name: R::NAME,
         states: R::STATES.iter().map(|state| state.name).collect(),
@@ -215,28 +268,72 @@ fn trace<R: Rule<N>, const N: usize>(coefficients: impl FnOnce() -> R::Coefficie
         tape: TAPE.take(),
         parameter,
         new_states: new_states.to_vec(),
+        layerwise,
     }
 }
 
 /// The rule with its coefficients as inputs.
 pub(crate) fn of_coefficients<R: Rule<N>, const N: usize>() -> Trace {
-    trace::<R, N>(|| R::Coefficients::from_fn(|i| input(<R::Coefficients<Expr> as Fields<Expr>>::NAMES[i])))
+    TAPE.with_borrow_mut(Vec::clear);
+    let host = host::<R, N>(&R::coefficients(&hyper_inputs::<R, N>(), 2));
+    trace::<R, N>(host, coefficient_inputs::<R, N>, |_, _, _, _| None)
 }
 
 /// The rule with its hyperparameters as inputs, and the switches among them set.
 pub(crate) fn of_hyperparameters<R: Rule<N>, const N: usize>(values: &[f64]) -> Trace {
+    TAPE.with_borrow_mut(Vec::clear);
     FOLDING.set(true);
-    let trace = trace::<R, N>(|| {
-        let hyper = R::Hyper::<Expr>::from_fn(|i| match <R::Hyper<Expr> as Hyperparameters<Expr>>::RANGES[i] {
-            Range::Switch => Expr::constant(values[i]),
-            // A momentum or a decay of exactly 0 switches its term off, and the reader wants to see that.
-            _ if values[i] == 0.0 && i > 0 => Expr::constant(0.0),
-            _ => input(<R::Hyper<Expr> as Fields<Expr>>::NAMES[i]),
-        });
-        R::coefficients(&hyper, 2)
+    let coefficients = || R::coefficients(&configured::<R, N>(values), 2);
+    let trace = trace::<R, N>((Vec::new(), Vec::new()), coefficients, |_, _, _, _| None);
+    FOLDING.set(false);
+    trace
+}
+
+/// Norms as inputs, and the number of the whole tensor.
+fn norm_inputs<R: Layerwise<N>, const N: usize>() -> Norms<Expr> {
+    let [parameter, measured] = norm_names(R::MEASURED).map(input);
+    let scalar = R::ALL_STATES.get(N).map_or_else(|| Expr::constant(0.0), |state| input(state.name));
+    Norms { parameter, measured, scalar }
+}
+
+/// As [`of_coefficients`], of a rule with norms of each tensor.
+pub(crate) fn layerwise_of_coefficients<R: Layerwise<N>, const N: usize>() -> Trace {
+    TAPE.with_borrow_mut(Vec::clear);
+    let scalar = R::scalar(&hyper_inputs::<R, N>(), 2, &norm_inputs::<R, N>());
+    let of_host = (TAPE.take(), scalar);
+    let host = host::<R, N>(&R::adapted(&hyper_inputs::<R, N>(), 2, &norm_inputs::<R, N>()));
+    trace::<R, N>(host, coefficient_inputs::<R, N>, |coefficients, p, g, state| {
+        Some(measured::<R, N>(coefficients, p, g, state, of_host))
+    })
+}
+
+/// As [`of_hyperparameters`], of a rule with norms of each tensor.
+pub(crate) fn layerwise_of_hyperparameters<R: Layerwise<N>, const N: usize>(values: &[f64]) -> Trace {
+    TAPE.with_borrow_mut(Vec::clear);
+    FOLDING.set(true);
+    let scalar = || R::scalar(&configured::<R, N>(values), 2, &norm_inputs::<R, N>());
+    let coefficients =
+        || R::adapted(&configured::<R, N>(values), 2, &Norms { scalar: scalar(), ..norm_inputs::<R, N>() });
+    let trace = trace::<R, N>((Vec::new(), Vec::new()), coefficients, |coefficients, p, g, state| {
+        Some(measured::<R, N>(coefficients, p, g, state, (Vec::new(), scalar())))
     });
     FOLDING.set(false);
     trace
+}
+
+fn measured<R: Layerwise<N>, const N: usize>(
+    coefficients: &R::Coefficients<Expr>,
+    p: Expr,
+    g: Expr,
+    state: [Expr; N],
+    scalar: (Vec<Node>, Expr),
+) -> Measured {
+    Measured {
+        name: R::MEASURED,
+        value: R::measured(coefficients, p, g, state),
+        kept: R::ALL_STATES.get(N).map(|state| state.name),
+        scalar,
+    }
 }
 
 /// How a reader writes a name: γ for lr.
@@ -263,6 +360,10 @@ pub fn symbol(name: &str) -> &str {
         "eps" => "ε",
         "weight_decay" => "λ",
         "l2" => "λ₂",
+        "trust_coefficient" => "η",
+        "norm_w" => "‖w‖",
+        "norm_g" => "‖g‖",
+        "norm_u" => "‖u‖",
         "p" => "w",
         "v_max" => "v̄",
         "previous" => "w⁻",
@@ -292,6 +393,9 @@ impl Trace {
             outputs.iter().zip(names).map(|(x, name)| format!("        {name} = x{};\n", x.0)).collect();
         let (prepared, updated) = (of_host.statements(values, false), of_element.statements(&outputs, true));
         let count = self.states.len();
+        let norms = self.norm_arguments().map(|arguments| arguments.map(|name| format!(", const double {name} = 0.0")));
+        let norms = norms.map_or_else(String::new, |arguments| arguments.concat());
+        let measured = self.cuda_of_measured();
         format!(
             "struct {name} {{
     static constexpr unsigned STATES = {count};
@@ -299,7 +403,7 @@ impl Trace {
     template <typename A> struct Coefficients {{ A {fields}; }};
 
     // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {{
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t{norms}) {{
 {prepared}        return {{{computed}}};
     }}
 
@@ -310,14 +414,57 @@ impl Trace {
     template <typename A>
     static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {{
 {bound}{updated}{assigned}    }}
-}};
+{measured}}};
 "
+        )
+    }
+
+    /// What the host's numbers depend on besides, of a rule with norms of each tensor.
+    fn norm_arguments(&self) -> Option<[&'static str; 3]> {
+        self.layerwise.as_ref().map(|measured| {
+            let [parameter, other] = norm_names(measured.name);
+            [parameter, other, measured.kept.unwrap_or("scalar")]
+        })
+    }
+
+    /// What a rule with norms of each tensor has besides, as CUDA C++.
+    fn cuda_of_measured(&self) -> String {
+        let Some((measured, arguments)) = self.layerwise.as_ref().zip(self.norm_arguments()) else {
+            return String::new();
+        };
+        let (tape, scalar) = &measured.scalar;
+        let of_host = Printer { tape, number: "double", fields: self.hyperparameters, object: "h" };
+        let of_element = Printer { tape: &self.tape, number: "A", fields: self.coefficients, object: "c" };
+        let (prepared, computed) = (of_host.statements(&[*scalar], false), of_host.operand(*scalar));
+        let (statements, value) = (of_element.statements(&[measured.value], false), of_element.operand(measured.value));
+        let arguments = arguments.map(|name| format!(", const double {name}")).concat();
+        let bound: String =
+            self.states.iter().enumerate().map(|(k, state)| format!("        const A {state} = s[{k}];\n")).collect();
+        format!(
+            "
+    // Whether one number of the whole tensor is kept, and what it is after update number t.
+    static constexpr bool SCALAR = {};
+    static __device__ double scalar(const Hyper &h, const u64 t{arguments}) {{
+{prepared}        return {computed};
+    }}
+
+    // What the second norm is of.
+    template <typename A>
+    static __device__ __forceinline__ A measured(const Coefficients<A> &c, const A p, const A g, const A *s) {{
+{bound}{statements}        return {value};
+    }}
+",
+            measured.kept.is_some()
         )
     }
 
     /// The rule as people write it: one assignment a line, in an order in which they may be carried out.
     pub fn formula(&self) -> String {
         let mut targets: Vec<(&str, Expr)> = self.states.iter().copied().zip(self.new_states.iter().copied()).collect();
+        if let Some(measured) = &self.layerwise {
+            targets.extend(measured.number());
+            targets.extend((!self.is_input(measured.value)).then_some((measured.name, measured.value)));
+        }
         targets.push(("p", self.parameter));
         let outputs: Vec<Expr> = targets.iter().map(|(_, value)| *value).collect();
         let mut lines = self.definitions(&outputs);
@@ -415,6 +562,7 @@ impl Trace {
     fn leaf(&self, x: Expr) -> bool {
         matches!(self.tape[x.0], Node::Input(_) | Node::Constant(_) | Node::Named(..) | Node::Count)
             || self.new_states.contains(&x)
+            || self.layerwise.as_ref().is_some_and(|measured| measured.number().is_some_and(|(_, value)| value == x))
     }
 
     /// The four idioms of [`Real`] by their names; anything else by its condition.

@@ -14,6 +14,9 @@ from tests.cuda_on_cpu import HostDevice
 
 RULES = rv._core.rules()
 
+#: Those whose coefficients depend on norms of each tensor, so that an element's step depends on all the others.
+LAYERWISE = {rule for rule, about in RULES.items() if about["norms"]}
+
 #: Neutral nowhere: neither 0 nor 1, nor a value at which two formulas agree.
 VALUES = {
     "not_negative": [(0.03, 0.0017, 0.3), (0.0007, 0.2, 1.9)],
@@ -64,13 +67,19 @@ def hyper_sets(rule):
             yield hyper | dict(zip(switches, setting, strict=True))
 
 
+def zero_states(rule, shape, dtype, xp=np):
+    """Make the states before the first update, of a parameter that computes in this dtype."""
+    kinds = RULES[rule]["states"].values()
+    return [xp.zeros((), np.float64) if kind == "scalar" else xp.zeros(shape, dtype) for kind in kinds]
+
+
 def engine(rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="propagate", after=None, **common):
     """Bind any rule of the registry to parameters, by its name."""
     made = rv._core.Engine(
         rule,
         params,
         lambda names: [0] * len(names),
-        lambda p, dtype: [np.zeros(p.shape, dtype) for _ in RULES[rule]["states"]],
+        lambda p, dtype: zero_states(rule, p.shape, dtype),
         clip_value,
         clip_norm,
         nonfinite,

@@ -2,7 +2,7 @@
 //! that is generated from it; the formula that people read.
 
 use ravine::element::{Dtype, View};
-use ravine::rules::{Entry, REGISTRY, Range};
+use ravine::rules::{Entry, Moment, REGISTRY, Range};
 use ravine::simd::{self, Level};
 use ravine::step::{NonFinite, Options, Step};
 
@@ -22,12 +22,28 @@ fn numbers(n: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
+/// Room for the states of a parameter of `len` elements, aligned for float64.
+fn room_for_states(entry: &Entry, len: usize) -> Vec<Vec<u64>> {
+    let words = |moment| if moment == Moment::Scalar { 1 } else { len.div_ceil(2) };
+    entry.states.iter().map(|state| vec![0; words(state.moment)]).collect()
+}
+
+/// Views of them.
+fn views_of_states(entry: &Entry, states: &mut [Vec<u64>], len: usize) -> Vec<View> {
+    let view = |(state, words): (&ravine::rules::State, &mut Vec<u64>)| {
+        let (dtype, len) = if state.moment == Moment::Scalar { (Dtype::F64, 1) } else { (Dtype::F32, len) };
+        // SAFETY: so many elements are there; the vectors are apart and outlive the step.
+        unsafe { View::contiguous(words.as_mut_ptr().cast(), dtype, len) }
+    };
+    entry.states.iter().zip(states).map(view).collect()
+}
+
 /// Parameters and states after three steps on arrays whose elements lie `stride` apart.
 fn run(entry: &'static Entry, len: usize, stride: usize, stages: bool) -> Vec<u32> {
     let spread = |x: &[f32]| x.iter().flat_map(|x| std::iter::repeat_n(*x, stride)).collect::<Vec<f32>>();
     let mut parameter = spread(&numbers(len, 1));
     let gradient = spread(&numbers(len, 2));
-    let mut states = vec![vec![0.0f32; len]; entry.states.len()];
+    let mut states = room_for_states(entry, len);
     let options = Options {
         clip_value: stages.then_some(0.7),
         clip_norm: stages.then_some(0.5),
@@ -52,16 +68,20 @@ fn run(entry: &'static Entry, len: usize, stride: usize, stages: bool) -> Vec<u3
         // SAFETY: `len` elements `stride` apart lie in a vector of that many.
         unsafe { View::new(x.cast(), Dtype::F32, &[len], &[4 * stride as isize]) }
     };
-    // SAFETY: the vectors are apart and outlive the step.
-    let states_views = states.iter_mut().map(|s| unsafe { View::contiguous(s.as_mut_ptr().cast(), Dtype::F32, len) });
-    // SAFETY: as above; all have `len` elements.
-    unsafe { step.bind(strided(parameter.as_mut_ptr()), states_views.collect(), 0) };
+    let of_states = views_of_states(entry, &mut states, len);
+    // SAFETY: the vectors are apart and outlive the step; all have `len` elements.
+    unsafe { step.bind(strided(parameter.as_mut_ptr()), of_states, 0) };
     for _ in 0..3 {
         // SAFETY: as above; the gradient is only read.
         unsafe { step.set_gradient(0, Some(strided(gradient.as_ptr().cast_mut()))) };
         step.run().unwrap();
     }
-    parameter.iter().step_by(stride).chain(states.iter().flatten()).map(|x| x.to_bits()).collect()
+    let halves = |(state, words): (&ravine::rules::State, &Vec<u64>)| {
+        let halves = words.iter().flat_map(|word| [*word as u32, (word >> 32) as u32]);
+        halves.take(if state.moment == Moment::Scalar { 2 } else { len }).collect::<Vec<u32>>()
+    };
+    let of_states = entry.states.iter().zip(&states).flat_map(halves);
+    parameter.iter().step_by(stride).map(|x| x.to_bits()).chain(of_states).collect()
 }
 
 #[test]
@@ -86,15 +106,15 @@ fn no_rule_makes_nan_of_zeros() {
     for entry in REGISTRY {
         let mut parameter = [0.0f32; 40];
         let gradient = [0.0f32; 40];
-        let mut states = vec![[0.0f32; 40]; entry.states.len()];
+        let mut states = room_for_states(entry, 40);
         let options = Options { clip_value: None, clip_norm: None, nonfinite: NonFinite::Propagate };
         let mut step = Step::new(entry, options, 1);
         step.set_hyper(0, "lr", 0.1).unwrap();
         // SAFETY: the arrays are apart and outlive the step.
         let view = |x: *mut f32| unsafe { View::contiguous(x.cast(), Dtype::F32, 40) };
-        let states_views = states.iter_mut().map(|s| view(s.as_mut_ptr())).collect();
+        let of_states = views_of_states(entry, &mut states, 40);
         // SAFETY: as above.
-        unsafe { step.bind(view(parameter.as_mut_ptr()), states_views, 0) };
+        unsafe { step.bind(view(parameter.as_mut_ptr()), of_states, 0) };
         // SAFETY: as above; the gradient is only read.
         unsafe { step.set_gradient(0, Some(view(gradient.as_ptr().cast_mut()))) };
         step.run().unwrap();
@@ -148,6 +168,21 @@ fn formulas_read_as_in_the_papers() {
         "m ← β₁·m + (1 − β₁)·g\nv ← β₂·v + (1 − β₂)·g²\nw ← w − γ·√(1 − β₂ᵗ)/(1 − β₁ᵗ)·m/(√v + ε)"
     );
     assert_eq!(formula("lion", &[0.1, 0.9, 0.99]), "w ← w − γ·sign(β₁·m + (1 − β₁)·g)\nm ← β₂·m + (1 − β₂)·g");
+    assert_eq!(
+        formula("lars", &[0.1, 0.9, 1e-3, 0.0, 0.1, 1.0]),
+        "v ← μ·v + γ·(1 if min(‖w‖, ‖g‖) = 0 else η·‖w‖/(‖g‖ + λ·‖w‖))·(g + λ·w)\nw ← w − v"
+    );
+    assert_eq!(formula("lars", &[0.1, 0.9, 1e-3, 0.0, 0.1, 0.0]), "v ← μ·v + γ·(g + λ·w)\nw ← w − v");
+    assert_eq!(
+        formula("lamb", &[0.1, 0.9, 0.99, 1e-6, 0.1, 1.0]),
+        "m ← β₁·m + (1 − β₁)·g\nv ← β₂·v + (1 − β₂)·g²\n\
+         u ← √(1 − β₂ᵗ)/(1 − β₁ᵗ)·m/(√v + ε·√(1 − β₂ᵗ)) + λ·w\n\
+         w ← w − γ·(1 if min(‖w‖, ‖u‖) = 0 else ‖w‖/‖u‖)·u"
+    );
+    assert_eq!(
+        formula("novograd", &[0.1, 0.9, 0.99, 1e-8, 0.0]),
+        "v ← (‖g‖² if t = 1 else β₂·v + (1 − β₂)·‖g‖²)\nm ← β₁·m + g/(√v + ε)\nw ← w − γ·m"
+    );
     assert_eq!(
         formula("heavy_ball", &[0.1, 0.9, 0.1]),
         "w⁻, w ← w, (1 − γ·λ)·w − (γ·g − (0 if t = 1 else μ)·(w − w⁻))"

@@ -1,9 +1,10 @@
 """The readable specification: what a step computes, rounding by rounding, in NumPy.
 
-Every rule is one short function ``rule(w, g, *states, t, **hyper) -> (w, *states)`` over arrays of the compute dtype.
-Coefficients are Python floats, rounded once to that dtype (``rounded``); then each NumPy operation rounds once, in the
-order it is written. ``step`` adds what surrounds a rule. The kernels equal all of it byte for byte; any NaN equals any
-NaN. Nothing here is shared with the kernels, nor with ``tests.reference``, which says what is right, not how it rounds.
+Every rule is one short function ``rule(w, g, *states, t, **hyper) -> (w, *states)`` over whole arrays of the compute
+dtype. Coefficients are Python floats, rounded once to that dtype (``rounded``); then each NumPy operation rounds once,
+in the order it is written. ``step`` adds what surrounds a rule. The kernels equal all of it byte for byte; any NaN
+equals any NaN. Nothing here is shared with the kernels, nor with ``tests.reference``, which says what is right, not how
+it rounds.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.reference.tree import sum_tensors
+from tests.reference.tree import sum_tensors, sum_tree
 
 Array = NDArray[Any]
 Update = tuple[Array, ...]
@@ -586,8 +587,89 @@ def schedule_free_adamw(
     return w, d, v
 
 
+# Rules with norms of the whole tensor, by the canonical tree, in float64.
+
+
+def tensor_norm(x: Array) -> float:
+    return math.sqrt(sum_tree(x, np.square))
+
+
+def one_if_one_is_0(w: float, other: float, ratio: Callable[[], float]) -> float:
+    return 1.0 if 0.0 in (w, other) and w == w and other == other else ratio()
+
+
+def quotient(a: float, b: float) -> float:
+    return float(np.float64(a) / np.float64(b))
+
+
+def lars(
+    w: Array,
+    g: Array,
+    v: Array,
+    *,
+    t: int,
+    lr: float,
+    momentum: float,
+    trust_coefficient: float,
+    eps: float,
+    weight_decay: float,
+    adapt: float,
+) -> Update:
+    of_w, of_g = tensor_norm(w), tensor_norm(g)
+    below = of_g + weight_decay * of_w + eps
+    ratio = one_if_one_is_0(of_w, of_g, lambda: quotient(trust_coefficient * of_w, below)) if adapt else 1.0
+    rate, momentum, decay = rounded(w, lr * ratio, momentum, weight_decay)
+    v = momentum * v + rate * (g + decay * w)
+    return w - v, v
+
+
+def lamb(
+    w: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    t: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    adapt: float,
+) -> Update:
+    m = running(w, m, g, t, beta1, False)
+    v = running(w, v, g * g, t, beta2, False)
+    root2 = math.sqrt(1.0 - power(beta2, t))
+    scale, eps, decay = rounded(w, root2 / (1.0 - power(beta1, t)), eps * root2, weight_decay)
+    u = scale * divide_or_zero(m, np.sqrt(v) + eps) + decay * w
+    of_w, of_u = tensor_norm(w), tensor_norm(u)
+    ratio = one_if_one_is_0(of_w, of_u, lambda: quotient(of_w, of_u)) if adapt else 1.0
+    (rate,) = rounded(w, lr * ratio)
+    return w - rate * u, m, v
+
+
+def novograd(
+    w: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    t: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> Update:
+    square = np.float64(tensor_norm(g)) * tensor_norm(g)
+    v = square if t == 1 else beta2 * v + (1.0 - beta2) * square
+    lr, beta1, below, decay = rounded(w, lr, beta1, np.sqrt(v) + eps, weight_decay)
+    m = beta1 * m + (divide_or_zero(g, below) + decay * w)
+    return w - lr * m, m, np.asarray(v)
+
+
 #: Rules that take the decay themselves, since it is not of the parameter alone.
-DECAYING = {"heavy_ball", "schedule_free_sgd", "schedule_free_adamw"}
+DECAYING = {"heavy_ball", "schedule_free_sgd", "schedule_free_adamw", "lars", "lamb", "novograd"}
 
 SPECIFICATION: dict[str, Callable[..., Update]] = {
     rule.__name__: rule
@@ -623,6 +705,9 @@ SPECIFICATION: dict[str, Callable[..., Update]] = {
         asgd,
         schedule_free_sgd,
         schedule_free_adamw,
+        lars,
+        lamb,
+        novograd,
     )
 }
 

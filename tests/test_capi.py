@@ -20,7 +20,7 @@ import pytest
 
 import ravine as rv
 from ravine import _core
-from tests.conftest import RULES, engine, hyper_sets
+from tests.conftest import RULES, engine, hyper_sets, zero_states
 
 ROOT = Path(__file__).parent.parent
 HEADER = ROOT / "rust" / "include" / "ravine.h"
@@ -187,9 +187,7 @@ def arrays_like(rng, shapes, dtype, layout):
 def add_steps(calls, rule, dtype, hyper, options, layout, shapes, rng):
     params = list(arrays_like(rng, shapes, dtype, layout))
     states = [
-        np.zeros(p.shape, np.float64 if dtype == np.float64 else np.float32)
-        for p in params
-        for _ in RULES[rule]["states"]
+        state for p in params for state in zero_states(rule, p.shape, np.float64 if dtype == np.float64 else np.float32)
     ]
     common = {"l2": 0.01, "maximize": 1.0, "weight_decay": 0.1} if options else {}
     hyper = (

@@ -20,6 +20,7 @@ from ravine.cuda import compiler
 from ravine.cuda.device import alone, kernel_names, source
 from ravine.cuda.onebit import onebit_source
 from ravine.cuda.step import measure_source, step_source
+from tests.conftest import LAYERWISE
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"),
@@ -360,6 +361,7 @@ KINDS = {
 BRIEF = {
     *("sign_sgd", "signum", "adamax", "adadelta", "radam", "rprop"),
     *("adabelief", "yogi", "adopt", "asgd", "schedule_free_sgd", "schedule_free_adamw"),
+    *("lars", "lamb", "novograd"),
 }
 
 
@@ -373,7 +375,13 @@ def architectures_of(rule, kind):
 def sources():
     """Give all texts as they are compiled for a user, a kernel each, with the architectures to compile them for."""
     for rule, (kind, storages) in itertools.product(rv._core.rules(), KINDS.items()):
-        yield f"{rule} {kind}", step_source(rule, frozenset([storages])), architectures_of(rule, kind)
+        text = step_source(rule, frozenset([storages]))
+        yield f"{rule} {kind}", alone(text, "step"), architectures_of(rule, kind)
+        if rule in LAYERWISE and "-" not in kind:  # what comes before reads, and has nothing to store
+            chosen = {"float32": (75, 90, 120), "float64": (75, 90)}.get(kind, (90,))
+            yield f"{rule} {kind} gauge", alone(text, "gauge"), chosen
+        if rule in LAYERWISE and kind == "float32":  # it is the same for all
+            yield f"{rule} settle", alone(text, "settle"), ARCHITECTURES if rule == "lamb" else (90,)
     for number, dtype in enumerate(("float64", "float32", "float16", "bfloat16")):
         text = measure_source(frozenset([number]))
         yield from ((f"{name} {dtype}", alone(text, name), ARCHITECTURES) for name in kernel_names(text))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import ravine as rv
 from ravine.averages import after_rule
 from ravine.cuda.step import WORDS, Engine
-from tests.conftest import RULES, a_device, assert_same_bits, engine, hyper_sets
+from tests.conftest import LAYERWISE, RULES, a_device, assert_same_bits, engine, hyper_sets, zero_states
 from tests.test_bits import HYPER, finite, numbers
 from tests.test_rules import CASES, PIPELINES, label
 
@@ -44,7 +44,7 @@ def device_engine(
         rule,
         params,
         lambda names: [0] * len(names),
-        lambda p, dtype: [device.xp.zeros(p.shape, dtype) for _ in RULES[rule]["states"]],
+        lambda p, dtype: zero_states(rule, p.shape, dtype, device.xp),
         clip_value,
         clip_norm,
         nonfinite,
@@ -119,10 +119,11 @@ def test_all_dtypes_in_one_list_are_one_launch(gpu_device, rule):
     if launches := getattr(gpu_device, "launches", None):
         launches.clear()
         made.step([gpu_device.xp.asarray(g) for g in gradients[0]])
-        assert [name for name in launches if name != "poke"] == ["step"]
+        before = ["gauge", "settle"] if rule in LAYERWISE else []
+        assert [name for name in launches if name != "poke"] == [*before, "step"]
 
 
-@pytest.mark.parametrize("rule", ["adam", "sgd", "rmsprop_centered_momentum"])
+@pytest.mark.parametrize("rule", ["adam", "sgd", "rmsprop_centered_momentum", "lamb"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16], ids=lambda dtype: dtype.__name__)
 def test_every_length_and_every_alignment(gpu_device, rule, dtype):
     for n in [*range(1, 36), 63, 64, 65, 127, 129, 4095, 4096, 4097, 8192, 12_289]:
@@ -375,8 +376,12 @@ def test_functions_equal_the_cpu(gpu_device, rule, kind):
     xp, dtype = gpu_device.xp, np.float64 if kind[0] == np.float64 else np.float32
     for shape, layout in [((5000,), "plain"), ((60, 71), "transposed"), ((), "plain")]:
         p, g = numbers(shape, kind[0]), numbers(shape, kind[1], 1)
-        states = [(name, np.asarray(np.abs(gentle(shape, dtype, 2)))) for name in RULES[rule]["states"]]
-        there = [strided(xp, x, layout) for x in (p, g, *(state for _, state in states))]
+        shapes = {"scalar": ((), np.float64)}
+        states = [
+            (name, np.asarray(np.abs(gentle(*shapes.get(moment, (shape, dtype)), 2))))
+            for name, moment in RULES[rule]["states"].items()
+        ]
+        there = [strided(xp, x, layout if x.ndim else "plain") for x in (p, g, *(state for _, state in states))]
         hyper = [*HYPER[rule].items(), ("weight_decay", 0.1), ("l2", 0.2), ("maximize", 1.0)]
         for t in (1, 2, 1_000_003):
             rv._core.apply(rule, hyper, t, p, g, states)

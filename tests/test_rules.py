@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,8 +13,17 @@ from hypothesis.extra import numpy as hnp
 
 import ravine as rv
 from tests import specification
-from tests.conftest import RULES, TUPLES, as_arguments, assert_same_bits, engine, hyper_sets, own_hyperparameters
-from tests.reference.rules import REFERENCE, STATES, pipeline_step
+from tests.conftest import (
+    RULES,
+    TUPLES,
+    as_arguments,
+    assert_same_bits,
+    engine,
+    hyper_sets,
+    own_hyperparameters,
+    zero_states,
+)
+from tests.reference.rules import REFERENCE, STATES, initial_state, pipeline_step
 from tests.specification import SPECIFICATION
 
 DTYPES = [np.float32, np.float64]
@@ -44,7 +54,7 @@ def problem(dtype, steps, n=N, seed=0):
 def specified(rule, w, gradients, *, hyper, clip_norm=None, first=1, states=None, **pipeline):
     """Follow the specification over all gradients."""
     if states is None:
-        states = [np.zeros(w.shape, specification.compute_dtype(w.dtype)) for _ in RULES[rule]["states"]]
+        states = zero_states(rule, w.shape, specification.compute_dtype(w.dtype))
     pipeline.setdefault("kept", {})
     for t, g in enumerate(gradients, first):
         norm = specification.global_norm([g], pipeline.get("clip_value"))
@@ -119,7 +129,7 @@ REFERENCE_CASES = [case for case in CASES if in_reference(case)] + [
 def test_a_float64_run_agrees_with_the_reference_to_2e_14(case, pipeline):
     rule, hyper = case
     w, gradients = problem(np.float64, steps=6)
-    expected, states = w.copy(), [np.zeros(N) for _ in STATES[rule]]
+    expected, states = w.copy(), [*initial_state(rule, w).values()]
     made = engine(rule, w, hyper, **PIPELINES[pipeline])
     for t, g in enumerate(gradients, 1):
         before = expected
@@ -128,7 +138,7 @@ def test_a_float64_run_agrees_with_the_reference_to_2e_14(case, pipeline):
         made.step(g)
         assert error(w, expected, before) < 2e-14
     for got, state in zip(made.states[0], states, strict=True):
-        assert error(got, state, g, g * g) < 2e-14
+        assert error(got, state, *((g, g * g) if got.ndim else ())) < 2e-14
 
 
 @pytest.mark.parametrize("from_zero", [False, True])
@@ -145,14 +155,14 @@ def test_a_float32_step_lies_within_4_ulps_of_the_reference(case, from_zero, rec
     w *= not from_zero
     kinds = RULES[rule]["states"]
     # Squares well above squared means, as in a run; else the centered variance is all cancellation.
-    ways = {"second": lambda s: np.abs(s) + 5, "size": np.abs}
-    later = [ways.get(kind, lambda s: s / 2)(s) for s, kind in zip(normal, kinds.values(), strict=True)]
-    for t, states in ((1, [np.zeros_like(s) for s in normal]), (7, later)):
+    ways = {"second": lambda s: np.abs(s) + 5, "size": np.abs, "scalar": lambda s: np.sum(s**2, dtype=np.float64)}
+    later = [np.asarray(ways.get(kind, lambda s: s / 2)(s)) for s, kind in zip(normal, kinds.values(), strict=True)]
+    for t, states in ((1, [np.zeros_like(s) for s in later]), (7, later)):
         expected, new = referred(rule, w, g, states, t, hyper, {}, None)
         p, s = w.copy(), [state.copy() for state in states]
         rv._core.apply(rule, list(hyper.items()), t, p, g, list(zip(kinds, s, strict=True)))
         pairs = zip([p, *s], [expected, *new], strict=True)
-        ulps = max(np.max(np.abs(got - exact)) / np.spacing(np.max(np.abs(got))) for got, exact in pairs)
+        ulps = max(np.max(np.abs(got - exact)) / np.spacing(np.float32(np.max(np.abs(got)))) for got, exact in pairs)
         record_property("ulps", ulps)
         assert ulps < {"adadelta": 7, "ademamix": 6}.get(rule, 4)
 
@@ -225,6 +235,11 @@ CONFIGURATIONS = [
     plain(rv.ASGD, "asgd", lambd=0.1, alpha=0.6, t0=1.0),
     plain(rv.ScheduleFreeSGD, "schedule_free_sgd", momentum=0.8, warmup_steps=2.0),
     plain(rv.ScheduleFreeAdamW, "schedule_free_adamw", betas=(0.8, 0.97), eps=1e-3, warmup_steps=0.0),
+    plain(rv.LARS, "lars", momentum=0.8, trust_coefficient=0.3, eps=1e-2, adapt=True),
+    plain(rv.LARS, "lars", momentum=0.8, trust_coefficient=0.3, eps=1e-2, adapt=False),
+    plain(rv.LAMB, "lamb", betas=(0.8, 0.97), eps=1e-3, adapt=True),
+    plain(rv.LAMB, "lamb", betas=(0.8, 0.97), eps=1e-3, adapt=False),
+    plain(rv.NovoGrad, "novograd", betas=(0.8, 0.97), eps=1e-2),
 ]
 OPTIONS = {"weight_decay": 0.13, "l2": 0.07, "maximize": True, "clip_value": 0.9, "clip_norm": 2.5}
 
@@ -293,10 +308,18 @@ DEFAULTS = [
         {},
         "schedule_free_adamw",
     ),
+    (
+        partial(rv.LARS, lr=0.5),
+        {"lr": 0.5, "momentum": 0.9, "trust_coefficient": 1e-3, "eps": 0.0, "weight_decay": 0.0, "adapt": 1.0},
+        {},
+        "lars",
+    ),
+    (rv.LAMB, {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6, "weight_decay": 0.0, "adapt": 1.0}, {}, "lamb"),
+    (rv.NovoGrad, {"lr": 0.01, "beta1": 0.95, "beta2": 0.98, "eps": 1e-8, "weight_decay": 0.0}, {}, "novograd"),
 ]
 
 
-@pytest.mark.parametrize("cls, hyper, options, rule", DEFAULTS, ids=[row[0].__name__ for row in DEFAULTS])
+@pytest.mark.parametrize("cls, hyper, options, rule", DEFAULTS, ids=[row[3] for row in DEFAULTS])
 def test_defaults_are_those_of_the_docstring(cls, hyper, options, rule):
     w, gradients = problem(np.float64, steps=3)
     at = w.copy()
@@ -322,7 +345,7 @@ def test_the_function_equals_the_class_byte_for_byte(row):
     cls, arguments, rule, hyper = row
     options = {name: value for name, value in OPTIONS.items() if not name.startswith("clip")}
     w, gradients = problem(np.float32, steps=4)
-    p, states = w.copy(), {name: np.zeros_like(w) for name in RULES[rule]["states"]}
+    p, states = w.copy(), dict(zip(RULES[rule]["states"], zero_states(rule, w.shape, w.dtype), strict=True))
     opt = cls(w, lr=0.03, **arguments, **options)
     function, keywords = getattr(rv.functional, rule + "_"), as_arguments(hyper) | options
     for t, g in enumerate(gradients, 1):
@@ -361,8 +384,11 @@ def steps(draw, rule):
     dtype = np.dtype(draw(st.sampled_from(DTYPES)))
     shape = draw(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9))
     element = st.sampled_from(SPECIAL) | st.floats(width=8 * dtype.itemsize)
+    kinds = ["", "", *RULES[rule]["states"].values()]
+    number = hnp.arrays(np.float64, (), elements=st.floats(0) | st.just(math.nan))
     with np.errstate(all="ignore"):
-        arrays = [draw(hnp.arrays(dtype, shape, elements=element)) for _ in range(2 + len(RULES[rule]["states"]))]
+        of_kind = [number if kind == "scalar" else hnp.arrays(dtype, shape, elements=element) for kind in kinds]
+        arrays = [draw(strategy) for strategy in of_kind]
     hyper = {name: draw(NUMBERS[kind]) for name, kind in own_hyperparameters(rule).items()}
     common = {name: draw(NUMBERS["not_negative"]) for name in ("weight_decay", "l2")}
     common["maximize"] = draw(NUMBERS["switch"])
@@ -433,6 +459,8 @@ def run(cls, gradients, **arguments):
         (rv.ADOPT, {"eps": 0.0}),
         (rv.Adan, {"eps": 0.0}),
         (rv.ScheduleFreeAdamW, {"eps": 0.0}),
+        (rv.LAMB, {"eps": 0.0}),
+        (rv.NovoGrad, {"eps": 0.0}),
     ],
     ids=str,
 )
@@ -674,6 +702,9 @@ LEARNERS = [
     (rv.ASGD, {"t0": 500}, (0.009, 0.001, 0.5)),
     (rv.ScheduleFreeSGD, {"warmup_steps": 20}, (0.009, 0.0015, 0.5)),
     (rv.ScheduleFreeAdamW, {}, (0.02, 0.02, 0.02)),
+    (rv.LARS, {"trust_coefficient": 1.0, "momentum": 0.5}, (0.01, 0.003, 0.03)),
+    (rv.LAMB, {}, (0.01, 0.003, 0.03)),
+    (rv.NovoGrad, {}, (0.001, 0.001, 0.01)),
 ]
 
 

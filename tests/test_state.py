@@ -42,6 +42,9 @@ OPTIMIZERS = {
     "asgd": partial(rv.ASGD, lr=0.1, t0=1.0),
     "schedule_free_sgd": partial(rv.ScheduleFreeSGD, lr=0.1),
     "schedule_free_adamw": partial(rv.ScheduleFreeAdamW, lr=0.1),
+    "lars": partial(rv.LARS, lr=0.1, trust_coefficient=0.5),
+    "lamb": partial(rv.LAMB, lr=0.1),
+    "novograd": partial(rv.NovoGrad, lr=0.1),
 }
 
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)

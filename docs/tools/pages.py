@@ -121,6 +121,9 @@ VARIANTS: dict[type, list[tuple[str, dict[str, Any]]]] = {
     ],
     rv.Yogi: [("The paper's", {}), ("With bias correction", {"bias_correction": True})],
     rv.Lion: [("Default", {}), ("with decoupled decay", {"weight_decay": 0.1})],
+    rv.LARS: [("Default", {"lr": 0.1}), ("with decay", {"lr": 0.1, "weight_decay": 1e-4})],
+    rv.LAMB: [("Default", {}), ("with decay", {"weight_decay": 0.01})],
+    rv.NovoGrad: [("Default", {}), ("with decay", {"weight_decay": 1e-3})],
 }
 #: All of them, in the order of their file.
 CLASSES = [

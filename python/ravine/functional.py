@@ -1,10 +1,10 @@
 """One update of one array: the optimizers' own kernels, for people who keep the states themselves.
 
 Every function changes ``p`` and the states in place and returns nothing. The states are arrays of zeros before the
-first update, of ``p``'s shape, in the dtype that ``p`` is computed in: float64 for float64, else float32. ``step`` is
-the number of this update, 1 at the first. ``options``: ``weight_decay`` (decoupled), ``l2`` (coupled), ``maximize``.
-The formulas and their sources are those of the classes in :mod:`ravine.optimizers`. Arrays of other libraries are taken
-as the optimizers take them.
+first update, of ``p``'s shape, in the dtype that ``p`` is computed in: float64 for float64, else float32; but for the
+v of :func:`novograd_`, a float64 array without axes. ``step`` is the number of this update, 1 at the first.
+``options``: ``weight_decay`` (decoupled), ``l2`` (coupled), ``maximize``. The formulas and their sources are those of
+the classes in :mod:`ravine.optimizers`. Arrays of other libraries are taken as the optimizers take them.
 
 >>> p, g, m, v = np.ones(3), np.full(3, 0.5), np.zeros(3), np.zeros(3)
 >>> rv.functional.adamw_(p, g, m, v, step=1, lr=0.1); p.round(6)
@@ -32,10 +32,13 @@ __all__ = [
     "adopt_",
     "asgd_",
     "heavy_ball_",
+    "lamb_",
+    "lars_",
     "lion_",
     "momentum_",
     "nadam_",
     "nesterov_",
+    "novograd_",
     "radam_",
     "rmsprop_",
     "rmsprop_centered_",
@@ -704,3 +707,70 @@ def schedule_free_adamw_(
     """
     hyper = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "eps": eps, "warmup_steps": warmup_steps}
     _apply("schedule_free_adamw", p, g, step, options, {"d": d, "v": v}, **hyper)
+
+
+def lars_(
+    p: Any,
+    g: Any,
+    v: Any,
+    *,
+    step: int,
+    lr: float,
+    momentum: float = 0.9,
+    trust_coefficient: float = 1e-3,
+    eps: float = 0.0,
+    adapt: bool = True,
+    **options: Unpack[Common],
+) -> None:
+    """V ← μv + γ·r·(g + λw), w ← w − v, r = η‖w‖/(‖g‖ + λ‖w‖ + ε), or 1 where a norm is 0.
+
+    >>> p, v = np.array([3.0, 4.0]), np.zeros(2)
+    >>> rv.functional.lars_(p, np.array([0.0, 2.0]), v, step=1, lr=0.5, trust_coefficient=0.4); p, v  # r = 0.4·5/2
+    (array([3., 3.]), array([0., 1.]))
+    """
+    hyper = {"momentum": momentum, "trust_coefficient": trust_coefficient, "eps": eps, "adapt": adapt}
+    _apply("lars", p, g, step, options, {"v": v}, lr=lr, **hyper)
+
+
+def lamb_(
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    *,
+    step: int,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-6,
+    adapt: bool = True,
+    **options: Unpack[Common],
+) -> None:
+    """As :func:`adam_`, with u = m̂/(√v̂ + ε) + λw and w ← w − γ·‖w‖/‖u‖·u; the ratio is 1 where a norm is 0.
+
+    >>> p, m, v = np.array([3.0, 4.0]), np.zeros(2), np.zeros(2)
+    >>> rv.functional.lamb_(p, np.array([0.0, 2.0]), m, v, step=1, lr=0.05, eps=0.0); p.round(6)  # u = (0, 1)
+    array([3.  , 3.75])
+    """
+    hyper = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "eps": eps, "adapt": adapt}
+    _apply("lamb", p, g, step, options, {"m": m, "v": v}, **hyper)
+
+
+def novograd_(
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    *,
+    step: int,
+    lr: float = 0.01,
+    betas: tuple[float, float] = (0.95, 0.98),
+    eps: float = 1e-8,
+    **options: Unpack[Common],
+) -> None:
+    """V ← β₂v + (1−β₂)‖g‖² (‖g‖² at step 1), m ← β₁m + (g/(√v + ε) + λw), w ← w − γm; v is float64 without axes.
+
+    >>> p, m, v = np.array([3.0, 4.0]), np.zeros(2), np.zeros(())
+    >>> rv.functional.novograd_(p, np.array([0.0, 2.0]), m, v, step=1, lr=0.25, eps=0.0); p, v
+    (array([3.  , 3.75]), array(4.))
+    """
+    _apply("novograd", p, g, step, options, {"m": m, "v": v}, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps)

@@ -22,6 +22,8 @@ from ravine.loss_scale import DynamicLossScale
 __all__ = [
     "ADOPT",
     "ASGD",
+    "LAMB",
+    "LARS",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
@@ -33,6 +35,7 @@ __all__ = [
     "Adan",
     "Lion",
     "NAdam",
+    "NovoGrad",
     "Optimizer",
     "Options",
     "RAdam",
@@ -137,7 +140,7 @@ class Optimizer:
             rule,
             params,
             group_of,
-            lambda parameter, dtype: [backend.zeros(parameter.shape, dtype) for _ in _core.rules()[rule]["states"]],
+            lambda parameter, dtype: backends.new_states(backend, rule, parameter.shape, dtype),
             self._options["clip_value"],
             self._options["clip_norm"],
             self._options["nonfinite"],
@@ -1551,6 +1554,141 @@ class Adan(Optimizer):
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
         super().__init__(params, "adan", hyper, options)
+
+
+class LARS(Optimizer):
+    r"""Momentum whose rate is, of each tensor, in proportion to the tensor's norm over its gradient's.
+
+    .. math:: v \leftarrow \mu v + \gamma\, r\, (g + \lambda w), \qquad w \leftarrow w - v, \qquad
+        r = \frac{\eta \|w\|}{\|g\| + \lambda \|w\| + \epsilon}
+
+    r is one number of each parameter array; 1 where ‖w‖ or ‖g‖ is 0, and with ``adapt=False``. Norms are of w before
+    the step and of g as clipping and ``l2`` leave it: float64 sums in one order, see `ravine.global_norm`.
+
+    Args:
+        params: array, or any nesting of dict, list and tuple of arrays; changed in place.
+        lr: γ ≥ 0, or a schedule; it stands inside v.
+        momentum: μ in [0, 1) (0.9), or a schedule.
+        trust_coefficient: η ≥ 0 (1e-3), how far a tensor may move, relative to its norm, at γ = 1.
+        eps: ε ≥ 0 (0); the paper has none.
+        adapt: False for r = 1. As a value of a group it excludes tensors: of biases and normalisation layers, which
+            are usually left out, ``groups=[("*.b", {"adapt": False, "weight_decay": 0.0})]``.
+        options: see :class:`Options`; ``weight_decay`` is λ above (the paper's β), inside v and scaled by r.
+
+    Raises:
+        ValueError: a value out of range, named.
+        TypeError: a parameter that is not a writable float array, named by its path.
+
+    Source: You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", 2017, Algorithm 1 and
+    equation 6.
+
+    >>> w = np.array([3.0, -4.0]); opt = rv.LARS(w, lr=1.0, trust_coefficient=0.1)
+    >>> _ = opt.step(20 * w); w.round(6)  # ‖w‖/‖g‖ = 1/20, so that w loses a tenth of its norm
+    array([ 2.7, -3.6])
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Value,
+        *,
+        momentum: Value = 0.9,
+        trust_coefficient: Value = 1e-3,
+        eps: Value = 0.0,
+        adapt: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        hyper: dict[str, Any] = {"lr": lr, "momentum": momentum, "trust_coefficient": trust_coefficient, "eps": eps}
+        super().__init__(params, "lars", {**hyper, "adapt": adapt}, options)
+
+
+class LAMB(Optimizer):
+    r"""Adam's direction, with each tensor's step as long as γ times the tensor's norm.
+
+    .. math:: m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
+        u = \frac{\hat m}{\sqrt{\hat v} + \epsilon} + \lambda w, \quad
+        w \leftarrow w - \gamma\, \frac{\|w\|}{\|u\|}\, u
+
+    with :math:`\hat m = m/(1-\beta_1^t)` and :math:`\hat v = v/(1-\beta_2^t)`. ‖w‖/‖u‖ is one number of each parameter
+    array; 1 where one of the norms is 0, and with ``adapt=False``. Norms are of w and u before the step: float64 sums
+    in one order, see `ravine.global_norm`. The paper's φ is the identity.
+
+    Args:
+        params: array, or any nesting of dict, list and tuple of arrays; changed in place.
+        lr: γ ≥ 0 (1e-3), or a schedule.
+        betas: (β₁, β₂), each in [0, 1) (0.9, 0.999); each may be a schedule.
+        eps: ε ≥ 0 (1e-6), added to √v̂. Where the denominator is 0 that part of u is 0.
+        adapt: False for a ratio of 1, which is AdamW. As a value of a group it excludes tensors: of biases and
+            normalisation layers, which are usually left out,
+            ``groups=[("*.b", {"adapt": False, "weight_decay": 0.0})]``.
+        options: see :class:`Options`; ``weight_decay`` is λ above, a part of u (0; the paper's runs have 0.01).
+
+    Raises:
+        ValueError: a value out of range, named.
+        TypeError: a parameter that is not a writable float array, named by its path.
+
+    Source: You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", 2020, Algorithm 2.
+
+    >>> w = np.array([3.0, 4.0]); opt = rv.LAMB(w, lr=0.1, eps=0)
+    >>> _ = opt.step(w.copy()); w.round(6)  # u is (1, 1), and the step 0.1·5 long
+    array([2.646447, 3.646447])
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Value = 1e-3,
+        *,
+        betas: tuple[Value, Value] = (0.9, 0.999),
+        eps: Value = 1e-6,
+        adapt: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "adapt": adapt}
+        super().__init__(params, "lamb", hyper, options)
+
+
+class NovoGrad(Optimizer):
+    r"""Divide each tensor's gradient by a running norm of it, then take momentum.
+
+    .. math:: v \leftarrow \beta_2 v + (1-\beta_2) \|g\|^2, \quad
+        m \leftarrow \beta_1 m + \left(\frac{g}{\sqrt{v} + \epsilon} + \lambda w\right), \quad w \leftarrow w - \gamma m
+
+    v is one float64 number of each parameter array, where Adam has an array; ‖g‖² after the first update. The norm is
+    of g as clipping and ``l2`` leave it: a float64 sum in one order, see `ravine.global_norm`.
+
+    Args:
+        params: array, or any nesting of dict, list and tuple of arrays; changed in place.
+        lr: γ ≥ 0 (0.01), or a schedule.
+        betas: (β₁, β₂), each in [0, 1) (0.95, 0.98); each may be a schedule. m is a sum, 1/(1−β₁) gradients long.
+        eps: ε ≥ 0 (1e-8), added to √v. Where the denominator is 0, g counts as 0.
+        options: see :class:`Options`; ``weight_decay`` is λ above, inside m.
+
+    Raises:
+        ValueError: a value out of range, named.
+        TypeError: a parameter that is not a writable float array, named by its path.
+
+    Source: Ginsburg et al., "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep
+    Networks", 2019, Algorithm 1.
+
+    >>> w = np.array([3.0, -4.0]); opt = rv.NovoGrad(w, lr=0.5, eps=0)
+    >>> _ = opt.step(w.copy()); w  # g/‖g‖ = (0.6, −0.8)
+    array([ 2.7, -3.6])
+    >>> opt.state_dict()["states"]["params"]["v"]
+    array(25.)
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Value = 0.01,
+        *,
+        betas: tuple[Value, Value] = (0.95, 0.98),
+        eps: Value = 1e-8,
+        **options: Unpack[Options],
+    ) -> None:
+        hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
+        super().__init__(params, "novograd", hyper, options)
 
 
 class _Averaging(Optimizer):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ravine import _core
-from ravine.backends import array_module, backend_of
+from ravine.backends import array_module, backend_of, new_states
 from ravine.norms import clip_by_global_norm_
 
 __all__ = ["SGD", "Adam", "Lion", "Optimizer"]
@@ -96,7 +96,8 @@ class Optimizer:
         backend = backend_of(weights)
         if key not in self._states:
             dtype = "float64" if weights.dtype == "float64" else "float32"
-            self._states[key] = [(kind, backend.zeros(weights.shape, dtype)) for kind in self._kinds]
+            states = new_states(backend, self._rule, weights.shape, dtype)
+            self._states[key] = list(zip(self._kinds, states, strict=True))
         t = self._updates.get(key, 0) + 1
         try:
             if clip:

@@ -178,7 +178,7 @@ rv_status rv_optimizer_set_option(rv_optimizer *optimizer, const char *name, dou
 
 /* Adds a parameter, in a group, with its states: as many as rv_rule_states lists (n_states says how many there are), of the
  * parameter's shape, RV_FLOAT64 for a parameter of RV_FLOAT64 and else RV_FLOAT32, zeroed by the caller before the
- * first step. Parameter and states are written by every step: until the optimizer is freed their memory must stay alive
+ * first step; but "novograd"'s second is one number of the whole parameter: RV_FLOAT64 with ndim 0. Parameter and states are written by every step: until the optimizer is freed their memory must stay alive
  * and where it is, and they may share memory with no other parameter or state. Between steps the caller may read and
  * write it. Parameters are numbered from 0, as they are added. */
 rv_status rv_optimizer_add(rv_optimizer *optimizer, size_t group, const rv_tensor *parameter, const rv_tensor *states,

@@ -66,7 +66,8 @@ mod _core {
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 
-    /// The rules: name -> {"hyperparameters": {name: range}, "states": {name: moment}}.
+    /// The rules: name -> {"hyperparameters": {name: range}, "states": {name: moment}, "norms": {name: symbol}}; most
+    /// have no norms.
     #[pyfunction]
     fn rules(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         let registry = PyDict::new(py);
@@ -88,11 +89,17 @@ mod _core {
                     Moment::Second => "second",
                     Moment::Size => "size",
                     Moment::Weight => "weight",
+                    Moment::Scalar => "scalar",
                 };
                 states.set_item(state.name, moment)?;
             }
             rule.set_item("hyperparameters", hyper)?;
             rule.set_item("states", states)?;
+            let norms = PyDict::new(py);
+            for name in entry.norms().into_iter().flatten() {
+                norms.set_item(name, trace::symbol(name))?;
+            }
+            rule.set_item("norms", norms)?;
             registry.set_item(entry.name, rule)?;
         }
         Ok(registry)

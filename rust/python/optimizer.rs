@@ -6,7 +6,7 @@ use crate::after::{After, Average, KEPT, Kept, Lookahead};
 use crate::element::{Dtype, View, WORDS};
 use crate::error::Error;
 use crate::overlap::Occupied;
-use crate::rules;
+use crate::rules::{self, State};
 use crate::simd::DefaultEnvironment;
 use crate::step::{self, Info, NonFinite, Options, Step};
 use numpy::PyArray1;
@@ -182,7 +182,7 @@ impl Engine {
         let mut elements = 0;
         for (i, leaf) in leaves.iter().enumerate() {
             let parameter = parameter(i)?;
-            let states = states_of(place, leaf, &parameter, rule.states.len(), new_states)?;
+            let states = states_of(place, leaf, &parameter, rule.states, new_states)?;
             let mut views = Vec::with_capacity(states.len());
             for state in &states {
                 let view = arrays::array_at(place, state, &called(i))?.view();
@@ -523,16 +523,17 @@ fn states_of<'py>(
     place: Place,
     leaf: &Bound<'py, PyAny>,
     parameter: &Array<'_, '_>,
-    count: usize,
+    kinds: &[State],
     new_states: &Bound<'py, PyAny>,
 ) -> PyResult<Vec<Bound<'py, PyAny>>> {
     let states: Vec<Bound<'py, PyAny>> = new_states.call1((leaf, parameter.dtype.compute().name()))?.extract()?;
     let name = || "states".to_owned();
-    let mut right = states.len() == count;
-    for state in &states {
+    let mut right = states.len() == kinds.len();
+    for (state, kind) in states.iter().zip(kinds) {
         let array = arrays::array_at(place, state, &name)?;
         array.check_writable(&name)?;
-        right &= array.contiguous && array.shape() == parameter.shape() && array.dtype == parameter.dtype.compute();
+        let (dtype, shape) = kind.layout(parameter.dtype, parameter.shape());
+        right &= array.contiguous && array.shape() == shape && array.dtype == dtype;
     }
     if right { Ok(states) } else { Err(PyValueError::new_err("states: not the arrays that the rule needs")) }
 }
@@ -584,12 +585,13 @@ impl Step {
             let called = || name.to_owned();
             let array = arrays::array_at(place, object, &called)?;
             array.check_writable(&called)?;
-            let dtype = if i == 0 { array.dtype } else { bond.dtype.compute() };
-            if array.shape() != bond.shape() || array.dtype != dtype {
+            let kind = i.checked_sub(1).and_then(|i| self.rule().states.get(i));
+            let (dtype, shape) = kind.map_or((array.dtype, bond.shape()), |kind| kind.layout(bond.dtype, bond.shape()));
+            if array.shape() != shape || array.dtype != dtype {
                 return Err(PyValueError::new_err(format!(
                     "{name}: expected {} of shape {}, got {} of shape {}",
                     dtype.name(),
-                    tuple(bond.shape()),
+                    tuple(shape),
                     array.dtype.name(),
                     tuple(array.shape())
                 )));
@@ -670,6 +672,8 @@ pub(crate) fn tables<'py>(py: Python<'py>, step: &Step) -> PyResult<Bound<'py, P
     tables.set_item("gradients", PyArray1::from_vec(py, described_gradients(step)?))?;
     tables.set_item("states", PyArray1::from_vec(py, described_states(step)?))?;
     tables.set_item("kept", PyArray1::from_vec(py, described(step.kept().flatten().map(|view| Some((view?, 0))))?))?;
+    tables.set_item("numbers", PyArray1::from_vec(py, described(step.numbers().map(|number| Some((number, 0))))?))?;
+    tables.set_item("coefficients", step.rule().coefficient_names.len())?;
     tables.set_item("groups", PyArray1::from_vec(py, step.group_numbers().map(|group| group as u64).collect()))?;
     tables.set_item("values", PyArray1::from_vec(py, step.values()))?;
     tables.set_item("blocks", blocks)?;
@@ -710,7 +714,8 @@ impl Binding {
         for bond in bonds.iter() {
             let called = || "params".to_owned();
             let parameter = bond.array.bind(py);
-            let new = states_of(*place, parameter, &arrays::array_at(*place, parameter, &called)?, 1, new_sum)?;
+            let array = arrays::array_at(*place, parameter, &called)?;
+            let new = states_of(*place, parameter, &array, &[State::first_moment("sum")], new_sum)?;
             let view = arrays::array_at(*place, &new[0], &called)?.view();
             made.push((new[0].clone().unbind(), view));
         }

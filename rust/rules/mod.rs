@@ -11,8 +11,11 @@ pub mod adan;
 pub mod ademamix;
 pub mod adopt;
 pub mod asgd;
+pub mod lamb;
+pub mod lars;
 pub mod lion;
 pub mod nadam;
+pub mod novograd;
 pub mod radam;
 pub mod rmsprop;
 pub mod rprop;
@@ -21,8 +24,9 @@ pub mod sgd;
 pub mod sign_sgd;
 pub mod yogi;
 
+use crate::element::Dtype;
 use crate::real::{Real, Scalar};
-use crate::step::{self, Sweep};
+use crate::step::{self, Gauge, Sweep};
 use crate::trace::{self, Trace};
 use std::fmt::Debug;
 
@@ -48,6 +52,53 @@ pub trait Rule<const N: usize>: 'static {
 
     /// The new parameter and states of one element.
     fn update<A: Real>(c: &Self::Coefficients<A>, p: A, g: A, state: [A; N]) -> (A, [A; N]);
+}
+
+/// A rule whose coefficients depend on norms of the whole tensor: [`crate::step`] runs it in two passes.
+///
+/// The first measures, and changes nothing; `update` is the second, and computes again what was measured. That costs
+/// less than to store what the first has made and to read it back. Such a rule takes the decay itself: what is measured
+/// must be what is stepped by.
+pub trait Layerwise<const N: usize>: Rule<N> {
+    /// What the second norm is of, in the formula: `"g"`, or `"u"`, which it then defines.
+    const MEASURED: &'static str;
+    /// All that is kept: the state arrays, then one number of the whole tensor, if the rule keeps one.
+    const ALL_STATES: &'static [State] = &Self::STATES;
+
+    /// What the second norm is of, of one element; by coefficients that know no norms yet.
+    fn measured<A: Real>(c: &Self::Coefficients<A>, p: A, g: A, state: [A; N]) -> A;
+
+    /// The number of the whole tensor after update `t`, in f64, on the host.
+    fn scalar<S: Scalar>(_h: &Self::Hyper<S>, _t: u64, norms: &Norms<S>) -> S {
+        norms.scalar
+    }
+
+    /// The coefficients of update number `t`: in f64, on the host, rounded once; `norms.scalar` is the new one.
+    fn adapted<S: Scalar>(h: &Self::Hyper<S>, t: u64, norms: &Norms<S>) -> Self::Coefficients<S>;
+}
+
+/// What is known of a whole tensor.
+#[derive(Clone, Copy, Debug)]
+pub struct Norms<S> {
+    /// ‖w‖, of the parameter before the step.
+    pub parameter: S,
+    /// The norm of what is measured.
+    pub measured: S,
+    /// The number that the rule keeps; 0 without one.
+    pub scalar: S,
+}
+
+impl<S: Scalar> Norms<S> {
+    /// Before anything is measured: stands where no norm is read.
+    pub(crate) fn unknown() -> Self {
+        let zero = S::constant(0.0);
+        Self { parameter: zero, measured: zero, scalar: zero }
+    }
+
+    /// A ratio of the two norms, or 1 where one of them is 0: a tensor of zeros could never leave 0.
+    pub(crate) fn one_if_one_is_0(&self, ratio: S) -> S {
+        S::select_equal(self.parameter.smaller(self.measured), S::constant(0.0), S::constant(1.0), ratio)
+    }
 }
 
 /// A struct of numbers that can be built and read by position, made by [`coefficients!`] and [`hyperparameters!`].
@@ -132,9 +183,16 @@ pub enum Moment {
     Size,
     /// A copy of the parameter: must be exact.
     Weight,
+    /// One number of the whole tensor, in float64: never negative.
+    Scalar,
 }
 
 impl State {
+    /// The dtype and shape that it has, of a parameter of these.
+    pub(crate) fn layout(self, dtype: Dtype, shape: &[usize]) -> (Dtype, &[usize]) {
+        if self.moment == Moment::Scalar { (Dtype::F64, &[]) } else { (dtype.compute(), shape) }
+    }
+
     pub(crate) const fn first_moment(name: &'static str) -> Self {
         Self { name, moment: Moment::First }
     }
@@ -146,6 +204,9 @@ impl State {
     }
     pub(crate) const fn weight(name: &'static str) -> Self {
         Self { name, moment: Moment::Weight }
+    }
+    pub(crate) const fn scalar(name: &'static str) -> Self {
+        Self { name, moment: Moment::Scalar }
     }
 }
 
@@ -221,6 +282,21 @@ pub struct Entry {
     pub(crate) sweep_f32: Sweep,
     /// The loop over float64 arithmetic.
     pub(crate) sweep_f64: Sweep,
+    /// What comes before it, of rules with norms of each tensor.
+    pub(crate) layerwise: Option<Measuring>,
+}
+
+/// A first pass over each tensor, with its types erased.
+#[derive(Debug)]
+pub(crate) struct Measuring {
+    /// What is measured, in the formula.
+    pub(crate) measured: &'static str,
+    /// The sums of squares of a block, in float32 arithmetic.
+    pub(crate) gauge_f32: Gauge,
+    /// The same in float64 arithmetic.
+    pub(crate) gauge_f64: Gauge,
+    /// The coefficients of update number t with the norms, and the new number of the tensor.
+    pub(crate) adapted: fn(hyper: &[f64], t: u64, norms: Norms<f64>) -> (CoefficientRow, f64),
 }
 
 impl Entry {
@@ -236,7 +312,35 @@ impl Entry {
             coefficients: coefficient_row::<R, N>,
             sweep_f32: step::sweep::<R, f32, N>,
             sweep_f64: step::sweep::<R, f64, N>,
+            layerwise: None,
         }
+    }
+
+    const fn of_layerwise<R: Layerwise<N>, const N: usize>() -> Self {
+        assert!(R::ALL_STATES.len() <= MAX_STATES, "raise MAX_STATES");
+        let measuring = Measuring {
+            measured: R::MEASURED,
+            gauge_f32: step::gauge::<R, f32, N>,
+            gauge_f64: step::gauge::<R, f64, N>,
+            adapted: adapted_row::<R, N>,
+        };
+        Self { states: R::ALL_STATES, layerwise: Some(measuring), ..Self::of::<R, N>() }
+    }
+
+    /// The states that are as large as the parameter; behind them may stand one number.
+    pub(crate) fn state_arrays(&self) -> &'static [State] {
+        let arrays = self.states.len() - usize::from(self.keeps_a_number());
+        &self.states[..arrays]
+    }
+
+    /// Whether the last of its states is one number of the whole tensor.
+    pub(crate) fn keeps_a_number(&self) -> bool {
+        self.states.last().is_some_and(|state| state.moment == Moment::Scalar)
+    }
+
+    /// The names of the norms that its coefficients depend on: none of most rules.
+    pub fn norms(&self) -> Option<[&'static str; 2]> {
+        self.layerwise.as_ref().map(|layerwise| trace::norm_names(layerwise.measured))
     }
 
     /// The formula with the coefficients as symbols: what CUDA needs.
@@ -271,22 +375,51 @@ fn coefficient_row<R: Rule<N>, const N: usize>(hyper: &[f64], t: u64) -> Coeffic
     row
 }
 
+fn adapted_row<R: Layerwise<N>, const N: usize>(hyper: &[f64], t: u64, norms: Norms<f64>) -> (CoefficientRow, f64) {
+    let hyper = R::Hyper::<f64>::from_fn(|i| hyper[i]);
+    let scalar = R::scalar(&hyper, t, &norms);
+    let mut row = [0.0; MAX_COEFFICIENTS];
+    R::adapted(&hyper, t, &Norms { scalar, ..norms }).each(|i, value| row[i] = value);
+    (row, scalar)
+}
+
 /// A rule as text.
 struct Traces {
     of_coefficients: fn() -> Trace,
     of_hyperparameters: fn(&[f64]) -> Trace,
 }
 
-macro_rules! registry {
-    ($($rule:ty: $states:literal),* $(,)?) => {
-        /// Every rule, by name. A new rule is its file and one line here.
-        pub static REGISTRY: &[Entry] = &[$(Entry::of::<$rule, $states>()),*];
+macro_rules! entry {
+    ($rule:ty, $states:literal) => {
+        Entry::of::<$rule, $states>()
+    };
+    ($rule:ty, $states:literal, layerwise) => {
+        Entry::of_layerwise::<$rule, $states>()
+    };
+}
 
-        /// In the same order; apart, so that a library which prints nothing (the C library) has none of it.
-        static TRACES: &[Traces] = &[$(Traces {
+macro_rules! traces {
+    ($rule:ty, $states:literal) => {
+        Traces {
             of_coefficients: trace::of_coefficients::<$rule, $states>,
             of_hyperparameters: trace::of_hyperparameters::<$rule, $states>,
-        }),*];
+        }
+    };
+    ($rule:ty, $states:literal, layerwise) => {
+        Traces {
+            of_coefficients: trace::layerwise_of_coefficients::<$rule, $states>,
+            of_hyperparameters: trace::layerwise_of_hyperparameters::<$rule, $states>,
+        }
+    };
+}
+
+macro_rules! registry {
+    ($($rule:ty: $states:literal $($driver:ident)?),* $(,)?) => {
+        /// Every rule, by name. A new rule is its file and one line here.
+        pub static REGISTRY: &[Entry] = &[$(entry!($rule, $states $(, $driver)?)),*];
+
+        /// In the same order; apart, so that a library which prints nothing (the C library) has none of it.
+        static TRACES: &[Traces] = &[$(traces!($rule, $states $(, $driver)?)),*];
     };
 }
 
@@ -322,6 +455,9 @@ registry! {
     asgd::Asgd: 1,
     schedule_free::ScheduleFreeSgd: 1,
     schedule_free::ScheduleFreeAdamW: 2,
+    lars::Lars: 1 layerwise,
+    lamb::Lamb: 2 layerwise,
+    novograd::NovoGrad: 1 layerwise,
 }
 
 /// The rule of that name.
@@ -341,6 +477,13 @@ mod tests {
             assert_eq!(entry.hyperparameters[0], "lr", "{}: the learning rate comes first", entry.name);
         }
         assert!(find("adamw2").is_none());
+    }
+
+    #[test]
+    fn a_rule_with_norms_takes_the_decay_itself() {
+        for entry in REGISTRY.iter().filter(|entry| entry.layerwise.is_some()) {
+            assert!(entry.decays_itself(), "{}: its norms are those of what is stepped by", entry.name);
+        }
     }
 
     #[test]

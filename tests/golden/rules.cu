@@ -1344,3 +1344,187 @@ struct schedule_free_adamw {
     }
 };
 
+struct lars {
+    static constexpr unsigned STATES = 1;
+    struct Hyper { double lr, momentum, trust_coefficient, eps, weight_decay, adapt; };
+    template <typename A> struct Coefficients { A rate, momentum, weight_decay; };
+
+    // Of update number t.
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t, const double norm_w = 0.0, const double norm_g = 0.0, const double scalar = 0.0) {
+        const double x9 = h.weight_decay * norm_w;
+        const double x10 = norm_g + x9;
+        const double x11 = x10 + h.eps;
+        const double x12 = h.trust_coefficient * norm_w;
+        const double x13 = x12 / x11;
+        const double x14 = norm_w == norm_w ? norm_g : norm_w;
+        const double x15 = norm_w < norm_g ? norm_w : x14;
+        const double x17 = x15 == double(0.0) ? double(1.0) : x13;
+        const double x18 = h.adapt == double(0.0) ? double(1.0) : x17;
+        const double x19 = h.lr * x18;
+        return {x19, h.momentum, h.weight_decay};
+    }
+
+    template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
+        return {A(c.rate), A(c.momentum), A(c.weight_decay)};
+    }
+
+    template <typename A>
+    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+        A &v = s[0];
+        const A x6 = c.momentum * v;
+        const A x7 = c.weight_decay * p;
+        const A x8 = g + x7;
+        const A x9 = c.rate * x8;
+        const A x10 = x6 + x9;
+        const A x11 = p - x10;
+        v = x10;
+        p = x11;
+    }
+
+    // Whether one number of the whole tensor is kept, and what it is after update number t.
+    static constexpr bool SCALAR = false;
+    static __device__ double scalar(const Hyper &h, const u64 t, const double norm_w, const double norm_g, const double scalar) {
+        return double(0.0);
+    }
+
+    // What the second norm is of.
+    template <typename A>
+    static __device__ __forceinline__ A measured(const Coefficients<A> &c, const A p, const A g, const A *s) {
+        const A v = s[0];
+        return g;
+    }
+};
+
+struct lamb {
+    static constexpr unsigned STATES = 2;
+    struct Hyper { double lr, beta1, beta2, eps, weight_decay, adapt; };
+    template <typename A> struct Coefficients { A rate, scale, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay; };
+
+    // Of update number t.
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t, const double norm_w = 0.0, const double norm_u = 0.0, const double scalar = 0.0) {
+        const double x10 = power(h.beta2, t);
+        const double x11 = double(1.0) - x10;
+        const double x12 = sqrt(x11);
+        const double x13 = norm_w / norm_u;
+        const double x14 = norm_w == norm_w ? norm_u : norm_w;
+        const double x15 = norm_w < norm_u ? norm_w : x14;
+        const double x16 = x15 == double(0.0) ? double(1.0) : x13;
+        const double x17 = h.adapt == double(0.0) ? double(1.0) : x16;
+        const double x18 = h.lr * x17;
+        const double x19 = power(h.beta1, t);
+        const double x20 = double(1.0) - x19;
+        const double x21 = x12 / x20;
+        const double x22 = double(1.0) - h.beta1;
+        const double x23 = double(1.0) - h.beta2;
+        const double x24 = h.eps * x12;
+        return {x18, x21, h.beta1, x22, h.beta2, x23, x24, h.weight_decay};
+    }
+
+    template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
+        return {A(c.rate), A(c.scale), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.eps), A(c.weight_decay)};
+    }
+
+    template <typename A>
+    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+        A &m = s[0], &v = s[1];
+        const A x12 = c.beta1 * m;
+        const A x13 = c.one_minus_beta1 * g;
+        const A x14 = x12 + x13;
+        const A x15 = c.beta2 * v;
+        const A x16 = g * g;
+        const A x17 = c.one_minus_beta2 * x16;
+        const A x18 = x15 + x17;
+        const A x19 = sqrt(x18);
+        const A x20 = x19 + c.eps;
+        const A x22 = x14 / x20;
+        const A x23 = x20 == A(0.0) ? A(0.0) : x22;
+        const A x24 = c.scale * x23;
+        const A x25 = c.weight_decay * p;
+        const A x26 = x24 + x25;
+        const A x27 = c.rate * x26;
+        const A x28 = p - x27;
+        m = x14;
+        v = x18;
+        p = x28;
+    }
+
+    // Whether one number of the whole tensor is kept, and what it is after update number t.
+    static constexpr bool SCALAR = false;
+    static __device__ double scalar(const Hyper &h, const u64 t, const double norm_w, const double norm_u, const double scalar) {
+        return double(0.0);
+    }
+
+    // What the second norm is of.
+    template <typename A>
+    static __device__ __forceinline__ A measured(const Coefficients<A> &c, const A p, const A g, const A *s) {
+        const A m = s[0];
+        const A v = s[1];
+        const A x12 = c.beta1 * m;
+        const A x13 = c.one_minus_beta1 * g;
+        const A x14 = x12 + x13;
+        const A x15 = c.beta2 * v;
+        const A x16 = g * g;
+        const A x17 = c.one_minus_beta2 * x16;
+        const A x18 = x15 + x17;
+        const A x19 = sqrt(x18);
+        const A x20 = x19 + c.eps;
+        const A x22 = x14 / x20;
+        const A x23 = x20 == A(0.0) ? A(0.0) : x22;
+        const A x24 = c.scale * x23;
+        const A x25 = c.weight_decay * p;
+        const A x26 = x24 + x25;
+        return x26;
+    }
+};
+
+struct novograd {
+    static constexpr unsigned STATES = 1;
+    struct Hyper { double lr, beta1, beta2, eps, weight_decay; };
+    template <typename A> struct Coefficients { A lr, beta1, denominator, weight_decay; };
+
+    // Of update number t.
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t, const double norm_w = 0.0, const double norm_g = 0.0, const double v = 0.0) {
+        const double x8 = sqrt(v);
+        const double x9 = x8 + h.eps;
+        return {h.lr, h.beta1, x9, h.weight_decay};
+    }
+
+    template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
+        return {A(c.lr), A(c.beta1), A(c.denominator), A(c.weight_decay)};
+    }
+
+    template <typename A>
+    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+        A &m = s[0];
+        const A x7 = c.beta1 * m;
+        const A x9 = g / c.denominator;
+        const A x10 = c.denominator == A(0.0) ? A(0.0) : x9;
+        const A x11 = c.weight_decay * p;
+        const A x12 = x10 + x11;
+        const A x13 = x7 + x12;
+        const A x14 = c.lr * x13;
+        const A x15 = p - x14;
+        m = x13;
+        p = x15;
+    }
+
+    // Whether one number of the whole tensor is kept, and what it is after update number t.
+    static constexpr bool SCALAR = true;
+    static __device__ double scalar(const Hyper &h, const u64 t, const double norm_w, const double norm_g, const double v) {
+        const double x8 = norm_g * norm_g;
+        const double x9 = h.beta2 * v;
+        const double x11 = double(1.0) - h.beta2;
+        const double x12 = x11 * x8;
+        const double x13 = x9 + x12;
+        const double x14 = t == 1 ? x8 : x13;
+        return x14;
+    }
+
+    // What the second norm is of.
+    template <typename A>
+    static __device__ __forceinline__ A measured(const Coefficients<A> &c, const A p, const A g, const A *s) {
+        const A m = s[0];
+        return g;
+    }
+};
+

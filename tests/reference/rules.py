@@ -54,7 +54,8 @@ def hyperparameters(name: str) -> tuple[str, ...]:
 
 def initial_state(name: str, w: ArrayLike) -> State:
     """Make the state before step 1: zeros like w."""
-    return {state: np.zeros(np.shape(w), np.float64) for state in STATES[name]}
+    alone = {"novograd": {"v"}}.get(name, set())  # numbers of the whole tensor
+    return {state: np.zeros(() if state in alone else np.shape(w)) for state in STATES[name]}
 
 
 def divide(a: Array, denominator: Array) -> Array:
@@ -694,6 +695,87 @@ def schedule_free_adamw(
     direction = divide(g, np.sqrt(v / (1 - beta2**t)) + eps) + weight_decay * w
     y, d = schedule_free(w, direction, state["d"], t, lr, beta1, warmup_steps)
     return y, {"d": d, "v": v}
+
+
+# Norms of whole tensors.
+
+
+@rule("v")
+def lars(
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    momentum: float,
+    trust_coefficient: float,
+    eps: float = 0,
+    weight_decay: float = 0,
+    adapt: int = 1,
+) -> Step:
+    """v ← μv + γλ(g + βw); w ← w − v; λ = η‖w‖/(‖g‖ + β‖w‖), 1 where a norm is 0.
+
+    Source: You, Gitman and Ginsburg, "Large Batch Training of Convolutional Networks", 2017, Algorithm 1, λ as in
+    equation 6. ε below the line is not in the paper.
+    """
+    size, slope = np.linalg.norm(w), np.linalg.norm(g)
+    local = 1.0
+    if adapt and size > 0 and slope > 0:
+        local = trust_coefficient * size / (slope + weight_decay * size + eps)
+    v = momentum * state["v"] + lr * local * (g + weight_decay * w)
+    return w - v, {"v": v}
+
+
+@rule("m", "v")
+def lamb(
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float = 0,
+    adapt: int = 1,
+) -> Step:
+    """m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²; r = m̂/(√v̂ + ε); w ← w − γ·‖w‖/‖r + λw‖·(r + λw).
+
+    Source: You et al., "Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", 2020, Algorithm 2,
+    φ(z) = z; the ratio is 1 where a norm is 0.
+    """
+    m = beta1 * state["m"] + (1 - beta1) * g
+    v = beta2 * state["v"] + (1 - beta2) * g**2
+    update = divide(m / (1 - beta1**t), np.sqrt(v / (1 - beta2**t)) + eps) + weight_decay * w
+    size, length = np.linalg.norm(w), np.linalg.norm(update)
+    ratio = size / length if adapt and size > 0 and length > 0 else 1.0
+    return w - lr * ratio * update, {"m": m, "v": v}
+
+
+@rule("m", "v")
+def novograd(
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float = 0,
+) -> Step:
+    """v ← β₂v + (1−β₂)‖g‖², ‖g‖² at first; m ← β₁m + (g/(√v + ε) + λw); w ← w − γm. v is a number.
+
+    Source: Ginsburg et al., "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep
+    Networks", 2019, Algorithm 1. Its first m lacks ε, which makes no difference that could be seen.
+    """
+    square = np.sum(np.square(g))
+    v = square if t == 1 else beta2 * state["v"] + (1 - beta2) * square
+    m = beta1 * state["m"] + divide(g, np.sqrt(v) + eps) + weight_decay * w
+    return w - lr * m, {"m": m, "v": np.asarray(v)}
 
 
 def pipeline_step(

@@ -11,7 +11,7 @@ import numpy as np
 from ravine import _core
 from ravine.backends import cpu, cuda, foreign
 
-__all__ = ["array_module", "backend_for", "backend_of", "backend_on", "is_array"]
+__all__ = ["array_module", "backend_for", "backend_of", "backend_on", "is_array", "new_states"]
 
 
 def array_module(x: Any) -> Any:
@@ -51,3 +51,9 @@ def backend_on(device: str) -> Any:
     if not isinstance(device, str) or not re.fullmatch(r"cuda(:[0-9]+)?", device):
         raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:1' (GPU 1), got {device!r}")
     return cuda.backend_on(device)
+
+
+def new_states(backend: Any, rule: str, shape: tuple[int, ...], dtype: str) -> list[Any]:
+    """Return the states of a rule before the first update, of a parameter of this shape that computes in ``dtype``."""
+    kinds = _core.rules()[rule]["states"].values()
+    return [backend.zeros((), "float64") if kind == "scalar" else backend.zeros(shape, dtype) for kind in kinds]

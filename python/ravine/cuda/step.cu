@@ -26,6 +26,11 @@ struct StepArgs {
     u64 period;              // of Lookahead
     double alpha;
     double grad_scale; // what gradients come multiplied by; 0: nothing
+    // Of rules with norms of each parameter; else null: its coefficients, the sums of squares of its blocks and of what
+    // the rule measures there, and the number that is kept of it.
+    Rule::Coefficients<double> *adapted;
+    double *of_blocks;
+    const Array *numbers;
 };
 
 // The numbers of one (group, t), in f64.
@@ -79,7 +84,8 @@ template <typename A> struct Formula {
           clips(a.clip_value < __longlong_as_double(0x7ff0000000000000LL)), scales(a.verdict && a.verdict->scales),
           couple(row.couple), decay(row.decay) {}
 
-    __device__ __forceinline__ void apply(A &p, A g, A *s) const {
+    // What happens to gradients before the rule sees them.
+    __device__ __forceinline__ A prepared(const A p, A g) const {
         if (unscales) g = g * unscale;
         if (maximize) g = -g;
         if (clips) {
@@ -88,6 +94,11 @@ template <typename A> struct Formula {
         }
         if (scales) g = g * scale;
         if (couple) g = g + l2 * p;
+        return g;
+    }
+
+    __device__ __forceinline__ void apply(A &p, A g, A *s) const {
+        g = prepared(p, g);
         if (decay) p = keep * p;
         Rule::update(coefficients, p, g, s);
     }
@@ -236,17 +247,19 @@ __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const 
 extern "C" __global__ void __launch_bounds__(256, 2) step(const StepArgs a) {
     __shared__ Row row;
     if (a.verdict && a.verdict->skip) return;
-    u64 group = ~0ull, t = 0; // which row this is
+    u64 group = ~0ull, t = 0, of = ~0ull; // which row this is
     for (u64 block = blockIdx.x; block < a.blocks; block += gridDim.x) {
         const u64 tensor = find(a.parameters, a.count, block);
         if (!a.gradients[tensor].data) continue;
-        if (a.groups[tensor] != group || a.counters[1 + tensor] + 1 != t) {
+        if (a.groups[tensor] != group || a.counters[1 + tensor] + 1 != t || (a.adapted && tensor != of)) {
             group = a.groups[tensor];
             t = a.counters[1 + tensor] + 1;
+            of = tensor;
             __syncthreads();
             if (threadIdx.x == 0) {
                 fill(row, a.values[group], t, a);
                 follow(row, a, t);
+                if (a.adapted) row.coefficients = a.adapted[tensor];
             }
             __syncthreads();
         }

@@ -52,6 +52,7 @@ _STEP = _struct(
     ("decay", "f8"),
     ("period", "u8"),
     *_floats("alpha grad_scale"),
+    *((name, "u8") for name in ("adapted", "of_blocks", "numbers")),
 )
 _MEASURE = _struct(
     "arrays squares beyond count blocks",
@@ -84,11 +85,12 @@ _REMEMBERED = 16
 
 @cache
 def step_source(rule: str, kinds: frozenset[tuple[int, int]], after: tuple[str, ...] = ()) -> str:
-    """Return the text of a rule's step, for these storages of parameter and gradient, and what follows the rule."""
+    """Return the text of a rule's step, for these storages of parameter and gradient, of what comes before and after."""
     pairs = " ".join(f"X({_STORAGES[p]}, {_STORAGES[g]})" for p, g in sorted(kinds))
     names = f"typedef rules::{rule} Rule;\n#define KINDS(X) {pairs}\n"
     stages = "".join(f"#define {stage}\n" for stage in after)
-    return f"{stages}{source('storage')}\nnamespace rules {{\n{_core.cuda(rule)}}}\n\n{names}\n{text('step')}"
+    before = f"\n{text('tree')}\n{text('layerwise')}" if _core.rules()[rule]["norms"] else ""
+    return f"{stages}{source('storage')}\nnamespace rules {{\n{_core.cuda(rule)}}}\n\n{names}\n{text('step')}{before}"
 
 
 @cache
@@ -254,6 +256,13 @@ class Engine:
         self._after = _stages(tables["kept"])
         if self._after:
             self._arrays["kept"] = xp.asarray(tables["kept"])
+        self._layerwise = bool(_core.rules()[rule]["norms"])
+        if self._layerwise:
+            self._arrays |= {
+                "adapted": xp.empty(count * tables["coefficients"], np.float64),
+                "of_blocks": xp.empty(2 * blocks, np.float64),
+                "numbers": xp.asarray(tables["numbers"]),
+            }
         self._step_args = self._filled(_STEP, clip_value=self._clip_value, **_after_numbers(after))
         self._measure_args = self._filled(_MEASURE, clip_value=self._clip_value, limits=tables["limits"])
         self._judge_args = self._filled(_JUDGE, clip_norm=math.inf if clip_norm is None else clip_norm)
@@ -394,6 +403,9 @@ class Engine:
         self._step_args["grad_scale"], self._step_args["verdict"] = scale, 0
         if measured:
             self._measure(table, call % _REMEMBERED, checks, scale, grad_scale)
+        if self._layerwise:
+            self._launch(self._kernel(table, "gauge"), self._grid(-(-self._blocks // _WARPS)), self._step_args)
+            self._launch(self._kernel(table, "settle"), self._grid(len(self.names)), self._step_args)
         self._launch(self._kernel(table, "step"), self._grid(self._blocks), self._step_args)
         self._core.discard()
         step = None if self._uncertain else self._steps + 1
@@ -439,7 +451,8 @@ class Engine:
         if name not in kernels:
             kinds = self._kinds[table]
             measures = frozenset(gradient for _, gradient in kinds)
-            text = step_source(self._rule, kinds, self._after) if name == "step" else measure_source(measures)
+            steps = name in ("gauge", "settle", "step")
+            text = step_source(self._rule, kinds, self._after) if steps else measure_source(measures)
             kernels[name] = self._device.load(text)[name]
         return kernels[name]
 
@@ -616,7 +629,8 @@ def apply(
 ) -> None:
     """Update one array, with states that the caller keeps; see ``ravine._core.apply``."""
     tables = _core.apply_tables(rule, hyper, t, parameter, gradient, states)
-    parts = {name: tables[name].view(np.uint64) for name in ("parameters", "gradients", "states", "groups", "values")}
+    described = ("parameters", "gradients", "states", "groups", "values", "numbers")
+    parts = {name: tables[name].view(np.uint64) for name in described}
     parts |= {"counters": np.array([0, t - 1], np.uint64), "ticket": np.zeros(1, np.uint64)}
     words = np.concatenate(list(parts.values()))
     memory = device.xp.empty(len(words), np.uint64)
@@ -629,6 +643,12 @@ def apply(
     args["count"], args["blocks"], args["clip_value"] = 1, tables["blocks"], math.inf
     storages = (int(tables["parameters"][3]), int(tables["gradients"][3]))
     kernels = device.load(step_source(rule, frozenset([storages])))
+    if _core.rules()[rule]["norms"]:
+        squares, adapted = (device.xp.empty(n, np.float64) for n in (2 * tables["blocks"], tables["coefficients"]))
+        args["of_blocks"], args["adapted"] = squares.data.ptr, adapted.data.ptr
+        warps = -(-tables["blocks"] // _WARPS)
+        device.launch(kernels["gauge"], max(1, min(warps, 8 * device.multiprocessors)), _THREADS, args)
+        device.launch(kernels["settle"], 1, _THREADS, args)
     device.launch(kernels["step"], max(1, min(tables["blocks"], 8 * device.multiprocessors)), _THREADS, args)
 
 
