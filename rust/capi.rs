@@ -610,7 +610,7 @@ unsafe extern "C" fn rv_optimizer_new(rule: *const c_char, groups: usize, optimi
             let expected = "1 to RV_MAX_GROUPS";
             return Err(Error::OutOfRange { name: "groups".to_owned(), got: groups as f64, expected });
         }
-        let options = Options { clip_value: None, clip_norm: None, nonfinite: NonFinite::Propagate };
+        let options = Options { clip_value: None, clip_norm: None, clip_eps: 0.0, nonfinite: NonFinite::Propagate };
         // What every rule has need not be set: it is 0, which is off.
         let optional = |name: &&str| COMMON.iter().any(|(common, _)| common == name);
         let bound = Bound {
@@ -704,6 +704,7 @@ unsafe extern "C" fn rv_optimizer_set_option(optimizer: *mut Optimizer, name: *c
         match name.as_str() {
             "clip_value" => options.clip_value = limit,
             "clip_norm" => options.clip_norm = limit,
+            "clip_eps" => options.clip_eps = value,
             "nonfinite" => {
                 let policies = [NonFinite::Propagate, NonFinite::Skip, NonFinite::Raise];
                 let policy = policies.into_iter().enumerate().find(|(i, _)| *i as f64 == value);
@@ -711,7 +712,8 @@ unsafe extern "C" fn rv_optimizer_set_option(optimizer: *mut Optimizer, name: *c
                 options.nonfinite = policy.ok_or(Error::OutOfRange { name, got: value, expected })?.1;
             }
             _ => {
-                let text = format!("option {name:?}: expected \"clip_value\", \"clip_norm\" or \"nonfinite\"");
+                let known = "\"clip_value\", \"clip_norm\", \"clip_eps\" or \"nonfinite\"";
+                let text = format!("option {name:?}: expected {known}");
                 return Err(Error::Name(text));
             }
         }

@@ -261,6 +261,8 @@ pub fn symbol(name: &str) -> &str {
         "momentum" => "μ",
         "dampening" => "τ",
         "eps" => "ε",
+        "eps_root" => "ε₀",
+        "initial" => "v₀",
         "weight_decay" => "λ",
         "l2" => "λ₂",
         "p" => "w",

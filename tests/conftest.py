@@ -63,7 +63,7 @@ def hyper_sets(rule):
             yield hyper | dict(zip(switches, setting, strict=True))
 
 
-def engine(rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="propagate", **common):
+def engine(rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="propagate", clip_eps=0.0, **common):
     """Bind any rule of the registry to parameters, by its name."""
     made = rv._core.Engine(
         rule,
@@ -73,6 +73,7 @@ def engine(rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="p
         clip_value,
         clip_norm,
         nonfinite,
+        clip_eps,
     )
     for name, value in {**hyper, **common}.items():
         made.set_hyper(0, name, value)

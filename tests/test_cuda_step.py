@@ -13,7 +13,7 @@ import ravine as rv
 from ravine.cuda.step import WORDS, Engine
 from tests.conftest import RULES, a_device, assert_same_bits, engine, hyper_sets
 from tests.test_bits import HYPER, finite, numbers
-from tests.test_rules import CASES, PIPELINES, label
+from tests.test_rules import CASES, FORMS, PIPELINES, label
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 #: Every pair of a parameter's and a gradient's dtype that a step takes.
@@ -34,7 +34,9 @@ every_rule = pytest.mark.parametrize("rule", RULES)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
 
 
-def device_engine(device, rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="propagate", **common):
+def device_engine(
+    device, rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="propagate", clip_eps=0.0, **common
+):
     """Bind any rule to parameters on the device: the counterpart of `tests.conftest.engine`."""
     made = Engine(
         device,
@@ -45,6 +47,7 @@ def device_engine(device, rule, params, hyper, *, clip_value=None, clip_norm=Non
         clip_value,
         clip_norm,
         nonfinite,
+        clip_eps,
     )
     for name, value in {**hyper, **common}.items():
         made.set_hyper(0, name, value)
@@ -84,6 +87,13 @@ def test_every_rule_equals_the_cpu(gpu_device, case, pipeline):
     if pipeline == "all":
         gradients = [[np.nan_to_num(g, posinf=1e3)] for (g,) in gradients]
     assert_same_steps(gpu_device, rule, [numbers(203, np.float32)], gradients, hyper, **PIPELINES[pipeline])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rule", ["adam", "sgd", "adan", "rmsprop_centered_momentum"])
+def test_every_form_of_decay_and_clipping_equals_the_cpu(gpu_device, rule, form):
+    gradients = [[gentle(203, np.float32, seed)] for seed in (1, 2, 3)]
+    assert_same_steps(gpu_device, rule, [numbers(203, np.float32)], gradients, HYPER[rule], **FORMS[form])
 
 
 @every_rule

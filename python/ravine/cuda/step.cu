@@ -1,12 +1,13 @@
 // The step: one launch for all parameters. Rule is the struct of a rule, KINDS the storages that meet in this list.
 //
-// scale and sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter.
+// scale and sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter, or
+// on the new one.
 // What changes from step to step is in device memory, the counts of updates too, so a captured step can be replayed.
 
 // A group's hyperparameters, and the options that every rule has.
 struct Group {
     Rule::Hyper hyper;
-    double weight_decay, l2, maximize;
+    double weight_decay, l2, maximize, decay_after, decay_implicit, decay_unscaled;
 };
 
 struct StepArgs {
@@ -24,16 +25,19 @@ struct StepArgs {
 // The numbers of one (group, t), in f64.
 struct Row {
     Rule::Coefficients<double> coefficients;
-    double keep, l2;
-    bool maximize, decay, couple;
+    double keep, l2; // keep: of the old parameter, or with `after` of the new one
+    bool maximize, decay, after, couple;
 };
 
 __device__ __noinline__ void fill(Row &row, const Group &group, const u64 t) {
     row.coefficients = Rule::coefficients(group.hyper, t);
-    row.keep = 1.0 - group.hyper.lr * group.weight_decay;
+    const double scaled = group.hyper.lr * group.weight_decay;
+    const double part = group.decay_unscaled != 0.0 ? group.weight_decay : scaled;
+    row.keep = group.decay_implicit != 0.0 ? 1.0 / (1.0 + part) : 1.0 - part;
     row.l2 = group.l2;
     row.maximize = group.maximize != 0.0;
-    row.decay = group.weight_decay != 0.0;
+    row.after = group.weight_decay != 0.0 && (group.decay_after != 0.0 || group.decay_implicit != 0.0);
+    row.decay = group.weight_decay != 0.0 && !row.after;
     row.couple = group.l2 != 0.0;
 }
 
@@ -42,13 +46,13 @@ __device__ __noinline__ void fill(Row &row, const Group &group, const u64 t) {
 template <typename A> struct Formula {
     Rule::Coefficients<A> coefficients;
     A clip, scale, l2, keep;
-    bool maximize, clips, scales, couple, decay;
+    bool maximize, clips, scales, couple, decay, after;
 
     __device__ __forceinline__ Formula(const Row &row, const StepArgs &a)
         : coefficients(Rule::rounded<A>(row.coefficients)), clip(A(a.clip_value)),
           scale(a.verdict ? A(a.verdict->scale) : A(1.0)), l2(A(row.l2)), keep(A(row.keep)), maximize(row.maximize),
           clips(a.clip_value < __longlong_as_double(0x7ff0000000000000LL)), scales(a.verdict && a.verdict->scales),
-          couple(row.couple), decay(row.decay) {}
+          couple(row.couple), decay(row.decay), after(row.after) {}
 
     __device__ __forceinline__ void apply(A &p, A g, A *s) const {
         if (maximize) g = -g;
@@ -60,6 +64,7 @@ template <typename A> struct Formula {
         if (couple) g = g + l2 * p;
         if (decay) p = keep * p;
         Rule::update(coefficients, p, g, s);
+        if (after) p = keep * p;
     }
 };
 

@@ -37,7 +37,9 @@ def _struct(words: str, *others: tuple[Any, ...]) -> np.dtype[Any]:
 _POKE = _struct("to stride count", ("words", "u8", 480))
 _STEP = _struct("parameters gradients states groups values counters verdict ticket count blocks", ("clip_value", "f8"))
 _MEASURE = _struct("arrays squares beyond count blocks", ("clip_value", "f8"), ("limits", "f8", 2))
-_JUDGE = _struct("arrays squares beyond sums found verdict steps ticket count blocks", ("clip_norm", "f8"))
+_JUDGE = _struct(
+    "arrays squares beyond sums found verdict steps ticket count blocks", ("clip_norm", "f8"), ("clip_eps", "f8")
+)
 _SCALE = _struct("arrays verdict count blocks")
 _VERDICT = np.dtype([("norm", "f8"), ("scale", "f8"), ("scales", "u8"), ("skip", "u8"), ("steps", "u8")])
 
@@ -133,8 +135,9 @@ class Engine:
         clip_value: float | None,
         clip_norm: float | None,
         nonfinite: str,
+        clip_eps: float = 0.0,
     ) -> None:
-        self._core = _core.Engine(rule, params, group_of, new_states, clip_value, clip_norm, nonfinite)
+        self._core = _core.Engine(rule, params, group_of, new_states, clip_value, clip_norm, nonfinite, clip_eps)
         self._device, self._rule, self._lock = device, rule, threading.Lock()
         self._clip_norm, self._nonfinite = clip_norm, nonfinite
         self._clip_value = math.inf if clip_value is None else clip_value
@@ -167,7 +170,8 @@ class Engine:
             self._arrays["verdicts"] = xp.zeros((_REMEMBERED, _VERDICT.itemsize // 8), np.uint64)
         self._step_args = self._filled(_STEP, clip_value=self._clip_value)
         self._measure_args = self._filled(_MEASURE, clip_value=self._clip_value, limits=tables["limits"])
-        self._judge_args = self._filled(_JUDGE, clip_norm=math.inf if clip_norm is None else clip_norm)
+        limit = math.inf if clip_norm is None else clip_norm
+        self._judge_args = self._filled(_JUDGE, clip_norm=limit, clip_eps=clip_eps)
         for args in (self._measure_args, self._judge_args):
             args["arrays"] = self._arrays["gradients"].data.ptr
         self._judge_args["steps"] = self._arrays["counters"].data.ptr
