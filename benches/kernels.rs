@@ -37,7 +37,7 @@ impl Case {
     }
 
     fn step(&mut self, entry: &'static Entry) -> Step {
-        let options = Options { clip_value: None, clip_norm: None, nonfinite: NonFinite::Propagate };
+        let options = Options { clip_value: None, clip_norm: None, clip_eps: 0.0, nonfinite: NonFinite::Propagate };
         let mut step = Step::new(entry, options, 1);
         for (name, range) in entry.hyperparameters.iter().zip(entry.ranges) {
             let value = match range {

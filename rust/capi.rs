@@ -611,7 +611,7 @@ unsafe extern "C" fn rv_optimizer_new(rule: *const c_char, groups: usize, optimi
             let expected = "1 to RV_MAX_GROUPS";
             return Err(Error::OutOfRange { name: "groups".to_owned(), got: groups as f64, expected });
         }
-        let options = Options { clip_value: None, clip_norm: None, nonfinite: NonFinite::Propagate };
+        let options = Options { clip_value: None, clip_norm: None, clip_eps: 0.0, nonfinite: NonFinite::Propagate };
         // What every rule has need not be set: it is 0, which is off.
         let optional = |name: &&str| COMMON.iter().any(|(common, _)| common == name);
         let bound = Bound {
@@ -706,6 +706,7 @@ unsafe extern "C" fn rv_optimizer_set_option(optimizer: *mut Optimizer, name: *c
             "clip_value" => options.clip_value = limit,
             "clip_norm" => options.clip_norm = limit,
             "grad_scale" => return bound.step.set_grad_scale((value != 1.0).then_some(value)),
+            "clip_eps" => options.clip_eps = value,
             "nonfinite" => {
                 let policies = [NonFinite::Propagate, NonFinite::Skip, NonFinite::Raise];
                 let policy = policies.into_iter().enumerate().find(|(i, _)| *i as f64 == value);
@@ -713,8 +714,8 @@ unsafe extern "C" fn rv_optimizer_set_option(optimizer: *mut Optimizer, name: *c
                 options.nonfinite = policy.ok_or(Error::OutOfRange { name, got: value, expected })?.1;
             }
             _ => {
-                let text =
-                    format!("option {name:?}: expected \"clip_value\", \"clip_norm\", \"nonfinite\" or \"grad_scale\"");
+                let known = "\"clip_value\", \"clip_norm\", \"clip_eps\", \"nonfinite\" or \"grad_scale\"";
+                let text = format!("option {name:?}: expected {known}");
                 return Err(Error::Name(text));
             }
         }

@@ -1,7 +1,7 @@
 //! The one loop, rule × arithmetic × blocks, and the pipeline around it.
 //!
-//! unscale → sign → clip by value → clip by norm → coupled l2 → rule, with decoupled decay on the old parameter → what
-//! follows it ([`after`](crate::after)).
+//! unscale → sign → clip by value → clip by norm → coupled l2 → rule, with decoupled decay on the old parameter, or on the
+//! new one → what follows it ([`after`](crate::after)).
 //! Every stage is a little loop of its own over a few vectors in registers, run only if it is on; arrays that are strided
 //! or of another dtype pass through blocks on the stack. So kernels add up (rules + dtypes + stages) and never multiply.
 
@@ -29,6 +29,8 @@ pub(crate) struct Row {
     coefficients: CoefficientRow,
     /// 1 − γλ, for decoupled decay.
     keep: Option<f64>,
+    /// The same, of the new parameter.
+    shrink: Option<f64>,
     l2: Option<f64>,
     maximize: bool,
     after: Numbers,
@@ -166,6 +168,7 @@ struct Formula<R: Rule<N>, A: Arithmetic, const N: usize> {
     scale: Option<A>,
     l2: Option<A>,
     keep: Option<A>,
+    shrink: Option<A>,
 }
 
 impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
@@ -179,6 +182,7 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
             scale: shared.scale.map(A::constant),
             l2: row.l2.map(A::constant),
             keep: row.keep.map(A::constant),
+            shrink: row.shrink.map(A::constant),
         }
     }
 
@@ -227,6 +231,9 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
             for k in 0..N {
                 s_lanes[k][i] = state[k];
             }
+        }
+        if let Some(shrink) = self.shrink {
+            p_lanes = p_lanes.map(|p| shrink * p);
         }
         // SAFETY: at + W ≤ count elements can be written.
         unsafe { here(p).write(p_lanes) };
@@ -277,6 +284,8 @@ pub struct Options {
     pub clip_value: Option<f64>,
     /// All gradients together are scaled down to this norm.
     pub clip_norm: Option<f64>,
+    /// Added to the norm that `clip_norm` divides by.
+    pub clip_eps: f64,
     /// What to do about gradients that are not finite.
     pub nonfinite: NonFinite,
 }
@@ -290,6 +299,10 @@ impl Options {
             {
                 return Err(Error::OutOfRange { name: name.into(), got, expected: "a finite number > 0, or None" });
             }
+        }
+        if !(0.0..f64::INFINITY).contains(&self.clip_eps) {
+            let expected = "a finite number >= 0";
+            return Err(Error::OutOfRange { name: "clip_eps".into(), got: self.clip_eps, expected });
         }
         Ok(())
     }
@@ -314,11 +327,35 @@ struct Group {
     weight_decay: f64,
     l2: f64,
     maximize: bool,
+    decay_after: bool,
+    decay_implicit: bool,
+    decay_unscaled: bool,
 }
 
-/// Options that every rule has, and their ranges.
-pub const COMMON: [(&str, Range); 3] =
-    [("weight_decay", Range::NotNegative), ("l2", Range::NotNegative), ("maximize", Range::Switch)];
+impl Group {
+    /// What decoupled decay multiplies by: the parameter before the update, or the one after it.
+    fn decay(&self) -> (Option<f64>, Option<f64>) {
+        if self.weight_decay == 0.0 {
+            return (None, None);
+        }
+        let part = if self.decay_unscaled { self.weight_decay } else { self.hyper[0] * self.weight_decay };
+        match (self.decay_after, self.decay_implicit) {
+            (_, true) => (None, Some(1.0 / (1.0 + part))),
+            (true, false) => (None, Some(1.0 - part)),
+            (false, false) => (Some(1.0 - part), None),
+        }
+    }
+}
+
+/// Options that every rule has, and their ranges; rules that decay themselves have none of those of the decay's form.
+pub const COMMON: [(&str, Range); 6] = [
+    ("weight_decay", Range::NotNegative),
+    ("l2", Range::NotNegative),
+    ("maximize", Range::Switch),
+    ("decay_after", Range::Switch),
+    ("decay_implicit", Range::Switch),
+    ("decay_unscaled", Range::Switch),
+];
 
 /// What a step reports.
 #[derive(Clone, Debug, PartialEq)]
@@ -450,7 +487,7 @@ pub unsafe fn clip_by_global_norm(views: &[View], max_norm: f64) -> f64 {
     let _default = DefaultEnvironment::enter();
     let plan = Plan::of(views);
     let norm = norm_of(&plan, views);
-    if let Some(factor) = clip_scale(max_norm, norm) {
+    if let Some(factor) = clip_scale(max_norm, norm, 0.0) {
         // SAFETY: the same contract.
         unsafe { scale_all(&plan, views, factor) };
     }
@@ -505,9 +542,9 @@ fn largest(compute: Dtype) -> f64 {
 }
 
 /// What gradients of this norm are multiplied by; None for those that are short enough.
-fn clip_scale(max_norm: f64, norm: f64) -> Option<f64> {
+fn clip_scale(max_norm: f64, norm: f64, eps: f64) -> Option<f64> {
     // Not `norm > max_norm`: the step of a NaN norm is NaN everywhere, not unclipped.
-    (!(norm <= max_norm)).then(|| max_norm / norm)
+    (!(norm + eps <= max_norm)).then(|| max_norm / (norm + eps))
 }
 
 /// # Safety
@@ -575,7 +612,15 @@ pub struct Step {
 impl Step {
     /// A rule with `groups` groups of hyperparameters, all 0 until they are set, and no parameters yet.
     pub fn new(rule: &'static Entry, options: Options, groups: usize) -> Self {
-        let group = Group { hyper: vec![0.0; rule.hyperparameters.len()], weight_decay: 0.0, l2: 0.0, maximize: false };
+        let group = Group {
+            hyper: vec![0.0; rule.hyperparameters.len()],
+            weight_decay: 0.0,
+            l2: 0.0,
+            maximize: false,
+            decay_after: false,
+            decay_implicit: false,
+            decay_unscaled: false,
+        };
         Self {
             rule,
             options,
@@ -729,11 +774,12 @@ impl Step {
     }
 
     /// The numbers of all groups, as the CUDA kernels read them (`struct Group` in step.cu): hyperparameters, decoupled
-    /// decay unless the rule decays itself, l2, maximize.
+    /// decay unless the rule decays itself, l2, maximize, the decay's form.
     pub fn values(&self) -> Vec<f64> {
         let row = |group: &Group| {
             let decay = if self.rule.decays_itself() { 0.0 } else { group.weight_decay };
-            let common = [decay, group.l2, f64::from(u8::from(group.maximize))];
+            let form = [group.maximize, group.decay_after, group.decay_implicit, group.decay_unscaled];
+            let common = [decay, group.l2].into_iter().chain(form.map(|on| f64::from(u8::from(on))));
             group.hyper.iter().copied().chain(common).collect::<Vec<_>>()
         };
         self.groups.iter().flat_map(row).collect()
@@ -746,6 +792,9 @@ impl Step {
             "weight_decay" => group.weight_decay,
             "l2" => group.l2,
             "maximize" => f64::from(u8::from(group.maximize)),
+            "decay_after" => f64::from(u8::from(group.decay_after)),
+            "decay_implicit" => f64::from(u8::from(group.decay_implicit)),
+            "decay_unscaled" => f64::from(u8::from(group.decay_unscaled)),
             _ => group.hyper[self.position(name)?],
         })
     }
@@ -763,10 +812,14 @@ impl Step {
             (Err(_), Some((_, range))) => *range,
             (Err(unknown), None) => return Err(unknown),
         };
-        if range.contains(value) {
-            return Ok(());
+        if !range.contains(value) {
+            return Err(Error::OutOfRange { name: name.to_owned(), got: value, expected: range.describe() });
         }
-        Err(Error::OutOfRange { name: name.to_owned(), got: value, expected: range.describe() })
+        if value != 0.0 && name.starts_with("decay_") && self.rule.decays_itself() {
+            let expected = "0: this rule decays w within its own update";
+            return Err(Error::OutOfRange { name: name.to_owned(), got: value, expected });
+        }
+        Ok(())
     }
 
     /// Sets a hyperparameter or common option of a group.
@@ -778,6 +831,9 @@ impl Step {
             "weight_decay" => group.weight_decay = value,
             "l2" => group.l2 = value,
             "maximize" => group.maximize = value != 0.0,
+            "decay_after" => group.decay_after = value != 0.0,
+            "decay_implicit" => group.decay_implicit = value != 0.0,
+            "decay_unscaled" => group.decay_unscaled = value != 0.0,
             _ => {}
         }
         if let Ok(i) = position {
@@ -839,7 +895,9 @@ impl Step {
                 info.skipped = true;
                 return Ok(info);
             }
-            scale = self.options.clip_norm.zip(info.grad_norm).and_then(|(max_norm, norm)| clip_scale(max_norm, norm));
+            let eps = self.options.clip_eps;
+            let limits = self.options.clip_norm.zip(info.grad_norm);
+            scale = limits.and_then(|(max_norm, norm)| clip_scale(max_norm, norm, eps));
         }
         let shared = Shared { unscale, clip_value: self.options.clip_value, scale };
         self.find_rows();
@@ -917,12 +975,13 @@ impl Step {
             };
             if tensor.row == self.rows.len() {
                 let group = &self.groups[id];
-                let decay = group.weight_decay != 0.0 && !self.rule.decays_itself();
+                let (keep, shrink) = if self.rule.decays_itself() { (None, None) } else { group.decay() };
                 self.rows.push(Row {
                     group: id,
                     t,
                     coefficients: (self.rule.coefficients)(&group.hyper, t),
-                    keep: decay.then(|| 1.0 - group.hyper[0] * group.weight_decay),
+                    keep,
+                    shrink,
                     l2: (group.l2 != 0.0).then_some(group.l2),
                     maximize: group.maximize,
                     after: self.after.numbers(t),

@@ -358,6 +358,8 @@ pub fn symbol(name: &str) -> &str {
         "momentum" => "μ",
         "dampening" => "τ",
         "eps" => "ε",
+        "eps_root" => "ε₀",
+        "initial" => "v₀",
         "weight_decay" => "λ",
         "l2" => "λ₂",
         "trust_coefficient" => "η",

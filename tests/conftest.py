@@ -73,7 +73,9 @@ def zero_states(rule, shape, dtype, xp=np):
     return [xp.zeros((), np.float64) if kind == "scalar" else xp.zeros(shape, dtype) for kind in kinds]
 
 
-def engine(rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="propagate", after=None, **common):
+def engine(
+    rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="propagate", after=None, clip_eps=0.0, **common
+):
     """Bind any rule of the registry to parameters, by its name."""
     made = rv._core.Engine(
         rule,
@@ -84,6 +86,7 @@ def engine(rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="p
         clip_norm,
         nonfinite,
         after_rule(np.zeros, **(after or {})),
+        clip_eps,
     )
     for name, value in {**hyper, **common}.items():
         made.set_hyper(0, name, value)

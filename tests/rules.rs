@@ -47,6 +47,7 @@ fn run(entry: &'static Entry, len: usize, stride: usize, stages: bool) -> Vec<u3
     let options = Options {
         clip_value: stages.then_some(0.7),
         clip_norm: stages.then_some(0.5),
+        clip_eps: 0.0,
         nonfinite: NonFinite::Propagate,
     };
     let mut step = Step::new(entry, options, 1);
@@ -107,7 +108,7 @@ fn no_rule_makes_nan_of_zeros() {
         let mut parameter = [0.0f32; 40];
         let gradient = [0.0f32; 40];
         let mut states = room_for_states(entry, 40);
-        let options = Options { clip_value: None, clip_norm: None, nonfinite: NonFinite::Propagate };
+        let options = Options { clip_value: None, clip_norm: None, clip_eps: 0.0, nonfinite: NonFinite::Propagate };
         let mut step = Step::new(entry, options, 1);
         step.set_hyper(0, "lr", 0.1).unwrap();
         // SAFETY: the arrays are apart and outlive the step.
@@ -161,8 +162,8 @@ fn formulas_read_as_in_the_papers() {
         entry.trace_configured(values).formula()
     };
     assert_eq!(formula("sgd", &[0.1]), "w ← w − γ·g");
-    assert_eq!(formula("momentum", &[0.1, 0.9, 0.0, 0.0]), "b ← μ·b + g\nw ← w − γ·b");
-    assert_eq!(formula("momentum", &[0.1, 0.9, 0.0, 1.0]), "b ← μ·b + (1 − μ)·g\nw ← w − γ·b");
+    assert_eq!(formula("momentum", &[0.1, 0.9, 0.0, 0.0, 0.0]), "b ← μ·b + g\nw ← w − γ·b");
+    assert_eq!(formula("momentum", &[0.1, 0.9, 0.0, 1.0, 0.0]), "b ← μ·b + (1 − μ)·g\nw ← w − γ·b");
     assert_eq!(
         formula("adam", &[0.1, 0.9, 0.99, 1e-8, 1.0, 0.0, 1.0]),
         "m ← β₁·m + (1 − β₁)·g\nv ← β₂·v + (1 − β₂)·g²\nw ← w − γ·√(1 − β₂ᵗ)/(1 − β₁ᵗ)·m/(√v + ε)"

@@ -72,9 +72,18 @@ def sgd(w: Array, g: Array, *, t: int, lr: float) -> Update:
 
 
 def momentum(
-    w: Array, g: Array, b: Array, *, t: int, lr: float, momentum: float, dampening: float, average: float
+    w: Array,
+    g: Array,
+    b: Array,
+    *,
+    t: int,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    average: float,
+    dampen_first: float = 0.0,
 ) -> Update:
-    gain = 1.0 - momentum if average else 1.0 if t == 1 else 1.0 - dampening
+    gain = 1.0 - momentum if average else 1.0 if t == 1 and not dampen_first else 1.0 - dampening
     lr, momentum, gain = rounded(w, lr, momentum, gain)
     b = momentum * b + gain * g
     return w - lr * b, b
@@ -98,6 +107,12 @@ def velocity_nesterov(w: Array, g: Array, v: Array, *, t: int, lr: float, moment
     return w + (momentum * v - lr * g), v
 
 
+def velocity_nesterov_chainer(w: Array, g: Array, v: Array, *, t: int, lr: float, momentum: float) -> Update:
+    lr, momentum, of_v, of_g = rounded(w, lr, momentum, momentum * momentum, 1.0 + momentum)
+    v = momentum * v - lr * g
+    return w + (of_v * v - of_g * (lr * g)), v
+
+
 def heavy_ball(
     w: Array, g: Array, previous: Array, *, t: int, lr: float, momentum: float, weight_decay: float
 ) -> Update:
@@ -108,10 +123,20 @@ def heavy_ball(
 # Adagrad.
 
 
-def adagrad(w: Array, g: Array, v: Array, *, t: int, lr: float, eps: float) -> Update:
-    lr, eps = rounded(w, lr, eps)
-    v = v + g * g
-    return w - lr * divide_or_zero(g, np.sqrt(v) + eps), v
+def adagrad(
+    w: Array,
+    g: Array,
+    v: Array,
+    *,
+    t: int,
+    lr: float,
+    eps: float,
+    initial: float = 0.0,
+    eps_inside: float = 0.0,
+) -> Update:
+    lr, start = rounded(w, lr, initial if t == 1 else 0.0)
+    v = v + start + g * g
+    return w - lr * divide_or_zero(g, root(v, eps, eps_inside)), v
 
 
 def unless_nan(a: Array, b: Array) -> Array:
@@ -183,10 +208,11 @@ def rmsprop_momentum(
     eps_inside: float,
     first_square: float,
     momentum: float,
+    lr_inside: float = 0.0,
 ) -> Update:
     v = running(w, v, g * g, t, decay, first_square)
-    lr, momentum = rounded(w, lr, momentum)
-    b = momentum * b + divide_or_zero(g, root(v, eps, eps_inside))
+    inner, lr, momentum = rounded(w, *((lr, 1.0) if lr_inside else (1.0, lr)), momentum)
+    b = momentum * b + inner * divide_or_zero(g, root(v, eps, eps_inside))
     return w - lr * b, v, b
 
 
@@ -204,11 +230,12 @@ def rmsprop_centered_momentum(
     eps_inside: float,
     first_square: float,
     momentum: float,
+    lr_inside: float = 0.0,
 ) -> Update:
     v = running(w, v, g * g, t, decay, first_square)
     a = running(w, a, g, t, decay, first_square)
-    lr, momentum = rounded(w, lr, momentum)
-    b = momentum * b + divide_or_zero(g, deviation(v, a, eps, eps_inside))
+    inner, lr, momentum = rounded(w, *((lr, 1.0) if lr_inside else (1.0, lr)), momentum)
+    b = momentum * b + inner * divide_or_zero(g, deviation(v, a, eps, eps_inside))
     return w - lr * b, v, a, b
 
 
@@ -287,11 +314,17 @@ def adam_amsgrad(
     bias_correction: float,
     eps_inside: float,
     eps_hat: float,
+    max_corrected: float = 0.0,
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
     v = running(w, v, g * g, t, beta2, False)
-    v_max = larger(v_max, v)
-    return w - adam_update(m, v_max, t, lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat), m, v, v_max
+    if not max_corrected:
+        v_max = larger(v_max, v)
+        return w - adam_update(m, v_max, t, lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat), m, v, v_max
+    c1, c2 = (1.0 - power(beta1, t), 1.0 - power(beta2, t)) if bias_correction else (1.0, 1.0)
+    rate, correction = rounded(w, lr / c1, 1.0 / c2)
+    v_max = larger(v_max, correction * v)
+    return w - rate * divide_or_zero(m, root(v_max, eps, eps_inside)), m, v, v_max
 
 
 def lion(w: Array, g: Array, m: Array, *, t: int, lr: float, beta1: float, beta2: float) -> Update:
@@ -318,12 +351,24 @@ def signum(w: Array, g: Array, m: Array, *, t: int, lr: float, momentum: float) 
 
 
 def adamax(
-    w: Array, g: Array, m: Array, u: Array, *, t: int, lr: float, beta1: float, beta2: float, eps: float
+    w: Array,
+    g: Array,
+    m: Array,
+    u: Array,
+    *,
+    t: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    bias_correction: float = 1.0,
+    eps_outside: float = 0.0,
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
-    rate, beta2, eps = rounded(w, lr / (1.0 - power(beta1, t)), beta2, eps)
-    u = larger(beta2 * u, np.abs(g) + eps)
-    return w - rate * divide_or_zero(m, u), m, u
+    c1 = 1.0 - power(beta1, t) if bias_correction else 1.0
+    rate, beta2, inside, outside = rounded(w, lr / c1, beta2, *((0.0, eps) if eps_outside else (eps, 0.0)))
+    u = larger(beta2 * u, np.abs(g) + inside)
+    return w - rate * divide_or_zero(m, u + outside), m, u
 
 
 def adadelta(w: Array, g: Array, v: Array, u: Array, *, t: int, lr: float, rho: float, eps: float) -> Update:
@@ -372,11 +417,14 @@ def nadam(
     beta2: float,
     eps: float,
     momentum_decay: float,
+    constant_momentum: float = 0.0,
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
     v = running(w, v, g * g, t, beta2, False)
     now, after = (beta1 * (1.0 - 0.5 * raised(0.96, momentum_decay * (float(t) + i))) for i in (0.0, 1.0))
-    product = warming_product(beta1, raised(0.96, momentum_decay), t)
+    if constant_momentum:
+        now = after = beta1
+    product = power(beta1, t) if constant_momentum else warming_product(beta1, raised(0.96, momentum_decay), t)
     root2 = math.sqrt(1.0 - power(beta2, t))
     rate = lr * root2
     of_g, of_m, eps = rounded(
@@ -386,7 +434,18 @@ def nadam(
 
 
 def radam(
-    w: Array, g: Array, m: Array, v: Array, *, t: int, lr: float, beta1: float, beta2: float, eps: float
+    w: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    *,
+    t: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    eps_hat: float = 1.0,
+    from_four: float = 0.0,
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
     v = running(w, v, g * g, t, beta2, False)
@@ -394,11 +453,11 @@ def radam(
     c2 = 1.0 - past
     limit = 2.0 / (1.0 - beta2) - 1.0
     rho = limit - 2.0 * float(t) * past / c2
-    if not rho > 5.0:
+    if not rho > (4.0 if from_four else 5.0):
         (rate,) = rounded(w, lr / c1)
         return w - rate * m, m, v
     r = math.sqrt((rho - 4.0) * (rho - 2.0) * limit / ((limit - 4.0) * (limit - 2.0) * rho))
-    rate, eps = rounded(w, lr * r * math.sqrt(c2) / c1, eps)
+    rate, eps = rounded(w, lr * r * math.sqrt(c2) / c1, eps if eps_hat else eps * math.sqrt(c2))
     return w - rate * divide_or_zero(m, np.sqrt(v) + eps), m, v
 
 
@@ -427,11 +486,21 @@ def rprop(
 
 
 def adabelief(
-    w: Array, g: Array, m: Array, s: Array, *, t: int, lr: float, beta1: float, beta2: float, eps: float
+    w: Array,
+    g: Array,
+    m: Array,
+    s: Array,
+    *,
+    t: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    eps_root: float,
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
     root2 = math.sqrt(1.0 - power(beta2, t))
-    rate, inside, outside = rounded(w, lr * root2 / (1.0 - power(beta1, t)), eps, eps * root2)
+    rate, inside, outside = rounded(w, lr * root2 / (1.0 - power(beta1, t)), eps_root, eps * root2)
     s = running(w, s, (g - m) * (g - m), t, beta2, False) + inside
     return w - rate * divide_or_zero(m, np.sqrt(s) + outside), m, s
 
@@ -448,7 +517,10 @@ def yogi(
     beta2: float,
     eps: float,
     bias_correction: float,
+    initial: float = 0.0,
 ) -> Update:
+    (start,) = rounded(w, initial if t == 1 else 0.0)
+    m, v = m + start, v + start
     m = running(w, m, g, t, beta1, False)
     c1 = 1.0 - power(beta1, t) if bias_correction else 1.0
     root2 = math.sqrt(1.0 - power(beta2, t)) if bias_correction else 1.0
@@ -504,17 +576,21 @@ def adan(
     beta2: float,
     beta3: float,
     eps: float,
+    eps_root: float = 0.0,
+    bias_correction: float = 1.0,
+    look_less: float = 0.0,
 ) -> Update:
-    known, ahead = rounded(w, 0.0 if t == 1 else 1.0, beta2)
+    share = 1.0 - beta2 if look_less else beta2
+    known, ahead = rounded(w, 0.0 if t == 1 else 1.0, share)
     d = known * (g - previous)
     m = running(w, m, g, t, beta1, False)
     v = running(w, v, d, t, beta2, False)
     look = g + ahead * d
     n = running(w, n, look * look, t, beta3, False)
-    root3 = math.sqrt(1.0 - power(beta3, t))
-    rate = lr * root3
-    of_m, of_v, eps = rounded(w, rate / (1.0 - power(beta1, t)), rate * beta2 / (1.0 - power(beta2, t)), eps * root3)
-    return w - divide_or_zero(of_m * m + of_v * v, np.sqrt(n) + eps), m, v, n, g
+    c1, c2, c3 = (1.0 - power(beta, t) if bias_correction else 1.0 for beta in (beta1, beta2, beta3))
+    rate = lr * math.sqrt(c3)
+    of_m, of_v, inside, eps = rounded(w, rate / c1, rate * share / c2, eps_root * c3, eps * math.sqrt(c3))
+    return w - divide_or_zero(of_m * m + of_v * v, np.sqrt(n + inside) + eps), m, v, n, g
 
 
 # Averages of the iterates.
@@ -679,6 +755,7 @@ SPECIFICATION: dict[str, Callable[..., Update]] = {
         nesterov,
         velocity,
         velocity_nesterov,
+        velocity_nesterov_chainer,
         heavy_ball,
         adagrad,
         adagrad_mean,
@@ -737,12 +814,12 @@ def global_norm(gradients: Sequence[Array | None], clip_value: float | None = No
     return math.sqrt(sum_tensors(terms))
 
 
-def norm_scale(norm: float, clip_norm: float | None) -> float | None:
+def norm_scale(norm: float, clip_norm: float | None, clip_eps: float = 0.0) -> float | None:
     """What clipping by norm multiplies by, in float64; None: it does not."""
-    if clip_norm is None or norm <= clip_norm:
+    if clip_norm is None or norm + clip_eps <= clip_norm:
         return None
     with np.errstate(all="ignore"):
-        return float(np.float64(clip_norm) / norm)
+        return float(np.float64(clip_norm) / (norm + clip_eps))
 
 
 def step(
@@ -761,11 +838,16 @@ def step(
     after: Mapping[str, Any] | None = None,
     kept: dict[str, Array] | None = None,
     grad_scale: float | None = None,
+    decay_after: float = False,
+    decay_implicit: float = False,
+    decay_unscaled: float = False,
 ) -> tuple[Array, list[Array]]:
     """One step of one parameter: unscale → sign → clip by value and norm → l2 → decay of the old w → rule → after → store.
 
-    ``scale`` is ``norm_scale`` of the norm over all unscaled gradients. A stage that is off is left out. ``kept`` has the arrays
-    that ``after`` keeps, by name, and is changed.
+    Decay of the new w, of a form that comes later, stands between the rule and what comes after.
+
+    ``scale`` is ``norm_scale`` of the norm over all unscaled gradients. A stage that is off is left out. ``kept`` has
+    the arrays that ``after`` keeps, by name, and is changed.
     """
     after, kept = after or {}, {} if kept is None else kept
     with np.errstate(all="ignore"):
@@ -783,11 +865,16 @@ def step(
         if l2:
             g = g + old.dtype.type(l2) * old
         hyper = dict(hyper)
+        part = weight_decay if decay_unscaled else hyper["lr"] * weight_decay
+        factor = old.dtype.type(1.0 / (1.0 + part) if decay_implicit else 1.0 - part)
+        decays, later = weight_decay and rule not in DECAYING, decay_after or decay_implicit
         if rule in DECAYING:
             hyper["weight_decay"] = weight_decay
-        elif weight_decay:
-            old = old.dtype.type(1.0 - hyper["lr"] * weight_decay) * old
+        elif decays and not later:
+            old = factor * old
         new, *new_states = SPECIFICATION[rule](old, g, *states, t=t, **hyper)
+        if decays and later:
+            new = factor * new
         if lookahead := after.get("lookahead"):
             if t % lookahead.k == 1 or lookahead.k == 1:
                 kept["slow"] = begin

@@ -14,7 +14,7 @@ from ravine.averages import after_rule
 from ravine.cuda.step import WORDS, Engine
 from tests.conftest import LAYERWISE, RULES, a_device, assert_same_bits, engine, hyper_sets, zero_states
 from tests.test_bits import HYPER, finite, numbers
-from tests.test_rules import CASES, PIPELINES, label
+from tests.test_rules import CASES, FORMS, PIPELINES, label
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 #: Every pair of a parameter's and a gradient's dtype that a step takes.
@@ -36,7 +36,17 @@ every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(ma
 
 
 def device_engine(
-    device, rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="propagate", after=None, **common
+    device,
+    rule,
+    params,
+    hyper,
+    *,
+    clip_value=None,
+    clip_norm=None,
+    nonfinite="propagate",
+    after=None,
+    clip_eps=0.0,
+    **common,
 ):
     """Bind any rule to parameters on the device: the counterpart of `tests.conftest.engine`."""
     made = Engine(
@@ -49,6 +59,7 @@ def device_engine(
         clip_norm,
         nonfinite,
         after_rule(device.xp.zeros, **(after or {})),
+        clip_eps,
     )
     for name, value in {**hyper, **common}.items():
         made.set_hyper(0, name, value)
@@ -92,6 +103,13 @@ def test_every_rule_equals_the_cpu(gpu_device, case, pipeline):
     if pipeline == "all":
         gradients = [[np.nan_to_num(g, posinf=1e3)] for (g,) in gradients]
     assert_same_steps(gpu_device, rule, [numbers(203, np.float32)], gradients, hyper, **PIPELINES[pipeline])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rule", ["adam", "sgd", "adan", "rmsprop_centered_momentum"])
+def test_every_form_of_decay_and_clipping_equals_the_cpu(gpu_device, rule, form):
+    gradients = [[gentle(203, np.float32, seed)] for seed in (1, 2, 3)]
+    assert_same_steps(gpu_device, rule, [numbers(203, np.float32)], gradients, HYPER[rule], **FORMS[form])
 
 
 @every_rule

@@ -16,6 +16,7 @@ OPTIMIZERS = {
     "nesterov": partial(rv.SGD, lr=0.1, momentum=0.9, nesterov=True),
     "velocity": partial(rv.SGD, lr=0.1, momentum=0.9, form="velocity"),
     "velocity_nesterov": partial(rv.SGD, lr=0.1, momentum=0.9, form="velocity", nesterov=True),
+    "velocity_nesterov_chainer": partial(rv.SGD, lr=0.1, momentum=0.9, form="velocity", nesterov="chainer"),
     "heavy_ball": partial(rv.SGD, lr=0.1, momentum=0.9, form="heavy_ball"),
     "adagrad": partial(rv.Adagrad, lr=0.1),
     "adagrad_mean": partial(rv.Adagrad, lr=0.1, accumulate="mean"),

@@ -1,6 +1,6 @@
 """The optimizer for arrays: fused optimizer steps and batch normalisation for NumPy and CuPy."""
 
-from ravine import convert, data, diagnose, functional, hessian, init, nn, onebit, plot, schedules, trees
+from ravine import conventions, convert, data, diagnose, functional, hessian, init, nn, onebit, plot, schedules, trees
 from ravine._core import __version__
 from ravine.averages import EMA, SWA, Lookahead
 from ravine.batch_norm import BatchNorm, BatchNormSaved, batch_norm, batch_norm_backward
@@ -87,6 +87,7 @@ __all__ = [
     "batch_norm_backward",
     "check_gradient",
     "clip_by_global_norm_",
+    "conventions",
     "convert",
     "data",
     "diagnose",

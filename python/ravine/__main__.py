@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ravine import bench, config, optimizers
+from ravine import bench, config, conventions, optimizers
 
 __all__ = ["main"]
 
@@ -34,9 +34,15 @@ def _setting(text: str) -> tuple[str, Any]:
 def _formula(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     make = OPTIMIZERS[arguments.optimizer]
     settings = dict(arguments.settings)
-    if inspect.signature(make).parameters["lr"].default is inspect.Parameter.empty:
+    if arguments.like:
+        settings["like"] = arguments.like
+    elif inspect.signature(make).parameters["lr"].default is inspect.Parameter.empty:
         settings.setdefault("lr", 0.01)
     try:
+        if arguments.like:
+            chosen = {name: value for name, value in settings.items() if name != "like"}
+            needs = conventions.convention(make, arguments.like, **chosen).needs
+            settings = dict.fromkeys(needs, 0.01) | settings
         print(make(np.zeros(1), **settings).formula())
     except (TypeError, ValueError) as error:
         parser.error(str(error))
@@ -63,6 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     formula = commands.add_parser("formula", help="what an optimizer computes, with its defaults or your settings")
     formula.add_argument("optimizer", choices=list(OPTIMIZERS), metavar="OPTIMIZER", help=", ".join(OPTIMIZERS))
     formula.add_argument("settings", nargs="*", type=_setting, metavar="NAME=VALUE", help="its arguments, as in Python")
+    systems = ", ".join(conventions.TABLE)
+    formula.add_argument("--like", metavar="SYSTEM", help=f"as that system has it, with its defaults: {systems}")
     formula.set_defaults(run=_formula)
 
     measure = commands.add_parser(
@@ -74,7 +82,15 @@ def main(argv: list[str] | None = None) -> None:
     bench.add_arguments(measure)
     measure.set_defaults(run=bench.main)
 
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    if "settings" in arguments and not any(word.startswith("-") for word in rest):
+        # Those behind an option, which argparse does not give to a list that it has seen end.
+        try:
+            arguments.settings += [_setting(word) for word in rest]
+        except argparse.ArgumentTypeError as error:
+            parser.error(str(error))
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     arguments.run(parser, arguments)
 
 

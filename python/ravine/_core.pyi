@@ -34,6 +34,7 @@ class Engine:
             Callable[[Any, str], list[Any]], tuple[float | None, bool, int, int] | None, tuple[int, float] | None
         ]
         | None = ...,
+        clip_eps: float = ...,
     ) -> Engine: ...
     def step(
         self,

@@ -53,15 +53,19 @@ __all__ = [
     "signum_",
     "velocity_",
     "velocity_nesterov_",
+    "velocity_nesterov_chainer_",
     "yogi_",
 ]
 
 
 class CommonButDecay(TypedDict, total=False):
-    """What :func:`adamw_` takes: coupled decay λ ≥ 0, ascent."""
+    """What :func:`adamw_` takes: coupled decay λ ≥ 0, ascent, and where decoupled decay acts, as of an optimizer."""
 
     l2: float
     maximize: bool
+    decay_after: bool
+    decay_implicit: bool
+    decay_unscaled: bool
 
 
 class Common(CommonButDecay, total=False):
@@ -100,15 +104,17 @@ def momentum_(
     momentum: float = 0.9,
     dampening: float = 0.0,
     average: bool = False,
+    dampen_first: bool = False,
     **options: Unpack[Common],
 ) -> None:
-    """b ← μb + (1−τ)g, first b = g, w ← w − γb; ``average``: b ← μb + (1−μ)g from 0.
+    """b ← μb + (1−τ)g, first b = g, w ← w − γb; ``average``: b ← μb + (1−μ)g from 0; ``dampen_first``: b = (1−τ)g.
 
     >>> p, b = np.ones(2), np.zeros(2)
     >>> rv.functional.momentum_(p, np.ones(2), b, step=1, lr=0.25, dampening=0.5); p, b
     (array([0.75, 0.75]), array([1., 1.]))
     """
-    _apply("momentum", p, g, step, options, {"b": b}, lr=lr, momentum=momentum, dampening=dampening, average=average)
+    shape = {"dampening": dampening, "average": average, "dampen_first": dampen_first}
+    _apply("momentum", p, g, step, options, {"b": b}, lr=lr, momentum=momentum, **shape)
 
 
 def nesterov_(
@@ -147,6 +153,18 @@ def velocity_nesterov_(
     _apply("velocity_nesterov", p, g, step, options, {"v": v}, lr=lr, momentum=momentum)
 
 
+def velocity_nesterov_chainer_(
+    p: Any, g: Any, v: Any, *, step: int, lr: float, momentum: float = 0.9, **options: Unpack[Common]
+) -> None:
+    """v ← μv − γg, w ← w + μ²v − (1+μ)γg.
+
+    >>> p, v = np.ones(2), np.zeros(2)
+    >>> rv.functional.velocity_nesterov_chainer_(p, np.ones(2), v, step=1, lr=0.25, momentum=0.5); p
+    array([0.5625, 0.5625])
+    """
+    _apply("velocity_nesterov_chainer", p, g, step, options, {"v": v}, lr=lr, momentum=momentum)
+
+
 def heavy_ball_(
     p: Any, g: Any, previous: Any, *, step: int, lr: float, momentum: float = 0.9, **options: Unpack[Common]
 ) -> None:
@@ -159,14 +177,25 @@ def heavy_ball_(
     _apply("heavy_ball", p, g, step, options, {"previous": previous}, lr=lr, momentum=momentum)
 
 
-def adagrad_(p: Any, g: Any, v: Any, *, step: int, lr: float, eps: float = 1e-10, **options: Unpack[Common]) -> None:
-    """v ← v + g², w ← w − γ·g/(√v + ε).
+def adagrad_(
+    p: Any,
+    g: Any,
+    v: Any,
+    *,
+    step: int,
+    lr: float,
+    eps: float = 1e-10,
+    initial: float = 0.0,
+    eps_inside: bool = False,
+    **options: Unpack[Common],
+) -> None:
+    """v ← v + g², w ← w − γ·g/(√v + ε), or √(v + ε); ``initial`` is added to v in the first step.
 
     >>> p, v = np.ones(2), np.zeros(2)
     >>> rv.functional.adagrad_(p, np.full(2, 3.0), v, step=1, lr=0.25); p, v
     (array([0.75, 0.75]), array([9., 9.]))
     """
-    _apply("adagrad", p, g, step, options, {"v": v}, lr=lr, eps=eps)
+    _apply("adagrad", p, g, step, options, {"v": v}, lr=lr, eps=eps, initial=initial, eps_inside=eps_inside)
 
 
 def adagrad_mean_(
@@ -241,15 +270,17 @@ def rmsprop_momentum_(
     eps_inside: bool = False,
     first_square: bool = False,
     momentum: float = 0.9,
+    lr_inside: bool = False,
     **options: Unpack[Common],
 ) -> None:
-    """As :func:`rmsprop_`, then b ← μb + g/(√v + ε), w ← w − γb.
+    """As :func:`rmsprop_`, then b ← μb + g/(√v + ε), w ← w − γb; ``lr_inside``: γ within b.
 
     >>> p, v, b = np.ones(2), np.zeros(2), np.zeros(2)
     >>> rv.functional.rmsprop_momentum_(p, np.full(2, 3.0), v, b, step=1, lr=0.25, eps=0, first_square=True); b
     array([1., 1.])
     """
-    shape = {"decay": decay, "eps": eps, "eps_inside": eps_inside, "first_square": first_square, "momentum": momentum}
+    shape = {"decay": decay, "eps": eps, "eps_inside": eps_inside, "first_square": first_square}
+    shape |= {"momentum": momentum, "lr_inside": lr_inside}
     _apply("rmsprop_momentum", p, g, step, options, {"v": v, "b": b}, lr=lr, **shape)
 
 
@@ -267,6 +298,7 @@ def rmsprop_centered_momentum_(
     eps_inside: bool = False,
     first_square: bool = False,
     momentum: float = 0.9,
+    lr_inside: bool = False,
     **options: Unpack[Common],
 ) -> None:
     """As :func:`rmsprop_centered_`, with the momentum of :func:`rmsprop_momentum_`.
@@ -275,7 +307,8 @@ def rmsprop_centered_momentum_(
     >>> rv.functional.rmsprop_centered_momentum_(p, np.full(2, 3.0), v, a, b, step=1, lr=0.25, decay=0.5, eps=0); b
     array([2., 2.])
     """
-    shape = {"decay": decay, "eps": eps, "eps_inside": eps_inside, "first_square": first_square, "momentum": momentum}
+    shape = {"decay": decay, "eps": eps, "eps_inside": eps_inside, "first_square": first_square}
+    shape |= {"momentum": momentum, "lr_inside": lr_inside}
     _apply("rmsprop_centered_momentum", p, g, step, options, {"v": v, "a": a, "b": b}, lr=lr, **shape)
 
 
@@ -365,15 +398,17 @@ def adam_amsgrad_(
     bias_correction: bool = True,
     eps_inside: bool = False,
     eps_hat: bool = False,
+    max_corrected: bool = False,
     **options: Unpack[Common],
 ) -> None:
-    """As :func:`adam_` with v̄ ← max(v̄, v) in place of v in the denominator.
+    """As :func:`adam_` with v̄ ← max(v̄, v) in place of v in the denominator; ``max_corrected``: v̂ in place of v.
 
     >>> p, m, v, v_max = np.ones(2), np.zeros(2), np.zeros(2), np.full(2, 9.0)
     >>> rv.functional.adam_amsgrad_(p, np.zeros(2), m, v, v_max, step=1); v, v_max
     (array([0., 0.]), array([9., 9.]))
     """
     shape = {"bias_correction": bias_correction, "eps_inside": eps_inside, "eps_hat": eps_hat}
+    shape |= {"max_corrected": max_corrected}
     states = {"m": m, "v": v, "v_max": v_max}
     _apply("adam_amsgrad", p, g, step, options, states, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, **shape)
 
@@ -428,15 +463,18 @@ def adamax_(
     lr: float = 2e-3,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
+    bias_correction: bool = True,
+    eps_outside: bool = False,
     **options: Unpack[Common],
 ) -> None:
-    """M ← β₁m + (1−β₁)g, u ← max(β₂u, |g| + ε), w ← w − γ/(1−β₁ᵗ)·m/u.
+    """M ← β₁m + (1−β₁)g, u ← max(β₂u, |g| + ε), w ← w − γ/(1−β₁ᵗ)·m/u; ``eps_outside``: ε beside u.
 
     >>> p, m, u = np.ones(2), np.zeros(2), np.zeros(2)
     >>> rv.functional.adamax_(p, np.array([2.0, -3.0]), m, u, step=1, lr=0.25, eps=0.0); p.round(6), u
     (array([0.75, 1.25]), array([2., 3.]))
     """
-    _apply("adamax", p, g, step, options, {"m": m, "u": u}, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps)
+    shape = {"bias_correction": bias_correction, "eps_outside": eps_outside}
+    _apply("adamax", p, g, step, options, {"m": m, "u": u}, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, **shape)
 
 
 def adadelta_(
@@ -471,6 +509,7 @@ def nadam_(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     momentum_decay: float = 4e-3,
+    constant_momentum: bool = False,
     **options: Unpack[Common],
 ) -> None:
     """As :func:`adam_` with a look ahead in place of m̂, see :class:`ravine.NAdam`.
@@ -480,6 +519,7 @@ def nadam_(
     array([0.75, 0.75])
     """
     hyper = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "eps": eps, "momentum_decay": momentum_decay}
+    hyper |= {"constant_momentum": constant_momentum}
     _apply("nadam", p, g, step, options, {"m": m, "v": v}, **hyper)
 
 
@@ -493,6 +533,8 @@ def radam_(
     lr: float = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
+    eps_hat: bool = True,
+    from_four: bool = False,
     **options: Unpack[Common],
 ) -> None:
     """As :func:`adam_`, but w ← w − γ·m̂ in the first updates, and then rectified, see :class:`ravine.RAdam`.
@@ -501,7 +543,8 @@ def radam_(
     >>> rv.functional.radam_(p, np.full(2, 3.0), m, v, step=1, lr=0.25); p.round(6)
     array([0.25, 0.25])
     """
-    _apply("radam", p, g, step, options, {"m": m, "v": v}, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps)
+    shape = {"eps_hat": eps_hat, "from_four": from_four}
+    _apply("radam", p, g, step, options, {"m": m, "v": v}, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, **shape)
 
 
 def rprop_(
@@ -538,15 +581,17 @@ def adabelief_(
     lr: float = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-16,
+    eps_root: float | None = None,
     **options: Unpack[Common],
 ) -> None:
-    """M ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)(g−m)² + ε, w ← w − γ·m̂/(√v̂ + ε).
+    """M ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)(g−m)² + ε₀, w ← w − γ·m̂/(√v̂ + ε); ``eps_root`` ε₀ is ε if None.
 
     >>> p, m, v = np.ones(2), np.zeros(2), np.zeros(2)
     >>> rv.functional.adabelief_(p, np.full(2, 4.0), m, v, step=1, lr=0.25, betas=(0.5, 0.5), eps=0.0); p, v
     (array([0.5, 0.5]), array([2., 2.]))
     """
-    _apply("adabelief", p, g, step, options, {"m": m, "v": v}, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps)
+    places = {"eps": eps, "eps_root": eps if eps_root is None else eps_root}
+    _apply("adabelief", p, g, step, options, {"m": m, "v": v}, lr=lr, beta1=betas[0], beta2=betas[1], **places)
 
 
 def yogi_(
@@ -560,15 +605,17 @@ def yogi_(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-3,
     bias_correction: bool = False,
+    initial: float = 0.0,
     **options: Unpack[Common],
 ) -> None:
-    """M ← β₁m + (1−β₁)g, v ← v − (1−β₂)·sign(v − g²)·g², w ← w − γ·m/(√v + ε).
+    """M ← β₁m + (1−β₁)g, v ← v − (1−β₂)·sign(v − g²)·g², w ← w − γ·m/(√v + ε); ``initial`` is added at first.
 
     >>> p, m, v = np.ones(2), np.zeros(2), np.array([9.0, 1.0])
     >>> rv.functional.yogi_(p, np.full(2, 2.0), m, v, step=1, betas=(0.5, 0.5)); v
     array([7., 3.])
     """
     hyper = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "eps": eps, "bias_correction": bias_correction}
+    hyper |= {"initial": initial}
     _apply("yogi", p, g, step, options, {"m": m, "v": v}, **hyper)
 
 
@@ -632,6 +679,9 @@ def adan_(
     lr: float = 1e-3,
     betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
     eps: float = 1e-8,
+    eps_root: float = 0.0,
+    bias_correction: bool = True,
+    look_less: bool = False,
     **options: Unpack[Common],
 ) -> None:
     """D = g − g⁻ (0 at step 1), m, v and n running means of g, d and (g + β₂d)², w ← w − γ·(m̂ + β₂v̂)/(√n̂ + ε).
@@ -640,7 +690,8 @@ def adan_(
     >>> rv.functional.adan_(p, np.full(2, 3.0), m, v, n, g_previous, step=1, lr=0.25); p.round(6), v, g_previous
     (array([-0.25, -0.25]), array([0., 0.]), array([3., 3.]))
     """
-    hyper = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "beta3": betas[2], "eps": eps}
+    hyper = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "beta3": betas[2], "eps": eps, "eps_root": eps_root}
+    hyper |= {"bias_correction": bias_correction, "look_less": look_less}
     _apply("adan", p, g, step, options, {"m": m, "v": v, "n": n, "g_previous": g_previous}, **hyper)
 
 

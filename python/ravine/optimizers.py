@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 
-from ravine import _core, backends, checkpoint, trees
+from ravine import _core, backends, checkpoint, conventions, trees
 from ravine.averages import EMA, SWA, Lookahead, after_rule
 from ravine.groups import GroupList
 from ravine.loss_scale import DynamicLossScale
@@ -72,6 +72,13 @@ class OptionsButDecay(TypedDict, total=False):
             step reads and writes the copy, and updates smaller than the parameter's last bit add up. Where a parameter
             is not its copy's rounding, it was changed from outside, and that element counts as it is. float32 and
             float64 parameters are their own.
+        like: another system's formula and defaults: ``"torch"``, ``"keras"``, ``"optax"``, ``"chainer"``, ``"mlx"`` or
+            ``"paper"``; see :mod:`ravine.conventions`. What you say overrides a default, and must not contradict the
+            formula.
+        clip_eps: ε ≥ 0 (0): ``clip_norm`` divides by ‖g‖ + ε. torch and MLX have 1e-6.
+        decay_after: decoupled decay of the new w: first the update, then w ← (1 − γλ)·w.
+        decay_implicit: first the update, then w ← w/(1 + γλ).
+        decay_unscaled: λ in the place of γλ; a schedule of ``weight_decay`` is then its own.
     """
 
     l2: Value
@@ -83,6 +90,11 @@ class OptionsButDecay(TypedDict, total=False):
     lookahead: Lookahead | None
     average: EMA | SWA | None
     master: Literal["float32"] | None
+    like: conventions.System | None
+    clip_eps: float
+    decay_after: bool
+    decay_implicit: bool
+    decay_unscaled: bool
 
 
 class Options(OptionsButDecay, total=False):
@@ -90,23 +102,30 @@ class Options(OptionsButDecay, total=False):
 
     Args:
         weight_decay: decoupled decay λ ≥ 0: w ← (1 − γλ)·w before the update is subtracted.
-        l2, maximize, clip_value, clip_norm, nonfinite, groups, lookahead, average, master: see
-            :class:`OptionsButDecay`.
+        l2, maximize, clip_value, clip_norm, nonfinite, groups, lookahead, average, master, like, clip_eps, decay_after,
+            decay_implicit, decay_unscaled: see :class:`OptionsButDecay`.
     """
 
     weight_decay: Value
 
 
 #: The options that are numbers of a group, with their defaults.
-_COMMON: dict[str, Value] = {"weight_decay": 0.0, "l2": 0.0, "maximize": False}
+_COMMON: dict[str, Value] = {
+    "weight_decay": 0.0,
+    "l2": 0.0,
+    "maximize": False,
+    "decay_after": False,
+    "decay_implicit": False,
+    "decay_unscaled": False,
+}
 
 
 class Optimizer:
     """What all optimizers share: binding parameters, groups, schedules, the step, and the state.
 
     The order of a step is fixed: unscale (``grad_scale``) → sign (``maximize``) → finite check → clip by value → clip
-    by norm → coupled l2 → rule, with decoupled decay on the old parameter → Lookahead → average → rounding to the
-    parameter's dtype.
+    by norm → coupled l2 → rule, with decoupled decay on the old parameter, or on the new one → Lookahead → average →
+    rounding to the parameter's dtype.
     """
 
     #: Rules whose states hold where the parameter was, or lie about it: it must not be moved behind their back.
@@ -114,8 +133,19 @@ class Optimizer:
     #: Whether the averages stand in the parameters' place.
     _swapped = False
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Have the class take ``like=``, if there is a line for it in the table of conventions."""
+        super().__init_subclass__(**arguments)
+        conventions.take_like(cls)
+
     def __init__(self, params: Any, rule: str, hyper: Mapping[str, Value], options: Options) -> None:
         self._check_names(options, {**OptionsButDecay.__annotations__, **Options.__annotations__}, "option")
+        if options.get("like") is not None:
+            raise ValueError(f"like: {type(self).__name__} has no conventions; give it to a class of this package")
+        if options.get("decay_after") and options.get("decay_implicit"):
+            raise ValueError("decay_implicit: cannot be combined with decay_after; both act on the new w")
+        if options.get("clip_eps") and options.get("clip_norm") is None and not self._conventional:
+            raise ValueError("clip_eps: expected clip_norm with it, got None")
         defaults: dict[str, Any] = {**hyper, **_COMMON, **{k: v for k, v in options.items() if k in _COMMON}}
         params, groups, self._torch_groups = _torch_groups(params, list(options.get("groups") or ()))
         self._rule = rule
@@ -132,6 +162,7 @@ class Optimizer:
             "clip_value": options.get("clip_value"),
             "clip_norm": options.get("clip_norm"),
             "nonfinite": options.get("nonfinite", "propagate"),
+            "clip_eps": options.get("clip_eps", 0.0),
         }
         self._lookahead, self._averaging, self._master = self._after(options)
         after: dict[str, Any] = {"lookahead": self._lookahead, "average": self._averaging, "master": self._master}
@@ -145,6 +176,7 @@ class Optimizer:
             self._options["clip_norm"],
             self._options["nonfinite"],
             after_rule(backend.zeros, **after),
+            self._options["clip_eps"],
         )
         self._lock = threading.Lock()
         self._scheduled = [
@@ -351,18 +383,28 @@ class Optimizer:
         if self._options["clip_value"] is not None:
             lines.append(f"g ← min(max(g, −{self._options['clip_value']}), {self._options['clip_value']})")
         if self._options["clip_norm"] is not None:
-            lines.append(f"g ← g·min(1, {self._options['clip_norm']}/‖g‖)")
+            eps = self._options["clip_eps"]
+            lines.append(f"g ← g·min(1, {self._options['clip_norm']}/{f'(‖g‖ + {eps})' if eps else '‖g‖'})")
         if values["l2"]:
             lines.append(f"g ← g + {_core.symbol('l2')}·w")
             symbols["l2"] = values["l2"]
-        if values["weight_decay"] and "weight_decay" not in rule:
-            lines.append(f"w ← (1 − {_core.symbol('lr')}·{_core.symbol('weight_decay')})·w")
-            symbols["weight_decay"] = values["weight_decay"]
+        decay = self._decay_formula(values) if values["weight_decay"] and "weight_decay" not in rule else None
+        after = values["decay_after"] or values["decay_implicit"]
+        lines += [decay] if decay and not after else []
         lines += _core.formula(self._rule, [values[name] for name in rule]).splitlines()
+        if decay:
+            lines += [decay] if after else []
+            symbols["weight_decay"] = values["weight_decay"]
         lines += self._after_formula()
-        used = {name: value for name, value in symbols.items() if value or name == "lr"}
+        text = "\n".join(lines)
+        used = {n: value for n, value in symbols.items() if (value and _core.symbol(n) in text) or n == "lr"}
         lines.append(", ".join(f"{_core.symbol(name)} = {scheduled.get(name, value)}" for name, value in used.items()))
         return "\n".join(lines)
+
+    def _decay_formula(self, values: Mapping[str, Any]) -> str:
+        lam = _core.symbol("weight_decay")
+        part = lam if values["decay_unscaled"] else f"{_core.symbol('lr')}·{lam}"
+        return f"w ← w/(1 + {part})" if values["decay_implicit"] else f"w ← (1 − {part})·w"
 
     def _after_formula(self) -> list[str]:
         lines = []
@@ -653,6 +695,8 @@ class Optimizer:
             numbers.append(distinct.index(values))
         return numbers, distinct or [defaults]
 
+    #: Whether ``like`` said what to do, of which some may not matter.
+    _conventional = False
     #: Values that stand for the rule's shape, so that groups cannot differ in them.
     _shapes: frozenset[str] = frozenset()
 
@@ -793,7 +837,9 @@ class SGD(Optimizer):
         momentum: μ in [0, 1), or a schedule; 0 is plain descent, without a buffer.
         dampening: τ ≥ 0, with ``form="accumulate"`` only.
         nesterov: look ahead: g + μb in place of b, or μv − γg in place of v; undampened accumulate and velocity only.
+            ``"chainer"``, with velocity only: μ²v − (1+μ)γg, whose first step is 1 + μ + μ² times γg and not 1 + μ.
         form: ``"accumulate"``, ``"velocity"``, ``"heavy_ball"`` or ``"average"``.
+        dampen_first: the first b is (1−τ)g, as in MLX; with ``dampening`` only.
         options: see :class:`Options`.
 
     Raises:
@@ -810,7 +856,7 @@ class SGD(Optimizer):
     array([ 0.46, -0.92])
     """
 
-    _shapes = frozenset({"average"})
+    _shapes = frozenset({"average", "dampen_first"})
 
     def __init__(
         self,
@@ -819,8 +865,9 @@ class SGD(Optimizer):
         *,
         momentum: Value = 0.0,
         dampening: Value = 0.0,
-        nesterov: bool = False,
+        nesterov: bool | Literal["chainer"] = False,
         form: Literal["accumulate", "velocity", "heavy_ball", "average"] = "accumulate",
+        dampen_first: bool = False,
         **options: Unpack[Options],
     ) -> None:
         rules = {"accumulate": "momentum", "velocity": "velocity", "heavy_ball": "heavy_ball", "average": "momentum"}
@@ -836,6 +883,10 @@ class SGD(Optimizer):
                 "nesterov: expected momentum > 0, dampening = 0 and form='accumulate' or 'velocity', "
                 f"got momentum={momentum!r}, dampening={dampening!r}, form={form!r}"
             )
+        if nesterov not in (False, True) and (nesterov != "chainer" or form != "velocity"):
+            raise ValueError(f"nesterov: expected True, False or, with form='velocity', 'chainer', got {nesterov!r}")
+        if dampen_first and not callable(dampening) and dampening == 0:
+            raise ValueError("dampen_first: expected dampening > 0 with it, got dampening=0")
         if (callable(dampening) or dampening != 0) and (plain or form != "accumulate"):
             raise ValueError(
                 "dampening: expected momentum > 0 and form='accumulate', "
@@ -848,8 +899,11 @@ class SGD(Optimizer):
             rule = rules[form]
             if nesterov:
                 rule = {"momentum": "nesterov", "velocity": "velocity_nesterov"}[rule]
-            if rule == "momentum":
-                hyper |= {"average": True} if form == "average" else {"dampening": dampening, "average": False}
+                rule += "_chainer" * (nesterov == "chainer")
+            if rule == "momentum" and form == "average":
+                hyper |= {"average": True}
+            elif rule == "momentum":
+                hyper |= {"dampening": dampening, "average": False, "dampen_first": dampen_first}
         super().__init__(params, rule, hyper, options)
 
 
@@ -864,6 +918,8 @@ class Adagrad(Optimizer):
         lr: γ ≥ 0, or a schedule.
         eps: ε ≥ 0 (1e-10), added to the root. Where the denominator is 0 the update is 0.
         accumulate: ``"sum"``, or ``"mean"``: a running mean, which does not stall in float32 as a sum does.
+        initial: v₀ ≥ 0 (0), what the sum starts at; of the sum only.
+        eps_inside: √(v + ε) in place of √v + ε; of the sum only.
         options: see :class:`Options`.
 
     Raises:
@@ -885,12 +941,21 @@ class Adagrad(Optimizer):
         *,
         eps: Value = 1e-10,
         accumulate: Literal["sum", "mean"] = "sum",
+        initial: Value = 0.0,
+        eps_inside: bool = False,
         **options: Unpack[Options],
     ) -> None:
         rules = {"sum": "adagrad", "mean": "adagrad_mean"}
         if accumulate not in rules:
             raise ValueError(f"accumulate: expected 'sum' or 'mean', got {accumulate!r}")
-        super().__init__(params, rules[accumulate], {"lr": lr, "eps": eps}, options)
+        hyper: dict[str, Any] = {"lr": lr, "eps": eps}
+        if accumulate == "sum":
+            hyper |= {"initial": initial, "eps_inside": eps_inside}
+        elif eps_inside or callable(initial) or initial != 0:
+            raise ValueError(
+                f"accumulate: expected 'sum' with initial or eps_inside, got 'mean' with {initial!r}, {eps_inside!r}"
+            )
+        super().__init__(params, rules[accumulate], hyper, options)
 
 
 class RMSprop(Optimizer):
@@ -910,6 +975,7 @@ class RMSprop(Optimizer):
         momentum: μ in [0, 1) on the normalised gradient: b ← μb + g/(√v + ε), w ← w − γb.
         momentum_before: λ in [0, 1) on the gradient: m ← λm + g, w ← w − γ·m/(√v + ε); neither with ``momentum`` nor
             ``centered``.
+        lr_inside: with ``momentum``: γ lives in the buffer, b ← μb + γg/(√v + ε), w ← w − b (Keras, optax).
         options: see :class:`Options`.
 
     Raises:
@@ -924,7 +990,7 @@ class RMSprop(Optimizer):
     array([ 0., -1.])
     """
 
-    _shapes = frozenset({"first_square"})
+    _shapes = frozenset({"first_square", "lr_inside"})
 
     def __init__(
         self,
@@ -938,6 +1004,7 @@ class RMSprop(Optimizer):
         centered: bool = False,
         momentum: Value = 0.0,
         momentum_before: Value = 0.0,
+        lr_inside: bool = False,
         **options: Unpack[Options],
     ) -> None:
         if first not in ("zero", "square"):
@@ -945,10 +1012,12 @@ class RMSprop(Optimizer):
         after, before = (callable(value) or value != 0 for value in (momentum, momentum_before))
         if before and (after or centered):
             raise ValueError("momentum_before: cannot be combined with momentum or centered; choose one")
+        if lr_inside and not after:
+            raise ValueError(f"lr_inside: expected momentum > 0 with it, got momentum={momentum!r}")
         rule = "rmsprop" + "_centered" * bool(centered) + "_momentum" * (after or before) + "_before" * before
         hyper = {"lr": lr, "decay": decay, "eps": eps, "eps_inside": eps_inside, "first_square": first == "square"}
         if after or before:
-            hyper |= {"momentum": momentum} if after else {"momentum_before": momentum_before}
+            hyper |= {"momentum": momentum, "lr_inside": lr_inside} if after else {"momentum_before": momentum_before}
         super().__init__(params, rule, hyper, options)
 
 
@@ -969,6 +1038,7 @@ class Adam(Optimizer):
         eps_hat: the paper's shorter form, γ√(1−β₂ᵗ)/(1−β₁ᵗ)·m/(√v + ε): ε before the correction (Keras, Chainer).
         bias_correction: False takes m and v for m̂ and v̂; the first step is then (1−β₁)/√(1−β₂) = 3.16 times as long.
         amsgrad: the largest v so far in place of v (of the uncorrected v, as in torch).
+        max_corrected: with ``amsgrad``, the largest v̂ so far in place of v̂, as in optax.
         options: see :class:`Options`.
 
     Raises:
@@ -983,7 +1053,7 @@ class Adam(Optimizer):
     array([ 0.9, -1.9])
     """
 
-    _shapes = frozenset({"eps_inside", "eps_hat"})
+    _shapes = frozenset({"eps_inside", "eps_hat", "max_corrected"})
 
     def __init__(
         self,
@@ -996,12 +1066,16 @@ class Adam(Optimizer):
         eps_hat: bool = False,
         bias_correction: bool = True,
         amsgrad: bool = False,
+        max_corrected: bool = False,
         **options: Unpack[Options],
     ) -> None:
         if eps_inside and eps_hat:
             raise ValueError("eps_hat: cannot be combined with eps_inside; ε stands in one place")
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
+        if max_corrected and (eps_hat or not amsgrad):
+            raise ValueError("max_corrected: expected amsgrad with it and no eps_hat, where ε is before the correction")
         hyper |= {"bias_correction": bias_correction, "eps_inside": eps_inside, "eps_hat": eps_hat}
+        hyper |= {"max_corrected": max_corrected} if amsgrad else {}
         super().__init__(params, "adam_amsgrad" if amsgrad else "adam", hyper, options)
 
 
@@ -1040,6 +1114,7 @@ class AdamW(Adam):
         eps_hat: bool = False,
         bias_correction: bool = True,
         amsgrad: bool = False,
+        max_corrected: bool = False,
         **options: Unpack[OptionsButDecay],
     ) -> None:
         super().__init__(
@@ -1051,6 +1126,7 @@ class AdamW(Adam):
             eps_hat=eps_hat,
             bias_correction=bias_correction,
             amsgrad=amsgrad,
+            max_corrected=max_corrected,
             weight_decay=weight_decay,
             **options,
         )
@@ -1154,7 +1230,9 @@ class Adamax(Optimizer):
         params: array, or any nesting of dict, list and tuple of arrays; changed in place.
         lr: γ ≥ 0 (2e-3), or a schedule.
         betas: (β₁, β₂), each in [0, 1) (0.9, 0.999); each may be a schedule.
-        eps: ε ≥ 0 (1e-8), added to |g| as in torch; 0 is the paper's. Where u is 0 the update is 0.
+        eps: ε ≥ 0 (1e-8), added to |g| as in torch; 0 is the paper's. Where the denominator is 0 the update is 0.
+        bias_correction: False takes γ for γ/(1−β₁ᵗ), as MLX does.
+        eps_outside: u ← max(β₂u, |g|), and m/(u + ε), as in Keras and MLX.
         options: see :class:`Options`.
 
     Raises:
@@ -1175,9 +1253,12 @@ class Adamax(Optimizer):
         *,
         betas: tuple[Value, Value] = (0.9, 0.999),
         eps: Value = 1e-8,
+        bias_correction: bool = True,
+        eps_outside: bool = False,
         **options: Unpack[Options],
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
+        hyper |= {"bias_correction": bias_correction, "eps_outside": eps_outside}
         super().__init__(params, "adamax", hyper, options)
 
 
@@ -1227,6 +1308,7 @@ class NAdam(Optimizer):
             always been what they are.
         eps: ε ≥ 0 (1e-8), added to √v̂. Where the denominator is 0 the update is 0.
         momentum_decay: ψ ≥ 0 (4e-3), how fast μ rises from β₁/2 to β₁: half of the way takes 17/ψ updates.
+        constant_momentum: μ = β₁ at once, as in optax.
         options: see :class:`Options`.
 
     Raises:
@@ -1249,9 +1331,11 @@ class NAdam(Optimizer):
         betas: tuple[Value, Value] = (0.9, 0.999),
         eps: Value = 1e-8,
         momentum_decay: Value = 4e-3,
+        constant_momentum: bool = False,
         **options: Unpack[Options],
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "momentum_decay": momentum_decay}
+        hyper |= {"constant_momentum": constant_momentum}
         super().__init__(params, "nadam", hyper, options)
 
 
@@ -1272,6 +1356,8 @@ class RAdam(Optimizer):
         betas: (β₁, β₂), each in [0, 1) (0.9, 0.999); each may be a schedule. At 0.999 the first 5 updates do not
             divide, so their size is the gradient's; up to 2/3 none does.
         eps: ε ≥ 0 (1e-8), added to √v as in torch; the paper has none. Where the denominator is 0 the update is 0.
+        eps_hat: False adds ε to √v̂ in place of √v: the update is γm̂r/(√v̂ + ε), as in optax.
+        threshold: 5, or 4 as in the paper: it divides where ρ is above.
         options: see :class:`Options`.
 
     Raises:
@@ -1286,6 +1372,8 @@ class RAdam(Optimizer):
     array([ 0.5, -1. ])
     """
 
+    _shapes = frozenset({"from_four"})
+
     def __init__(
         self,
         params: Any,
@@ -1293,9 +1381,13 @@ class RAdam(Optimizer):
         *,
         betas: tuple[Value, Value] = (0.9, 0.999),
         eps: Value = 1e-8,
+        eps_hat: bool = True,
+        threshold: Literal[4, 5] = 5,
         **options: Unpack[Options],
     ) -> None:
-        hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
+        if threshold not in (4, 5):
+            raise ValueError(f"threshold: expected 4 or 5, got {threshold!r}")
+        hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "eps_hat": eps_hat, "from_four": threshold == 4}
         super().__init__(params, "radam", hyper, options)
 
 
@@ -1356,6 +1448,7 @@ class AdaBelief(Optimizer):
         betas: (β₁, β₂), each in [0, 1) (0.9, 0.999); each may be a schedule.
         eps: ε ≥ 0 (1e-16, as in the authors' code), in both places, and summed up in v: in the long run it weighs
             ε/(1−β₂) there. Where the denominator is 0 the update is 0.
+        eps_root: the ε that is summed up in v, if it is another one; None: the same.
         options: see :class:`Options`.
 
     Raises:
@@ -1377,9 +1470,11 @@ class AdaBelief(Optimizer):
         *,
         betas: tuple[Value, Value] = (0.9, 0.999),
         eps: Value = 1e-16,
+        eps_root: Value | None = None,
         **options: Unpack[Options],
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
+        hyper |= {"eps_root": eps if eps_root is None else eps_root}
         super().__init__(params, "adabelief", hyper, options)
 
 
@@ -1395,6 +1490,7 @@ class Yogi(Optimizer):
         betas: (β₁, β₂), each in [0, 1) (0.9, 0.999); each may be a schedule.
         eps: ε ≥ 0 (1e-3), added to √v. Where the denominator is 0 the update is 0.
         bias_correction: m/(1−β₁ᵗ) and v/(1−β₂ᵗ) in place of m and v, as optax does; the paper has none (False).
+        initial: what m and v start at, ≥ 0 (0); optax has 1e-6.
         options: see :class:`Options`.
 
     Raises:
@@ -1417,9 +1513,11 @@ class Yogi(Optimizer):
         betas: tuple[Value, Value] = (0.9, 0.999),
         eps: Value = 1e-3,
         bias_correction: bool = False,
+        initial: Value = 0.0,
         **options: Unpack[Options],
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "bias_correction": bias_correction}
+        hyper |= {"initial": initial}
         super().__init__(params, "yogi", hyper, options)
 
 
@@ -1528,8 +1626,11 @@ class Adan(Optimizer):
         betas: (β₁, β₂, β₃), each in [0, 1) (0.98, 0.92, 0.99), the weights of the past: 1 minus the paper's; each may
             be a schedule.
         eps: ε ≥ 0 (1e-8), added to √n̂. Where the denominator is 0 the update is 0.
+        eps_root: ε ≥ 0 (0) within the root, too: √(n̂ + ε); optax has 1e-8.
+        bias_correction: False takes m, v and n for m̂, v̂ and n̂, as the paper's algorithm does.
+        look_less: 1 − β₂ before d and v̂, where the paper has β₂: what optax computes.
         options: see :class:`Options`. ``weight_decay`` is (1 − γλ)·w as in all optimizers here; the paper divides the
-            new w by 1 + γλ.
+            new w by 1 + γλ: ``decay_implicit=True``.
 
     Raises:
         ValueError: a value out of range, named.
@@ -1550,9 +1651,13 @@ class Adan(Optimizer):
         *,
         betas: tuple[Value, Value, Value] = (0.98, 0.92, 0.99),
         eps: Value = 1e-8,
+        eps_root: Value = 0.0,
+        bias_correction: bool = True,
+        look_less: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
+        hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "eps_root": eps_root}
+        hyper |= {"bias_correction": bias_correction, "look_less": look_less}
         super().__init__(params, "adan", hyper, options)
 
 

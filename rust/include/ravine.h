@@ -153,7 +153,8 @@ rv_status rv_optimizer_new(const char *rule, size_t groups, rv_optimizer **optim
 void rv_optimizer_free(rv_optimizer *optimizer);
 
 /* Sets a hyperparameter of a group from the next step on, as a schedule does before each. All of the rule's own must have
- * been set before the first step; weight_decay, l2 and maximize are 0 until set. Switches take 0 and 1.
+ * been set before the first step; weight_decay, l2, maximize and the decay's forms are 0 until set: decay_after (the new
+ * parameter), decay_implicit (divided by 1 + lr*weight_decay), decay_unscaled (without lr). Switches take 0 and 1.
  * RV_ERROR_NAME, RV_ERROR_RANGE. */
 rv_status rv_optimizer_set(rv_optimizer *optimizer, size_t group, const char *name, double value);
 
@@ -170,6 +171,7 @@ enum {
 /* Sets an option from the next step on:
  *     "clip_value"  cuts each element of the gradients off at ± value > 0; off at first, and with INFINITY
  *     "clip_norm"   scales all gradients together down to this norm > 0; off at first, and with INFINITY
+ *     "clip_eps"    is added to the norm that clip_norm divides by, >= 0; 0 at first
  *     "nonfinite"   RV_PROPAGATE (at first), RV_SKIP or RV_RAISE
  *     "grad_scale"  what the gradients come multiplied by, from 2^-126 to 2^126: each is first multiplied by 1 / value,
  *                   rounded to what it computes in; 1 at first, which is off

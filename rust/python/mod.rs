@@ -31,7 +31,7 @@ fn bind_one(
     gradient: &Bound<'_, PyAny>,
     states: &[(String, Bound<'_, PyAny>)],
 ) -> PyResult<Step> {
-    let options = Options { clip_value: None, clip_norm: None, nonfinite: NonFinite::Propagate };
+    let options = Options { clip_value: None, clip_norm: None, clip_eps: 0.0, nonfinite: NonFinite::Propagate };
     let mut step = Step::new(find(rule)?, options, 1);
     for (name, value) in hyper {
         step.set_hyper(0, &name, value)?;

@@ -114,7 +114,7 @@ impl From<Error> for PyErr {
     }
 }
 
-fn options(clip_value: Option<f64>, clip_norm: Option<f64>, nonfinite: &str) -> PyResult<Options> {
+fn options(clip_value: Option<f64>, clip_norm: Option<f64>, clip_eps: f64, nonfinite: &str) -> PyResult<Options> {
     let nonfinite = match nonfinite {
         "propagate" => NonFinite::Propagate,
         "skip" => NonFinite::Skip,
@@ -124,7 +124,7 @@ fn options(clip_value: Option<f64>, clip_norm: Option<f64>, nonfinite: &str) -> 
             return Err(PyValueError::new_err(text));
         }
     };
-    let options = Options { clip_value, clip_norm, nonfinite };
+    let options = Options { clip_value, clip_norm, clip_eps, nonfinite };
     options.check()?;
     Ok(options)
 }
@@ -144,7 +144,8 @@ impl Engine {
     /// Binds the arrays of `params`. `group_of` maps a list of names to the groups' numbers, `new_states` a parameter
     /// to its state arrays; both are called before anything is bound.
     #[new]
-    #[pyo3(signature = (rule, params, group_of, new_states, clip_value, clip_norm, nonfinite, after = None))]
+    #[pyo3(signature = (rule, params, group_of, new_states, clip_value, clip_norm, nonfinite, after = None, clip_eps = 0.0))]
+    #[expect(clippy::too_many_arguments, reason = "Python's keywords")]
     fn new(
         rule: &str,
         params: &Bound<'_, PyAny>,
@@ -154,9 +155,10 @@ impl Engine {
         clip_norm: Option<f64>,
         nonfinite: &str,
         after: Option<AfterRule<'_>>,
+        clip_eps: f64,
     ) -> PyResult<Self> {
         let rule = rules::find(rule).ok_or_else(|| Error::UnknownRule(rule.to_owned()))?;
-        let options = options(clip_value, clip_norm, nonfinite)?;
+        let options = options(clip_value, clip_norm, clip_eps, nonfinite)?;
         let (tree, given) = Tree::flatten(params)?;
         let called = |i: usize| {
             let name = &tree.names[i];

@@ -5,10 +5,12 @@
 use super::prelude::*;
 use super::{coefficients, hyperparameters};
 
-hyperparameters! { AdaBeliefHyper { lr: RATE, beta1: FRACTION, beta2: FRACTION, eps: NOT_NEGATIVE } }
-coefficients! { AdaBeliefCoefficients { rate, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, eps_root } }
+hyperparameters! {
+    AdaBeliefHyper { lr: RATE, beta1: FRACTION, beta2: FRACTION, eps: NOT_NEGATIVE, eps_root: NOT_NEGATIVE }
+}
+coefficients! { AdaBeliefCoefficients { rate, beta1, one_minus_beta1, beta2, one_minus_beta2, eps_root, eps } }
 
-/// m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)(g−m)² + ε,  w ← w − γ·m̂/(√v̂ + ε)
+/// m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)(g−m)² + ε_root,  w ← w − γ·m̂/(√v̂ + ε)
 #[derive(Debug)]
 pub struct AdaBelief;
 
@@ -27,8 +29,8 @@ impl Rule<2> for AdaBelief {
             one_minus_beta1: one - h.beta1,
             beta2: h.beta2,
             one_minus_beta2: one - h.beta2,
-            eps: h.eps,
-            eps_root: h.eps * c2.sqrt(),
+            eps_root: h.eps_root,
+            eps: h.eps * c2.sqrt(),
         }
     }
 
@@ -36,7 +38,7 @@ impl Rule<2> for AdaBelief {
     fn update<A: Real>(c: &AdaBeliefCoefficients<A>, p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
         let m = c.beta1 * m + c.one_minus_beta1 * g;
         let surprise = g - m;
-        let v = c.beta2 * v + c.one_minus_beta2 * (surprise * surprise) + c.eps;
-        (p - c.rate * m.divide_or_zero(v.sqrt() + c.eps_root), [m, v])
+        let v = c.beta2 * v + c.one_minus_beta2 * (surprise * surprise) + c.eps_root;
+        (p - c.rate * m.divide_or_zero(v.sqrt() + c.eps), [m, v])
     }
 }

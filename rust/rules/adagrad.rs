@@ -5,10 +5,12 @@
 use super::prelude::*;
 use super::{coefficients, hyperparameters};
 
-hyperparameters! { AdagradHyper { lr: RATE, eps: NOT_NEGATIVE } }
-coefficients! { AdagradCoefficients { lr, eps } }
+hyperparameters! { AdagradHyper { lr: RATE, eps: NOT_NEGATIVE, initial: NOT_NEGATIVE, eps_inside: SWITCH } }
+coefficients! { AdagradCoefficients { lr, start, eps_inside, eps } }
 
-/// v ← v + g²,  w ← w − γ·g/(√v + ε)
+/// v ← v + g²,  w ← w − γ·g/(√v + ε), or √(v + ε)
+///
+/// v is v₀ before the first step: it is stored as 0 and v₀ is added at t = 1.
 #[derive(Debug)]
 pub struct Adagrad;
 
@@ -18,17 +20,24 @@ impl Rule<1> for Adagrad {
     type Hyper<S: Scalar> = AdagradHyper<S>;
     type Coefficients<A: Real> = AdagradCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &AdagradHyper<S>, _t: u64) -> AdagradCoefficients<S> {
-        AdagradCoefficients { lr: h.lr, eps: h.eps }
+    fn coefficients<S: Scalar>(h: &AdagradHyper<S>, t: u64) -> AdagradCoefficients<S> {
+        let zero = S::constant(0.0);
+        AdagradCoefficients {
+            lr: h.lr,
+            start: S::at_first(t, h.initial, zero),
+            eps_inside: h.eps_inside.switch(h.eps, zero),
+            eps: h.eps_inside.switch(zero, h.eps),
+        }
     }
 
     #[inline(always)]
     fn update<A: Real>(c: &AdagradCoefficients<A>, p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
-        let v = v + g * g;
-        (p - c.lr * g.divide_or_zero(v.sqrt() + c.eps), [v])
+        let v = v + c.start + g * g;
+        (p - c.lr * g.divide_or_zero((v + c.eps_inside).sqrt() + c.eps), [v])
     }
 }
 
+hyperparameters! { AdagradMeanHyper { lr: RATE, eps: NOT_NEGATIVE } }
 coefficients! { AdagradMeanCoefficients { lr, eps, t } }
 
 /// v ← v + (g² − v)/t,  w ← w − γ·g/(√v + ε):  the root of the mean, not of the sum
@@ -40,10 +49,10 @@ pub struct AdagradMean;
 impl Rule<1> for AdagradMean {
     const NAME: &'static str = "adagrad_mean";
     const STATES: [State; 1] = [State::second_moment("v")];
-    type Hyper<S: Scalar> = AdagradHyper<S>;
+    type Hyper<S: Scalar> = AdagradMeanHyper<S>;
     type Coefficients<A: Real> = AdagradMeanCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &AdagradHyper<S>, t: u64) -> AdagradMeanCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &AdagradMeanHyper<S>, t: u64) -> AdagradMeanCoefficients<S> {
         AdagradMeanCoefficients { lr: h.lr, eps: h.eps, t: S::count(t) }
     }
 

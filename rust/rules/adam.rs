@@ -53,25 +53,49 @@ impl Rule<2> for Adam {
     }
 }
 
-/// The same with the largest v so far in the denominator
+hyperparameters! {
+    AmsgradHyper {
+        lr: RATE, beta1: FRACTION, beta2: FRACTION, eps: NOT_NEGATIVE,
+        bias_correction: SWITCH, eps_inside: SWITCH, eps_hat: SWITCH, max_corrected: SWITCH,
+    }
+}
+coefficients! {
+    AmsgradCoefficients { rate, beta1, one_minus_beta1, beta2, one_minus_beta2, correction, eps_inside, eps }
+}
+
+/// The same with the largest v so far in the denominator, or with `max_corrected` the largest v̂: then v is corrected
+/// before the comparison and not behind it.
 #[derive(Debug)]
 pub struct Amsgrad;
 
 impl Rule<3> for Amsgrad {
     const NAME: &'static str = "adam_amsgrad";
     const STATES: [State; 3] = [State::first_moment("m"), State::second_moment("v"), State::second_moment("v_max")];
-    type Hyper<S: Scalar> = AdamHyper<S>;
-    type Coefficients<A: Real> = AdamCoefficients<A>;
+    type Hyper<S: Scalar> = AmsgradHyper<S>;
+    type Coefficients<A: Real> = AmsgradCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &AdamHyper<S>, t: u64) -> AdamCoefficients<S> {
-        coefficients(h, t)
+    fn coefficients<S: Scalar>(h: &AmsgradHyper<S>, t: u64) -> AmsgradCoefficients<S> {
+        let (zero, one) = (S::constant(0.0), S::constant(1.0));
+        let c1 = h.bias_correction.switch(one - h.beta1.power(t), one);
+        let c2 = h.bias_correction.switch(one - h.beta2.power(t), one);
+        let behind = h.max_corrected.switch(one, c2);
+        AmsgradCoefficients {
+            rate: h.lr * behind.sqrt() / c1,
+            beta1: h.beta1,
+            one_minus_beta1: one - h.beta1,
+            beta2: h.beta2,
+            one_minus_beta2: one - h.beta2,
+            correction: h.max_corrected.switch(one / c2, one),
+            eps_inside: h.eps_inside.switch(h.eps * behind, zero),
+            eps: h.eps_inside.switch(zero, h.eps_hat.switch(h.eps, h.eps * behind.sqrt())),
+        }
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &AdamCoefficients<A>, p: A, g: A, [m, v, v_max]: [A; 3]) -> (A, [A; 3]) {
+    fn update<A: Real>(c: &AmsgradCoefficients<A>, p: A, g: A, [m, v, v_max]: [A; 3]) -> (A, [A; 3]) {
         let m = c.beta1 * m + c.one_minus_beta1 * g;
         let v = c.beta2 * v + c.one_minus_beta2 * (g * g);
-        let v_max = v_max.larger(v);
+        let v_max = v_max.larger(c.correction * v);
         (p - c.rate * m.divide_or_zero((v_max + c.eps_inside).sqrt() + c.eps), [m, v, v_max])
     }
 }

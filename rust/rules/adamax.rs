@@ -5,10 +5,16 @@
 use super::prelude::*;
 use super::{coefficients, hyperparameters};
 
-hyperparameters! { AdamaxHyper { lr: RATE, beta1: FRACTION, beta2: FRACTION, eps: NOT_NEGATIVE } }
-coefficients! { AdamaxCoefficients { rate, beta1, one_minus_beta1, beta2, eps } }
+hyperparameters! {
+    AdamaxHyper {
+        lr: RATE, beta1: FRACTION, beta2: FRACTION, eps: NOT_NEGATIVE, bias_correction: SWITCH, eps_outside: SWITCH
+    }
+}
+coefficients! { AdamaxCoefficients { rate, beta1, one_minus_beta1, beta2, eps, eps_outside } }
 
 /// m ← β₁m + (1−β₁)g,  u ← max(β₂u, |g| + ε),  w ← w − γ/(1−β₁ᵗ)·m/u
+///
+/// With `eps_outside` ε stands beside u in the division; the other place adds 0.
 #[derive(Debug)]
 pub struct Adamax;
 
@@ -19,13 +25,14 @@ impl Rule<2> for Adamax {
     type Coefficients<A: Real> = AdamaxCoefficients<A>;
 
     fn coefficients<S: Scalar>(h: &AdamaxHyper<S>, t: u64) -> AdamaxCoefficients<S> {
-        let one = S::constant(1.0);
+        let (zero, one) = (S::constant(0.0), S::constant(1.0));
         AdamaxCoefficients {
-            rate: h.lr / (one - h.beta1.power(t)),
+            rate: h.lr / h.bias_correction.switch(one - h.beta1.power(t), one),
             beta1: h.beta1,
             one_minus_beta1: one - h.beta1,
             beta2: h.beta2,
-            eps: h.eps,
+            eps: h.eps_outside.switch(zero, h.eps),
+            eps_outside: h.eps_outside.switch(h.eps, zero),
         }
     }
 
@@ -33,6 +40,6 @@ impl Rule<2> for Adamax {
     fn update<A: Real>(c: &AdamaxCoefficients<A>, p: A, g: A, [m, u]: [A; 2]) -> (A, [A; 2]) {
         let m = c.beta1 * m + c.one_minus_beta1 * g;
         let u = (c.beta2 * u).larger(g.abs() + c.eps);
-        (p - c.rate * m.divide_or_zero(u), [m, u])
+        (p - c.rate * m.divide_or_zero(u + c.eps_outside), [m, u])
     }
 }

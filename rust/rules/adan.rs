@@ -6,15 +6,22 @@
 use super::prelude::*;
 use super::{coefficients, hyperparameters};
 
-hyperparameters! { AdanHyper { lr: RATE, beta1: FRACTION, beta2: FRACTION, beta3: FRACTION, eps: NOT_NEGATIVE } }
+hyperparameters! {
+    AdanHyper {
+        lr: RATE, beta1: FRACTION, beta2: FRACTION, beta3: FRACTION, eps: NOT_NEGATIVE, eps_root: NOT_NEGATIVE,
+        bias_correction: SWITCH, look_less: SWITCH,
+    }
+}
 coefficients! {
     AdanCoefficients {
-        fast, ahead, beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3, eps, known
+        fast, ahead, beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3, eps_root, eps, known, look
     }
 }
 
 /// d = g − g⁻ (0 at t = 1),  m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)d,  n ← β₃n + (1−β₃)(g + β₂d)²,
-/// w ← w − γ·(m̂ + β₂v̂)/(√n̂ + ε),  g⁻ ← g
+/// w ← w − γ·(m̂ + β₂v̂)/(√(n̂ + ε_root) + ε),  g⁻ ← g
+///
+/// With `look_less` 1−β₂ stands in the place of β₂ before d and v̂, as in optax.
 #[derive(Debug)]
 pub struct Adan;
 
@@ -31,19 +38,23 @@ impl Rule<4> for Adan {
 
     fn coefficients<S: Scalar>(h: &AdanHyper<S>, t: u64) -> AdanCoefficients<S> {
         let (zero, one) = (S::constant(0.0), S::constant(1.0));
-        let c3 = one - h.beta3.power(t);
+        let corrected = |beta: S| h.bias_correction.switch(one - beta.power(t), one);
+        let c3 = corrected(h.beta3);
         let rate = h.lr * c3.sqrt();
+        let look = h.look_less.switch(one - h.beta2, h.beta2);
         AdanCoefficients {
-            fast: rate / (one - h.beta1.power(t)),
-            ahead: rate * h.beta2 / (one - h.beta2.power(t)),
+            fast: rate / corrected(h.beta1),
+            ahead: rate * look / corrected(h.beta2),
             beta1: h.beta1,
             one_minus_beta1: one - h.beta1,
             beta2: h.beta2,
             one_minus_beta2: one - h.beta2,
             beta3: h.beta3,
             one_minus_beta3: one - h.beta3,
+            eps_root: h.eps_root * c3,
             eps: h.eps * c3.sqrt(),
             known: S::at_first(t, zero, one),
+            look,
         }
     }
 
@@ -52,8 +63,8 @@ impl Rule<4> for Adan {
         let d = c.known * (g - g_previous);
         let m = c.beta1 * m + c.one_minus_beta1 * g;
         let v = c.beta2 * v + c.one_minus_beta2 * d;
-        let look = g + c.beta2 * d;
+        let look = g + c.look * d;
         let n = c.beta3 * n + c.one_minus_beta3 * (look * look);
-        (p - (c.fast * m + c.ahead * v).divide_or_zero(n.sqrt() + c.eps), [m, v, n, g])
+        (p - (c.fast * m + c.ahead * v).divide_or_zero((n + c.eps_root).sqrt() + c.eps), [m, v, n, g])
     }
 }

@@ -256,7 +256,7 @@ macro_rules! hyperparameters {
 pub(crate) use {coefficients, fields, hyperparameters};
 
 /// The most coefficients that a rule may have.
-pub const MAX_COEFFICIENTS: usize = 10;
+pub const MAX_COEFFICIENTS: usize = 12;
 /// The most state arrays that a rule may have.
 pub const MAX_STATES: usize = 4;
 
@@ -429,6 +429,7 @@ registry! {
     sgd::Momentum<true>: 1,
     sgd::Velocity<false>: 1,
     sgd::Velocity<true>: 1,
+    sgd::ChainerNesterov: 1,
     sgd::HeavyBall: 1,
     adagrad::Adagrad: 1,
     adagrad::AdagradMean: 1,

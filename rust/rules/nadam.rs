@@ -7,12 +7,17 @@ use super::prelude::*;
 use super::{coefficients, hyperparameters};
 
 hyperparameters! {
-    NadamHyper { lr: RATE, beta1: FRACTION, beta2: FRACTION, eps: NOT_NEGATIVE, momentum_decay: NOT_NEGATIVE }
+    NadamHyper {
+        lr: RATE, beta1: FRACTION, beta2: FRACTION, eps: NOT_NEGATIVE, momentum_decay: NOT_NEGATIVE,
+        constant_momentum: SWITCH,
+    }
 }
 coefficients! { NadamCoefficients { now, ahead, beta1, one_minus_beta1, beta2, one_minus_beta2, eps } }
 
 /// m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²,
 /// w ← w − γ·((1−μₜ)/(1−∏μ)·g + μₜ₊₁/(1−∏μ·μₜ₊₁)·m)/(√v̂ + ε),  μₜ = β₁(1 − ½·0.96^(ψt)),  ∏μ = μ₁⋯μₜ
+///
+/// With `constant_momentum` μₜ is β₁ and ∏μ is β₁ᵗ.
 #[derive(Debug)]
 pub struct Nadam;
 
@@ -24,9 +29,13 @@ impl Rule<2> for Nadam {
 
     fn coefficients<S: Scalar>(h: &NadamHyper<S>, t: u64) -> NadamCoefficients<S> {
         let (one, half, base) = (S::constant(1.0), S::constant(0.5), S::constant(0.96));
-        let momentum = |count: S| h.beta1 * (one - half * base.raised(h.momentum_decay * count));
+        let momentum = |count: S| {
+            let warming = h.beta1 * (one - half * base.raised(h.momentum_decay * count));
+            h.constant_momentum.switch(h.beta1, warming)
+        };
         let (now, next) = (momentum(S::count(t)).named("μ"), momentum(S::count(t) + one).named("μ₊"));
-        let product = h.beta1.warming_product(base.raised(h.momentum_decay), t).named("∏μ");
+        let warming = h.beta1.warming_product(base.raised(h.momentum_decay), t);
+        let product = h.constant_momentum.switch(h.beta1.power(t), warming).named("∏μ");
         let c2 = one - h.beta2.power(t);
         let rate = h.lr * c2.sqrt();
         NadamCoefficients {

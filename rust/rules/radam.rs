@@ -6,11 +6,16 @@
 use super::prelude::*;
 use super::{coefficients, hyperparameters};
 
-hyperparameters! { RadamHyper { lr: RATE, beta1: FRACTION, beta2: FRACTION, eps: NOT_NEGATIVE } }
+hyperparameters! {
+    RadamHyper {
+        lr: RATE, beta1: FRACTION, beta2: FRACTION, eps: NOT_NEGATIVE, eps_hat: SWITCH, from_four: SWITCH
+    }
+}
 coefficients! { RadamCoefficients { rate, beta1, one_minus_beta1, beta2, one_minus_beta2, adaptive, eps } }
 
 /// m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²,  w ← w − γ·m̂·r·√(1−β₂ᵗ)/(√v + ε) if ρ > 5, else w − γ·m̂
 ///
+/// Without `eps_hat` it is γ·m̂·r/(√v̂ + ε); with `from_four` the threshold is the paper's.
 /// ρ and r depend on t alone, so which of the two it is was decided for all elements on the host.
 #[derive(Debug)]
 pub struct Radam;
@@ -23,7 +28,8 @@ impl Rule<2> for Radam {
 
     fn coefficients<S: Scalar>(h: &RadamHyper<S>, t: u64) -> RadamCoefficients<S> {
         let (zero, one, two) = (S::constant(0.0), S::constant(1.0), S::constant(2.0));
-        let (four, five) = (S::constant(4.0), S::constant(5.0));
+        let four = S::constant(4.0);
+        let threshold = h.from_four.switch(four, S::constant(5.0));
         let past = h.beta2.power(t);
         let (c1, c2) = (one - h.beta1.power(t), one - past);
         let limit = (two / (one - h.beta2) - one).named("ρ∞");
@@ -31,13 +37,13 @@ impl Rule<2> for Radam {
         let above = (rho - four) * (rho - two) * limit;
         let r = (above / ((limit - four) * (limit - two) * rho)).sqrt().named("r");
         RadamCoefficients {
-            rate: S::select_less(five, rho, h.lr * r * c2.sqrt() / c1, h.lr / c1),
+            rate: S::select_less(threshold, rho, h.lr * r * c2.sqrt() / c1, h.lr / c1),
             beta1: h.beta1,
             one_minus_beta1: one - h.beta1,
             beta2: h.beta2,
             one_minus_beta2: one - h.beta2,
-            adaptive: S::select_less(five, rho, one, zero).named("adaptive"),
-            eps: h.eps,
+            adaptive: S::select_less(threshold, rho, one, zero).named("adaptive"),
+            eps: h.eps_hat.switch(h.eps, h.eps * c2.sqrt()),
         }
     }
 

@@ -11,11 +11,18 @@ hyperparameters! {
 }
 hyperparameters! {
     MomentumHyper {
+        lr: RATE, decay: FRACTION, eps: NOT_NEGATIVE, eps_inside: SWITCH, first_square: SWITCH, momentum: FRACTION,
+        lr_inside: SWITCH,
+    }
+}
+hyperparameters! {
+    MomentumBeforeHyper {
         lr: RATE, decay: FRACTION, eps: NOT_NEGATIVE, eps_inside: SWITCH, first_square: SWITCH, momentum: FRACTION
     }
 }
 coefficients! { RmsPropCoefficients { lr, decay, one_minus_decay, eps_inside, eps } }
-coefficients! { MomentumCoefficients { lr, decay, one_minus_decay, eps_inside, eps, momentum } }
+coefficients! { MomentumCoefficients { lr, decay, one_minus_decay, eps_inside, eps, momentum, inner } }
+coefficients! { MomentumBeforeCoefficients { lr, decay, one_minus_decay, eps_inside, eps, momentum } }
 
 /// What the five share: ε stands inside or outside the root, the other place holds 0; at t = 1 the past weighs
 /// nothing if `first_square`.
@@ -31,10 +38,20 @@ fn mean<S: Scalar>(lr: S, decay: S, eps: S, inside: S, first_square: S, t: u64) 
     }
 }
 
+/// γ multiplies the buffer, or with `lr_inside` what goes into it: the other place multiplies by 1, which changes no bit.
 fn with_momentum<S: Scalar>(h: &MomentumHyper<S>, t: u64) -> MomentumCoefficients<S> {
+    let one = S::constant(1.0);
     let RmsPropCoefficients { lr, decay, one_minus_decay, eps_inside, eps } =
         mean(h.lr, h.decay, h.eps, h.eps_inside, h.first_square, t);
-    MomentumCoefficients { lr, decay, one_minus_decay, eps_inside, eps, momentum: h.momentum }
+    MomentumCoefficients {
+        lr: h.lr_inside.switch(one, lr),
+        decay,
+        one_minus_decay,
+        eps_inside,
+        eps,
+        momentum: h.momentum,
+        inner: h.lr_inside.switch(lr, one),
+    }
 }
 
 /// v − a²: rounding can take it below 0, so it is cut off there; where both are infinite the element is frozen, not NaN.
@@ -87,7 +104,8 @@ impl Rule<2> for Centered {
     }
 }
 
-/// RMSprop, then momentum on the normalised gradient:  b ← μb + g/(√v + ε),  w ← w − γb
+/// RMSprop, then momentum on the normalised gradient:  b ← μb + g/(√v + ε),  w ← w − γb,
+/// or with `lr_inside`  b ← μb + γ·g/(√v + ε),  w ← w − b
 #[derive(Debug)]
 pub struct WithMomentum;
 
@@ -104,7 +122,7 @@ impl Rule<2> for WithMomentum {
     #[inline(always)]
     fn update<A: Real>(c: &MomentumCoefficients<A>, p: A, g: A, [v, b]: [A; 2]) -> (A, [A; 2]) {
         let v = c.decay * v + c.one_minus_decay * (g * g);
-        let b = c.momentum * b + g.divide_or_zero((v + c.eps_inside).sqrt() + c.eps);
+        let b = c.momentum * b + c.inner * g.divide_or_zero((v + c.eps_inside).sqrt() + c.eps);
         (p - c.lr * b, [v, b])
     }
 }
@@ -128,7 +146,7 @@ impl Rule<3> for CenteredWithMomentum {
         let v = c.decay * v + c.one_minus_decay * (g * g);
         let a = c.decay * a + c.one_minus_decay * g;
         let variance = variance(v, a);
-        let b = c.momentum * b + g.divide_or_zero((variance + c.eps_inside).sqrt() + c.eps);
+        let b = c.momentum * b + c.inner * g.divide_or_zero((variance + c.eps_inside).sqrt() + c.eps);
         (p - c.lr * b, [v, a, b])
     }
 }
@@ -140,15 +158,17 @@ pub struct MomentumBefore;
 impl Rule<2> for MomentumBefore {
     const NAME: &'static str = "rmsprop_momentum_before";
     const STATES: [State; 2] = [State::second_moment("v"), State::first_moment("m")];
-    type Hyper<S: Scalar> = MomentumHyper<S>;
-    type Coefficients<A: Real> = MomentumCoefficients<A>;
+    type Hyper<S: Scalar> = MomentumBeforeHyper<S>;
+    type Coefficients<A: Real> = MomentumBeforeCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &MomentumHyper<S>, t: u64) -> MomentumCoefficients<S> {
-        with_momentum(h, t)
+    fn coefficients<S: Scalar>(h: &MomentumBeforeHyper<S>, t: u64) -> MomentumBeforeCoefficients<S> {
+        let RmsPropCoefficients { lr, decay, one_minus_decay, eps_inside, eps } =
+            mean(h.lr, h.decay, h.eps, h.eps_inside, h.first_square, t);
+        MomentumBeforeCoefficients { lr, decay, one_minus_decay, eps_inside, eps, momentum: h.momentum }
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &MomentumCoefficients<A>, p: A, g: A, [v, m]: [A; 2]) -> (A, [A; 2]) {
+    fn update<A: Real>(c: &MomentumBeforeCoefficients<A>, p: A, g: A, [v, m]: [A; 2]) -> (A, [A; 2]) {
         let v = c.decay * v + c.one_minus_decay * (g * g);
         let m = c.momentum * m + g;
         (p - c.lr * m.divide_or_zero((v + c.eps_inside).sqrt() + c.eps), [v, m])

@@ -30,18 +30,22 @@ impl Rule<0> for Sgd {
     }
 }
 
-hyperparameters! { MomentumHyper { lr: RATE, momentum: FRACTION, dampening: NOT_NEGATIVE, average: SWITCH } }
+hyperparameters! {
+    MomentumHyper { lr: RATE, momentum: FRACTION, dampening: NOT_NEGATIVE, average: SWITCH, dampen_first: SWITCH }
+}
 coefficients! { MomentumCoefficients { lr, momentum, gain } }
 
 /// b ← μb + (1−τ)g,  w ← w − γb;  with Nesterov's look-ahead  w ← w − γ(g + μb)
 ///
-/// The first buffer is g, undampened, as in torch; a moving average (`average`, τ = μ) starts at 0 instead.
+/// The first buffer is g, undampened, as in torch, unless `dampen_first`, as in MLX; a moving average (`average`, τ = μ)
+/// starts at 0 instead.
 #[derive(Debug)]
 pub struct Momentum<const NESTEROV: bool>;
 
 fn momentum_coefficients<S: Scalar>(h: &MomentumHyper<S>, t: u64) -> MomentumCoefficients<S> {
     let one = S::constant(1.0);
-    let gain = h.average.switch(one - h.momentum, S::at_first(t, one, one - h.dampening));
+    let gain = h.dampen_first.switch(one - h.dampening, S::at_first(t, one, one - h.dampening));
+    let gain = h.average.switch(one - h.momentum, gain);
     MomentumCoefficients { lr: h.lr, momentum: h.momentum, gain }
 }
 
@@ -103,6 +107,37 @@ impl<const NESTEROV: bool> Rule<1> for Velocity<NESTEROV> {
         let step = c.lr * g;
         let v = c.momentum * v - step;
         (p + if NESTEROV { c.momentum * v - step } else { v }, [v])
+    }
+}
+
+coefficients! { ChainerNesterovCoefficients { lr, momentum, momentum_squared, one_plus_momentum } }
+
+/// v ← μv − γg,  w ← w + μ²v − (1+μ)γg
+///
+/// Chainer's NesterovAG, which takes the new v where the look-ahead of w + v has the old one.
+#[derive(Debug)]
+pub struct ChainerNesterov;
+
+impl Rule<1> for ChainerNesterov {
+    const NAME: &'static str = "velocity_nesterov_chainer";
+    const STATES: [State; 1] = [State::first_moment("v")];
+    type Hyper<S: Scalar> = VelocityHyper<S>;
+    type Coefficients<A: Real> = ChainerNesterovCoefficients<A>;
+
+    fn coefficients<S: Scalar>(h: &VelocityHyper<S>, _t: u64) -> ChainerNesterovCoefficients<S> {
+        ChainerNesterovCoefficients {
+            lr: h.lr,
+            momentum: h.momentum,
+            momentum_squared: h.momentum * h.momentum,
+            one_plus_momentum: S::constant(1.0) + h.momentum,
+        }
+    }
+
+    #[inline(always)]
+    fn update<A: Real>(c: &ChainerNesterovCoefficients<A>, p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
+        let step = c.lr * g;
+        let v = c.momentum * v - step;
+        (p + (c.momentum_squared * v - c.one_plus_momentum * step), [v])
     }
 }
 

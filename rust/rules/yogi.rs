@@ -6,11 +6,15 @@ use super::prelude::*;
 use super::{coefficients, hyperparameters};
 
 hyperparameters! {
-    YogiHyper { lr: RATE, beta1: FRACTION, beta2: FRACTION, eps: NOT_NEGATIVE, bias_correction: SWITCH }
+    YogiHyper {
+        lr: RATE, beta1: FRACTION, beta2: FRACTION, eps: NOT_NEGATIVE, initial: NOT_NEGATIVE, bias_correction: SWITCH
+    }
 }
-coefficients! { YogiCoefficients { rate, beta1, one_minus_beta1, one_minus_beta2, eps } }
+coefficients! { YogiCoefficients { rate, start, beta1, one_minus_beta1, one_minus_beta2, eps } }
 
 /// m ← β₁m + (1−β₁)g,  v ← v − (1−β₂)·sign(v − g²)·g²,  w ← w − γ·m/(√v + ε), or γ·m̂/(√v̂ + ε)
+///
+/// m and v are m₀ before the first step: they are stored as 0 and m₀ is added at t = 1.
 #[derive(Debug)]
 pub struct Yogi;
 
@@ -26,6 +30,7 @@ impl Rule<2> for Yogi {
         let c2 = h.bias_correction.switch(one - h.beta2.power(t), one);
         YogiCoefficients {
             rate: h.lr * c2.sqrt() / c1,
+            start: S::at_first(t, h.initial, S::constant(0.0)),
             beta1: h.beta1,
             one_minus_beta1: one - h.beta1,
             one_minus_beta2: one - h.beta2,
@@ -35,6 +40,7 @@ impl Rule<2> for Yogi {
 
     #[inline(always)]
     fn update<A: Real>(c: &YogiCoefficients<A>, p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
+        let (m, v) = (m + c.start, v + c.start);
         let m = c.beta1 * m + c.one_minus_beta1 * g;
         let square = g * g;
         // Once v is infinite it stays so: the element is frozen, not NaN.

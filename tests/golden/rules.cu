@@ -22,16 +22,17 @@ struct sgd {
 
 struct momentum {
     static constexpr unsigned STATES = 1;
-    struct Hyper { double lr, momentum, dampening, average; };
+    struct Hyper { double lr, momentum, dampening, average, dampen_first; };
     template <typename A> struct Coefficients { A lr, momentum, gain; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x5 = double(1.0) - h.momentum;
         const double x6 = double(1.0) - h.dampening;
         const double x7 = t == 1 ? double(1.0) : x6;
-        const double x9 = h.average == double(0.0) ? x7 : x5;
-        return {h.lr, h.momentum, x9};
+        const double x9 = h.dampen_first == double(0.0) ? x7 : x6;
+        const double x10 = double(1.0) - h.momentum;
+        const double x11 = h.average == double(0.0) ? x9 : x10;
+        return {h.lr, h.momentum, x11};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
@@ -133,6 +134,37 @@ struct velocity_nesterov {
     }
 };
 
+struct velocity_nesterov_chainer {
+    static constexpr unsigned STATES = 1;
+    struct Hyper { double lr, momentum; };
+    template <typename A> struct Coefficients { A lr, momentum, momentum_squared, one_plus_momentum; };
+
+    // Of update number t.
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+        const double x2 = h.momentum * h.momentum;
+        const double x4 = double(1.0) + h.momentum;
+        return {h.lr, h.momentum, x2, x4};
+    }
+
+    template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
+        return {A(c.lr), A(c.momentum), A(c.momentum_squared), A(c.one_plus_momentum)};
+    }
+
+    template <typename A>
+    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+        A &v = s[0];
+        const A x7 = c.lr * g;
+        const A x8 = c.momentum * v;
+        const A x9 = x8 - x7;
+        const A x10 = c.momentum_squared * x9;
+        const A x11 = c.one_plus_momentum * x7;
+        const A x12 = x10 - x11;
+        const A x13 = p + x12;
+        v = x9;
+        p = x13;
+    }
+};
+
 struct heavy_ball {
     static constexpr unsigned STATES = 1;
     struct Hyper { double lr, momentum, weight_decay; };
@@ -167,31 +199,36 @@ struct heavy_ball {
 
 struct adagrad {
     static constexpr unsigned STATES = 1;
-    struct Hyper { double lr, eps; };
-    template <typename A> struct Coefficients { A lr, eps; };
+    struct Hyper { double lr, eps, initial, eps_inside; };
+    template <typename A> struct Coefficients { A lr, start, eps_inside, eps; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        return {h.lr, h.eps};
+        const double x5 = t == 1 ? h.initial : double(0.0);
+        const double x6 = h.eps_inside == double(0.0) ? double(0.0) : h.eps;
+        const double x7 = h.eps_inside == double(0.0) ? h.eps : double(0.0);
+        return {h.lr, x5, x6, x7};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
-        return {A(c.lr), A(c.eps)};
+        return {A(c.lr), A(c.start), A(c.eps_inside), A(c.eps)};
     }
 
     template <typename A>
     static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
         A &v = s[0];
-        const A x5 = g * g;
-        const A x6 = v + x5;
-        const A x7 = sqrt(x6);
-        const A x8 = x7 + c.eps;
-        const A x10 = g / x8;
-        const A x11 = x8 == A(0.0) ? A(0.0) : x10;
-        const A x12 = c.lr * x11;
-        const A x13 = p - x12;
-        v = x6;
-        p = x13;
+        const A x7 = v + c.start;
+        const A x8 = g * g;
+        const A x9 = x7 + x8;
+        const A x10 = x9 + c.eps_inside;
+        const A x11 = sqrt(x10);
+        const A x12 = x11 + c.eps;
+        const A x14 = g / x12;
+        const A x15 = x12 == A(0.0) ? A(0.0) : x14;
+        const A x16 = c.lr * x15;
+        const A x17 = p - x16;
+        v = x9;
+        p = x17;
     }
 };
 
@@ -317,92 +354,98 @@ struct rmsprop_centered {
 
 struct rmsprop_momentum {
     static constexpr unsigned STATES = 2;
-    struct Hyper { double lr, decay, eps, eps_inside, first_square, momentum; };
-    template <typename A> struct Coefficients { A lr, decay, one_minus_decay, eps_inside, eps, momentum; };
+    struct Hyper { double lr, decay, eps, eps_inside, first_square, momentum, lr_inside; };
+    template <typename A> struct Coefficients { A lr, decay, one_minus_decay, eps_inside, eps, momentum, inner; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x8 = t == 1 ? double(0.0) : h.decay;
-        const double x9 = h.first_square == double(0.0) ? h.decay : x8;
-        const double x10 = double(1.0) - x9;
-        const double x11 = h.eps_inside == double(0.0) ? double(0.0) : h.eps;
-        const double x12 = h.eps_inside == double(0.0) ? h.eps : double(0.0);
-        return {h.lr, x9, x10, x11, x12, h.momentum};
+        const double x9 = t == 1 ? double(0.0) : h.decay;
+        const double x10 = h.first_square == double(0.0) ? h.decay : x9;
+        const double x11 = double(1.0) - x10;
+        const double x12 = h.eps_inside == double(0.0) ? double(0.0) : h.eps;
+        const double x13 = h.eps_inside == double(0.0) ? h.eps : double(0.0);
+        const double x14 = h.lr_inside == double(0.0) ? h.lr : double(1.0);
+        const double x15 = h.lr_inside == double(0.0) ? double(1.0) : h.lr;
+        return {x14, x10, x11, x12, x13, h.momentum, x15};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
-        return {A(c.lr), A(c.decay), A(c.one_minus_decay), A(c.eps_inside), A(c.eps), A(c.momentum)};
+        return {A(c.lr), A(c.decay), A(c.one_minus_decay), A(c.eps_inside), A(c.eps), A(c.momentum), A(c.inner)};
     }
 
     template <typename A>
     static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
         A &v = s[0], &b = s[1];
-        const A x10 = c.decay * v;
-        const A x11 = g * g;
-        const A x12 = c.one_minus_decay * x11;
-        const A x13 = x10 + x12;
-        const A x14 = c.momentum * b;
-        const A x15 = x13 + c.eps_inside;
-        const A x16 = sqrt(x15);
-        const A x17 = x16 + c.eps;
-        const A x19 = g / x17;
-        const A x20 = x17 == A(0.0) ? A(0.0) : x19;
-        const A x21 = x14 + x20;
-        const A x22 = c.lr * x21;
-        const A x23 = p - x22;
-        v = x13;
-        b = x21;
-        p = x23;
+        const A x11 = c.decay * v;
+        const A x12 = g * g;
+        const A x13 = c.one_minus_decay * x12;
+        const A x14 = x11 + x13;
+        const A x15 = c.momentum * b;
+        const A x16 = x14 + c.eps_inside;
+        const A x17 = sqrt(x16);
+        const A x18 = x17 + c.eps;
+        const A x20 = g / x18;
+        const A x21 = x18 == A(0.0) ? A(0.0) : x20;
+        const A x22 = c.inner * x21;
+        const A x23 = x15 + x22;
+        const A x24 = c.lr * x23;
+        const A x25 = p - x24;
+        v = x14;
+        b = x23;
+        p = x25;
     }
 };
 
 struct rmsprop_centered_momentum {
     static constexpr unsigned STATES = 3;
-    struct Hyper { double lr, decay, eps, eps_inside, first_square, momentum; };
-    template <typename A> struct Coefficients { A lr, decay, one_minus_decay, eps_inside, eps, momentum; };
+    struct Hyper { double lr, decay, eps, eps_inside, first_square, momentum, lr_inside; };
+    template <typename A> struct Coefficients { A lr, decay, one_minus_decay, eps_inside, eps, momentum, inner; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x8 = t == 1 ? double(0.0) : h.decay;
-        const double x9 = h.first_square == double(0.0) ? h.decay : x8;
-        const double x10 = double(1.0) - x9;
-        const double x11 = h.eps_inside == double(0.0) ? double(0.0) : h.eps;
-        const double x12 = h.eps_inside == double(0.0) ? h.eps : double(0.0);
-        return {h.lr, x9, x10, x11, x12, h.momentum};
+        const double x9 = t == 1 ? double(0.0) : h.decay;
+        const double x10 = h.first_square == double(0.0) ? h.decay : x9;
+        const double x11 = double(1.0) - x10;
+        const double x12 = h.eps_inside == double(0.0) ? double(0.0) : h.eps;
+        const double x13 = h.eps_inside == double(0.0) ? h.eps : double(0.0);
+        const double x14 = h.lr_inside == double(0.0) ? h.lr : double(1.0);
+        const double x15 = h.lr_inside == double(0.0) ? double(1.0) : h.lr;
+        return {x14, x10, x11, x12, x13, h.momentum, x15};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
-        return {A(c.lr), A(c.decay), A(c.one_minus_decay), A(c.eps_inside), A(c.eps), A(c.momentum)};
+        return {A(c.lr), A(c.decay), A(c.one_minus_decay), A(c.eps_inside), A(c.eps), A(c.momentum), A(c.inner)};
     }
 
     template <typename A>
     static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
         A &v = s[0], &a = s[1], &b = s[2];
-        const A x11 = c.decay * v;
-        const A x12 = g * g;
-        const A x13 = c.one_minus_decay * x12;
-        const A x14 = x11 + x13;
-        const A x15 = c.decay * a;
-        const A x16 = c.one_minus_decay * g;
-        const A x17 = x15 + x16;
-        const A x18 = x17 * x17;
-        const A x19 = x14 - x18;
-        const A x20 = x19 == x19 ? x19 : x14;
-        const A x22 = x20 == x20 ? A(0.0) : x20;
-        const A x23 = A(0.0) < x20 ? x20 : x22;
-        const A x24 = c.momentum * b;
-        const A x25 = x23 + c.eps_inside;
-        const A x26 = sqrt(x25);
-        const A x27 = x26 + c.eps;
-        const A x28 = g / x27;
-        const A x29 = x27 == A(0.0) ? A(0.0) : x28;
-        const A x30 = x24 + x29;
-        const A x31 = c.lr * x30;
-        const A x32 = p - x31;
-        v = x14;
-        a = x17;
-        b = x30;
-        p = x32;
+        const A x12 = c.decay * v;
+        const A x13 = g * g;
+        const A x14 = c.one_minus_decay * x13;
+        const A x15 = x12 + x14;
+        const A x16 = c.decay * a;
+        const A x17 = c.one_minus_decay * g;
+        const A x18 = x16 + x17;
+        const A x19 = x18 * x18;
+        const A x20 = x15 - x19;
+        const A x21 = x20 == x20 ? x20 : x15;
+        const A x23 = x21 == x21 ? A(0.0) : x21;
+        const A x24 = A(0.0) < x21 ? x21 : x23;
+        const A x25 = c.momentum * b;
+        const A x26 = x24 + c.eps_inside;
+        const A x27 = sqrt(x26);
+        const A x28 = x27 + c.eps;
+        const A x29 = g / x28;
+        const A x30 = x28 == A(0.0) ? A(0.0) : x29;
+        const A x31 = c.inner * x30;
+        const A x32 = x25 + x31;
+        const A x33 = c.lr * x32;
+        const A x34 = p - x33;
+        v = x15;
+        a = x18;
+        b = x32;
+        p = x34;
     }
 };
 
@@ -502,57 +545,61 @@ struct adam {
 
 struct adam_amsgrad {
     static constexpr unsigned STATES = 3;
-    struct Hyper { double lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat; };
-    template <typename A> struct Coefficients { A rate, beta1, one_minus_beta1, beta2, one_minus_beta2, eps_inside, eps; };
+    struct Hyper { double lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat, max_corrected; };
+    template <typename A> struct Coefficients { A rate, beta1, one_minus_beta1, beta2, one_minus_beta2, correction, eps_inside, eps; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x9 = power(h.beta1, t);
-        const double x10 = double(1.0) - x9;
-        const double x11 = h.bias_correction == double(0.0) ? double(1.0) : x10;
-        const double x12 = power(h.beta2, t);
-        const double x13 = double(1.0) - x12;
-        const double x14 = h.bias_correction == double(0.0) ? double(1.0) : x13;
-        const double x15 = sqrt(x14);
-        const double x16 = h.lr * x15;
-        const double x17 = x16 / x11;
-        const double x18 = double(1.0) - h.beta1;
-        const double x19 = double(1.0) - h.beta2;
-        const double x20 = h.eps * x14;
-        const double x21 = h.eps_inside == double(0.0) ? double(0.0) : x20;
-        const double x22 = h.eps * x15;
-        const double x23 = h.eps_hat == double(0.0) ? x22 : h.eps;
-        const double x24 = h.eps_inside == double(0.0) ? x23 : double(0.0);
-        return {x17, h.beta1, x18, h.beta2, x19, x21, x24};
+        const double x10 = power(h.beta1, t);
+        const double x11 = double(1.0) - x10;
+        const double x12 = h.bias_correction == double(0.0) ? double(1.0) : x11;
+        const double x13 = power(h.beta2, t);
+        const double x14 = double(1.0) - x13;
+        const double x15 = h.bias_correction == double(0.0) ? double(1.0) : x14;
+        const double x16 = h.max_corrected == double(0.0) ? x15 : double(1.0);
+        const double x17 = sqrt(x16);
+        const double x18 = h.lr * x17;
+        const double x19 = x18 / x12;
+        const double x20 = double(1.0) - h.beta1;
+        const double x21 = double(1.0) - h.beta2;
+        const double x22 = double(1.0) / x15;
+        const double x23 = h.max_corrected == double(0.0) ? double(1.0) : x22;
+        const double x24 = h.eps * x16;
+        const double x25 = h.eps_inside == double(0.0) ? double(0.0) : x24;
+        const double x26 = h.eps * x17;
+        const double x27 = h.eps_hat == double(0.0) ? x26 : h.eps;
+        const double x28 = h.eps_inside == double(0.0) ? x27 : double(0.0);
+        return {x19, h.beta1, x20, h.beta2, x21, x23, x25, x28};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
-        return {A(c.rate), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.eps_inside), A(c.eps)};
+        return {A(c.rate), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.correction), A(c.eps_inside), A(c.eps)};
     }
 
     template <typename A>
     static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
         A &m = s[0], &v = s[1], &v_max = s[2];
-        const A x12 = c.beta1 * m;
-        const A x13 = c.one_minus_beta1 * g;
-        const A x14 = x12 + x13;
-        const A x15 = c.beta2 * v;
-        const A x16 = g * g;
-        const A x17 = c.one_minus_beta2 * x16;
-        const A x18 = x15 + x17;
-        const A x19 = v_max == v_max ? x18 : v_max;
-        const A x20 = x18 < v_max ? v_max : x19;
-        const A x21 = x20 + c.eps_inside;
-        const A x22 = sqrt(x21);
-        const A x23 = x22 + c.eps;
-        const A x25 = x14 / x23;
-        const A x26 = x23 == A(0.0) ? A(0.0) : x25;
-        const A x27 = c.rate * x26;
-        const A x28 = p - x27;
-        m = x14;
-        v = x18;
-        v_max = x20;
-        p = x28;
+        const A x13 = c.beta1 * m;
+        const A x14 = c.one_minus_beta1 * g;
+        const A x15 = x13 + x14;
+        const A x16 = c.beta2 * v;
+        const A x17 = g * g;
+        const A x18 = c.one_minus_beta2 * x17;
+        const A x19 = x16 + x18;
+        const A x20 = c.correction * x19;
+        const A x21 = v_max == v_max ? x20 : v_max;
+        const A x22 = x20 < v_max ? v_max : x21;
+        const A x23 = x22 + c.eps_inside;
+        const A x24 = sqrt(x23);
+        const A x25 = x24 + c.eps;
+        const A x27 = x15 / x25;
+        const A x28 = x25 == A(0.0) ? A(0.0) : x27;
+        const A x29 = c.rate * x28;
+        const A x30 = p - x29;
+        m = x15;
+        v = x19;
+        v_max = x22;
+        p = x30;
     }
 };
 
@@ -649,40 +696,44 @@ struct signum {
 
 struct adamax {
     static constexpr unsigned STATES = 2;
-    struct Hyper { double lr, beta1, beta2, eps; };
-    template <typename A> struct Coefficients { A rate, beta1, one_minus_beta1, beta2, eps; };
+    struct Hyper { double lr, beta1, beta2, eps, bias_correction, eps_outside; };
+    template <typename A> struct Coefficients { A rate, beta1, one_minus_beta1, beta2, eps, eps_outside; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x5 = power(h.beta1, t);
-        const double x6 = double(1.0) - x5;
-        const double x7 = h.lr / x6;
-        const double x8 = double(1.0) - h.beta1;
-        return {x7, h.beta1, x8, h.beta2, h.eps};
+        const double x8 = power(h.beta1, t);
+        const double x9 = double(1.0) - x8;
+        const double x10 = h.bias_correction == double(0.0) ? double(1.0) : x9;
+        const double x11 = h.lr / x10;
+        const double x12 = double(1.0) - h.beta1;
+        const double x13 = h.eps_outside == double(0.0) ? h.eps : double(0.0);
+        const double x14 = h.eps_outside == double(0.0) ? double(0.0) : h.eps;
+        return {x11, h.beta1, x12, h.beta2, x13, x14};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
-        return {A(c.rate), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.eps)};
+        return {A(c.rate), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.eps), A(c.eps_outside)};
     }
 
     template <typename A>
     static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
         A &m = s[0], &u = s[1];
-        const A x9 = c.beta1 * m;
-        const A x10 = c.one_minus_beta1 * g;
-        const A x11 = x9 + x10;
-        const A x12 = c.beta2 * u;
-        const A x13 = fabs(g);
-        const A x14 = x13 + c.eps;
-        const A x15 = x12 == x12 ? x14 : x12;
-        const A x16 = x14 < x12 ? x12 : x15;
-        const A x18 = x11 / x16;
-        const A x19 = x16 == A(0.0) ? A(0.0) : x18;
-        const A x20 = c.rate * x19;
-        const A x21 = p - x20;
-        m = x11;
-        u = x16;
-        p = x21;
+        const A x10 = c.beta1 * m;
+        const A x11 = c.one_minus_beta1 * g;
+        const A x12 = x10 + x11;
+        const A x13 = c.beta2 * u;
+        const A x14 = fabs(g);
+        const A x15 = x14 + c.eps;
+        const A x16 = x13 == x13 ? x15 : x13;
+        const A x17 = x15 < x13 ? x13 : x16;
+        const A x18 = x17 + c.eps_outside;
+        const A x20 = x12 / x18;
+        const A x21 = x18 == A(0.0) ? A(0.0) : x20;
+        const A x22 = c.rate * x21;
+        const A x23 = p - x22;
+        m = x12;
+        u = x17;
+        p = x23;
     }
 };
 
@@ -729,41 +780,45 @@ struct adadelta {
 
 struct nadam {
     static constexpr unsigned STATES = 2;
-    struct Hyper { double lr, beta1, beta2, eps, momentum_decay; };
+    struct Hyper { double lr, beta1, beta2, eps, momentum_decay, constant_momentum; };
     template <typename A> struct Coefficients { A now, ahead, beta1, one_minus_beta1, beta2, one_minus_beta2, eps; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x8 = double(t);
-        const double x9 = h.momentum_decay * x8;
-        const double x10 = raised(double(0.96), x9);
-        const double x11 = double(0.5) * x10;
-        const double x12 = double(1.0) - x11;
-        const double x13 = h.beta1 * x12;
-        const double x15 = x8 + double(1.0);
-        const double x16 = h.momentum_decay * x15;
-        const double x17 = raised(double(0.96), x16);
-        const double x18 = double(0.5) * x17;
-        const double x19 = double(1.0) - x18;
-        const double x20 = h.beta1 * x19;
-        const double x22 = raised(double(0.96), h.momentum_decay);
-        const double x23 = warming_product(h.beta1, x22, t);
-        const double x25 = power(h.beta2, t);
-        const double x26 = double(1.0) - x25;
-        const double x27 = sqrt(x26);
-        const double x28 = h.lr * x27;
-        const double x29 = double(1.0) - x13;
-        const double x30 = x28 * x29;
-        const double x31 = double(1.0) - x23;
-        const double x32 = x30 / x31;
-        const double x33 = x28 * x20;
-        const double x34 = x23 * x20;
-        const double x35 = double(1.0) - x34;
-        const double x36 = x33 / x35;
-        const double x37 = double(1.0) - h.beta1;
-        const double x38 = double(1.0) - h.beta2;
-        const double x39 = h.eps * x27;
-        return {x32, x36, h.beta1, x37, h.beta2, x38, x39};
+        const double x9 = double(t);
+        const double x10 = h.momentum_decay * x9;
+        const double x11 = raised(double(0.96), x10);
+        const double x12 = double(0.5) * x11;
+        const double x13 = double(1.0) - x12;
+        const double x14 = h.beta1 * x13;
+        const double x16 = h.constant_momentum == double(0.0) ? x14 : h.beta1;
+        const double x18 = x9 + double(1.0);
+        const double x19 = h.momentum_decay * x18;
+        const double x20 = raised(double(0.96), x19);
+        const double x21 = double(0.5) * x20;
+        const double x22 = double(1.0) - x21;
+        const double x23 = h.beta1 * x22;
+        const double x24 = h.constant_momentum == double(0.0) ? x23 : h.beta1;
+        const double x26 = raised(double(0.96), h.momentum_decay);
+        const double x27 = warming_product(h.beta1, x26, t);
+        const double x28 = power(h.beta1, t);
+        const double x29 = h.constant_momentum == double(0.0) ? x27 : x28;
+        const double x31 = power(h.beta2, t);
+        const double x32 = double(1.0) - x31;
+        const double x33 = sqrt(x32);
+        const double x34 = h.lr * x33;
+        const double x35 = double(1.0) - x16;
+        const double x36 = x34 * x35;
+        const double x37 = double(1.0) - x29;
+        const double x38 = x36 / x37;
+        const double x39 = x34 * x24;
+        const double x40 = x29 * x24;
+        const double x41 = double(1.0) - x40;
+        const double x42 = x39 / x41;
+        const double x43 = double(1.0) - h.beta1;
+        const double x44 = double(1.0) - h.beta2;
+        const double x45 = h.eps * x33;
+        return {x38, x42, h.beta1, x43, h.beta2, x44, x45};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
@@ -796,42 +851,45 @@ struct nadam {
 
 struct radam {
     static constexpr unsigned STATES = 2;
-    struct Hyper { double lr, beta1, beta2, eps; };
+    struct Hyper { double lr, beta1, beta2, eps, eps_hat, from_four; };
     template <typename A> struct Coefficients { A rate, beta1, one_minus_beta1, beta2, one_minus_beta2, adaptive, eps; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x9 = power(h.beta2, t);
-        const double x10 = power(h.beta1, t);
-        const double x11 = double(1.0) - x10;
-        const double x12 = double(1.0) - x9;
-        const double x13 = double(1.0) - h.beta2;
-        const double x14 = double(2.0) / x13;
-        const double x15 = x14 - double(1.0);
-        const double x17 = double(t);
-        const double x18 = double(2.0) * x17;
-        const double x19 = x18 * x9;
-        const double x20 = x19 / x12;
-        const double x21 = x15 - x20;
-        const double x23 = x21 - double(4.0);
-        const double x24 = x21 - double(2.0);
-        const double x25 = x23 * x24;
-        const double x26 = x25 * x15;
-        const double x27 = x15 - double(4.0);
-        const double x28 = x15 - double(2.0);
-        const double x29 = x27 * x28;
-        const double x30 = x29 * x21;
-        const double x31 = x26 / x30;
-        const double x32 = sqrt(x31);
-        const double x34 = h.lr * x32;
-        const double x35 = sqrt(x12);
-        const double x36 = x34 * x35;
-        const double x37 = x36 / x11;
-        const double x38 = h.lr / x11;
-        const double x39 = double(5.0) < x21 ? x37 : x38;
-        const double x40 = double(1.0) - h.beta1;
-        const double x41 = double(5.0) < x21 ? double(1.0) : double(0.0);
-        return {x39, h.beta1, x40, h.beta2, x13, x41, h.eps};
+        const double x11 = h.from_four == double(0.0) ? double(5.0) : double(4.0);
+        const double x12 = power(h.beta2, t);
+        const double x13 = power(h.beta1, t);
+        const double x14 = double(1.0) - x13;
+        const double x15 = double(1.0) - x12;
+        const double x16 = double(1.0) - h.beta2;
+        const double x17 = double(2.0) / x16;
+        const double x18 = x17 - double(1.0);
+        const double x20 = double(t);
+        const double x21 = double(2.0) * x20;
+        const double x22 = x21 * x12;
+        const double x23 = x22 / x15;
+        const double x24 = x18 - x23;
+        const double x26 = x24 - double(4.0);
+        const double x27 = x24 - double(2.0);
+        const double x28 = x26 * x27;
+        const double x29 = x28 * x18;
+        const double x30 = x18 - double(4.0);
+        const double x31 = x18 - double(2.0);
+        const double x32 = x30 * x31;
+        const double x33 = x32 * x24;
+        const double x34 = x29 / x33;
+        const double x35 = sqrt(x34);
+        const double x37 = h.lr * x35;
+        const double x38 = sqrt(x15);
+        const double x39 = x37 * x38;
+        const double x40 = x39 / x14;
+        const double x41 = h.lr / x14;
+        const double x42 = x11 < x24 ? x40 : x41;
+        const double x43 = double(1.0) - h.beta1;
+        const double x44 = x11 < x24 ? double(1.0) : double(0.0);
+        const double x46 = h.eps * x38;
+        const double x47 = h.eps_hat == double(0.0) ? x46 : h.eps;
+        return {x42, h.beta1, x43, h.beta2, x16, x44, x47};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
@@ -908,26 +966,26 @@ struct rprop {
 
 struct adabelief {
     static constexpr unsigned STATES = 2;
-    struct Hyper { double lr, beta1, beta2, eps; };
-    template <typename A> struct Coefficients { A rate, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, eps_root; };
+    struct Hyper { double lr, beta1, beta2, eps, eps_root; };
+    template <typename A> struct Coefficients { A rate, beta1, one_minus_beta1, beta2, one_minus_beta2, eps_root, eps; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x5 = power(h.beta2, t);
-        const double x6 = double(1.0) - x5;
-        const double x7 = sqrt(x6);
-        const double x8 = h.lr * x7;
-        const double x9 = power(h.beta1, t);
-        const double x10 = double(1.0) - x9;
-        const double x11 = x8 / x10;
-        const double x12 = double(1.0) - h.beta1;
-        const double x13 = double(1.0) - h.beta2;
-        const double x14 = h.eps * x7;
-        return {x11, h.beta1, x12, h.beta2, x13, h.eps, x14};
+        const double x6 = power(h.beta2, t);
+        const double x7 = double(1.0) - x6;
+        const double x8 = sqrt(x7);
+        const double x9 = h.lr * x8;
+        const double x10 = power(h.beta1, t);
+        const double x11 = double(1.0) - x10;
+        const double x12 = x9 / x11;
+        const double x13 = double(1.0) - h.beta1;
+        const double x14 = double(1.0) - h.beta2;
+        const double x15 = h.eps * x8;
+        return {x12, h.beta1, x13, h.beta2, x14, h.eps_root, x15};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
-        return {A(c.rate), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.eps), A(c.eps_root)};
+        return {A(c.rate), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.eps_root), A(c.eps)};
     }
 
     template <typename A>
@@ -941,9 +999,9 @@ struct adabelief {
         const A x16 = x14 * x14;
         const A x17 = c.one_minus_beta2 * x16;
         const A x18 = x15 + x17;
-        const A x19 = x18 + c.eps;
+        const A x19 = x18 + c.eps_root;
         const A x20 = sqrt(x19);
-        const A x21 = x20 + c.eps_root;
+        const A x21 = x20 + c.eps;
         const A x23 = x13 / x21;
         const A x24 = x21 == A(0.0) ? A(0.0) : x23;
         const A x25 = c.rate * x24;
@@ -956,55 +1014,58 @@ struct adabelief {
 
 struct yogi {
     static constexpr unsigned STATES = 2;
-    struct Hyper { double lr, beta1, beta2, eps, bias_correction; };
-    template <typename A> struct Coefficients { A rate, beta1, one_minus_beta1, one_minus_beta2, eps; };
+    struct Hyper { double lr, beta1, beta2, eps, initial, bias_correction; };
+    template <typename A> struct Coefficients { A rate, start, beta1, one_minus_beta1, one_minus_beta2, eps; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x6 = power(h.beta1, t);
-        const double x7 = double(1.0) - x6;
-        const double x9 = h.bias_correction == double(0.0) ? double(1.0) : x7;
-        const double x10 = power(h.beta2, t);
-        const double x11 = double(1.0) - x10;
-        const double x12 = h.bias_correction == double(0.0) ? double(1.0) : x11;
-        const double x13 = sqrt(x12);
-        const double x14 = h.lr * x13;
-        const double x15 = x14 / x9;
-        const double x16 = double(1.0) - h.beta1;
-        const double x17 = double(1.0) - h.beta2;
-        const double x18 = h.eps * x13;
-        return {x15, h.beta1, x16, x17, x18};
+        const double x7 = power(h.beta1, t);
+        const double x8 = double(1.0) - x7;
+        const double x10 = h.bias_correction == double(0.0) ? double(1.0) : x8;
+        const double x11 = power(h.beta2, t);
+        const double x12 = double(1.0) - x11;
+        const double x13 = h.bias_correction == double(0.0) ? double(1.0) : x12;
+        const double x14 = sqrt(x13);
+        const double x15 = h.lr * x14;
+        const double x16 = x15 / x10;
+        const double x17 = t == 1 ? h.initial : double(0.0);
+        const double x18 = double(1.0) - h.beta1;
+        const double x19 = double(1.0) - h.beta2;
+        const double x20 = h.eps * x14;
+        return {x16, x17, h.beta1, x18, x19, x20};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
-        return {A(c.rate), A(c.beta1), A(c.one_minus_beta1), A(c.one_minus_beta2), A(c.eps)};
+        return {A(c.rate), A(c.start), A(c.beta1), A(c.one_minus_beta1), A(c.one_minus_beta2), A(c.eps)};
     }
 
     template <typename A>
     static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
         A &m = s[0], &v = s[1];
-        const A x9 = c.beta1 * m;
-        const A x10 = c.one_minus_beta1 * g;
-        const A x11 = x9 + x10;
-        const A x12 = g * g;
-        const A x13 = v - x12;
-        const A x16 = copysign(A(1.0), x13);
-        const A x17 = x13 == x13 ? x16 : x13;
-        const A x18 = x13 == A(0.0) ? A(0.0) : x17;
-        const A x19 = x18 * x12;
-        const A x20 = c.one_minus_beta2 * x19;
-        const A x21 = v - x20;
-        const A x22 = v + x12;
-        const A x23 = x21 == x21 ? x21 : x22;
-        const A x24 = sqrt(x23);
-        const A x25 = x24 + c.eps;
-        const A x26 = x11 / x25;
-        const A x27 = x25 == A(0.0) ? A(0.0) : x26;
-        const A x28 = c.rate * x27;
-        const A x29 = p - x28;
-        m = x11;
-        v = x23;
-        p = x29;
+        const A x10 = m + c.start;
+        const A x11 = v + c.start;
+        const A x12 = c.beta1 * x10;
+        const A x13 = c.one_minus_beta1 * g;
+        const A x14 = x12 + x13;
+        const A x15 = g * g;
+        const A x16 = x11 - x15;
+        const A x19 = copysign(A(1.0), x16);
+        const A x20 = x16 == x16 ? x19 : x16;
+        const A x21 = x16 == A(0.0) ? A(0.0) : x20;
+        const A x22 = x21 * x15;
+        const A x23 = c.one_minus_beta2 * x22;
+        const A x24 = x11 - x23;
+        const A x25 = x11 + x15;
+        const A x26 = x24 == x24 ? x24 : x25;
+        const A x27 = sqrt(x26);
+        const A x28 = x27 + c.eps;
+        const A x29 = x14 / x28;
+        const A x30 = x28 == A(0.0) ? A(0.0) : x29;
+        const A x31 = c.rate * x30;
+        const A x32 = p - x31;
+        m = x14;
+        v = x26;
+        p = x32;
     }
 };
 
@@ -1115,65 +1176,71 @@ struct adopt {
 
 struct adan {
     static constexpr unsigned STATES = 4;
-    struct Hyper { double lr, beta1, beta2, beta3, eps; };
-    template <typename A> struct Coefficients { A fast, ahead, beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3, eps, known; };
+    struct Hyper { double lr, beta1, beta2, beta3, eps, eps_root, bias_correction, look_less; };
+    template <typename A> struct Coefficients { A fast, ahead, beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3, eps_root, eps, known, look; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x7 = power(h.beta3, t);
-        const double x8 = double(1.0) - x7;
-        const double x9 = sqrt(x8);
-        const double x10 = h.lr * x9;
-        const double x11 = power(h.beta1, t);
-        const double x12 = double(1.0) - x11;
-        const double x13 = x10 / x12;
-        const double x14 = x10 * h.beta2;
-        const double x15 = power(h.beta2, t);
-        const double x16 = double(1.0) - x15;
-        const double x17 = x14 / x16;
-        const double x18 = double(1.0) - h.beta1;
-        const double x19 = double(1.0) - h.beta2;
-        const double x20 = double(1.0) - h.beta3;
-        const double x21 = h.eps * x9;
-        const double x22 = t == 1 ? double(0.0) : double(1.0);
-        return {x13, x17, h.beta1, x18, h.beta2, x19, h.beta3, x20, x21, x22};
+        const double x10 = power(h.beta3, t);
+        const double x11 = double(1.0) - x10;
+        const double x12 = h.bias_correction == double(0.0) ? double(1.0) : x11;
+        const double x13 = sqrt(x12);
+        const double x14 = h.lr * x13;
+        const double x15 = double(1.0) - h.beta2;
+        const double x16 = h.look_less == double(0.0) ? h.beta2 : x15;
+        const double x17 = power(h.beta1, t);
+        const double x18 = double(1.0) - x17;
+        const double x19 = h.bias_correction == double(0.0) ? double(1.0) : x18;
+        const double x20 = x14 / x19;
+        const double x21 = x14 * x16;
+        const double x22 = power(h.beta2, t);
+        const double x23 = double(1.0) - x22;
+        const double x24 = h.bias_correction == double(0.0) ? double(1.0) : x23;
+        const double x25 = x21 / x24;
+        const double x26 = double(1.0) - h.beta1;
+        const double x27 = double(1.0) - h.beta3;
+        const double x28 = h.eps_root * x12;
+        const double x29 = h.eps * x13;
+        const double x30 = t == 1 ? double(0.0) : double(1.0);
+        return {x20, x25, h.beta1, x26, h.beta2, x15, h.beta3, x27, x28, x29, x30, x16};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
-        return {A(c.fast), A(c.ahead), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.beta3), A(c.one_minus_beta3), A(c.eps), A(c.known)};
+        return {A(c.fast), A(c.ahead), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.beta3), A(c.one_minus_beta3), A(c.eps_root), A(c.eps), A(c.known), A(c.look)};
     }
 
     template <typename A>
     static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
         A &m = s[0], &v = s[1], &n = s[2], &g_previous = s[3];
         const A x5 = g;
-        const A x16 = g - g_previous;
-        const A x17 = c.known * x16;
-        const A x18 = c.beta1 * m;
-        const A x19 = c.one_minus_beta1 * g;
-        const A x20 = x18 + x19;
-        const A x21 = c.beta2 * v;
-        const A x22 = c.one_minus_beta2 * x17;
-        const A x23 = x21 + x22;
-        const A x24 = c.beta2 * x17;
-        const A x25 = g + x24;
-        const A x26 = c.beta3 * n;
-        const A x27 = x25 * x25;
-        const A x28 = c.one_minus_beta3 * x27;
-        const A x29 = x26 + x28;
-        const A x30 = c.fast * x20;
-        const A x31 = c.ahead * x23;
-        const A x32 = x30 + x31;
-        const A x33 = sqrt(x29);
-        const A x34 = x33 + c.eps;
-        const A x36 = x32 / x34;
-        const A x37 = x34 == A(0.0) ? A(0.0) : x36;
-        const A x38 = p - x37;
-        m = x20;
-        v = x23;
-        n = x29;
+        const A x18 = g - g_previous;
+        const A x19 = c.known * x18;
+        const A x20 = c.beta1 * m;
+        const A x21 = c.one_minus_beta1 * g;
+        const A x22 = x20 + x21;
+        const A x23 = c.beta2 * v;
+        const A x24 = c.one_minus_beta2 * x19;
+        const A x25 = x23 + x24;
+        const A x26 = c.look * x19;
+        const A x27 = g + x26;
+        const A x28 = c.beta3 * n;
+        const A x29 = x27 * x27;
+        const A x30 = c.one_minus_beta3 * x29;
+        const A x31 = x28 + x30;
+        const A x32 = c.fast * x22;
+        const A x33 = c.ahead * x25;
+        const A x34 = x32 + x33;
+        const A x35 = x31 + c.eps_root;
+        const A x36 = sqrt(x35);
+        const A x37 = x36 + c.eps;
+        const A x39 = x34 / x37;
+        const A x40 = x37 == A(0.0) ? A(0.0) : x39;
+        const A x41 = p - x40;
+        m = x22;
+        v = x25;
+        n = x31;
         g_previous = x5;
-        p = x38;
+        p = x41;
     }
 };
 

@@ -78,19 +78,29 @@ def sgd(w: Array, g: Array, state: State, t: int, *, lr: float) -> Step:
 
 @rule("b")
 def momentum(
-    w: Array, g: Array, state: State, t: int, *, lr: float, momentum: float, dampening: float = 0, average: int = 0
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float = 0,
+    average: int = 0,
+    dampen_first: int = 0,
 ) -> Step:
     """b ← μb + (1−τ)g, undampened at t = 1; w ← w − γb. Averaged: b ← μb + (1−μ)g, at t = 1 as well.
 
     Source: Polyak, "Some methods of speeding up the convergence of iteration methods", 1964, as written by
     torch.optim.SGD, whose first buffer is g itself; the averaged form is an exponentially weighted average of g.
+    With ``dampen_first`` that of t = 1 is dampened too, as mlx.optimizers.SGD has it.
     The first buffer is μb + g also here, which is g from b = 0 and lets a run begin with a buffer of its own.
     """
     if average:
         if dampening:
             raise ValueError("momentum: the averaged form has no dampening")
         b = momentum * state["b"] + (1 - momentum) * g
-    elif t == 1:
+    elif t == 1 and not dampen_first:
         b = momentum * state["b"] + g
     else:
         b = momentum * state["b"] + (1 - dampening) * g
@@ -129,6 +139,16 @@ def velocity_nesterov(w: Array, g: Array, state: State, t: int, *, lr: float, mo
     return w + momentum * v - lr * g, {"v": v}
 
 
+@rule("v")
+def velocity_nesterov_chainer(w: Array, g: Array, state: State, t: int, *, lr: float, momentum: float) -> Step:
+    """v ← μv − γg; w ← w + μ·μ·v − (1+μ)γg.
+
+    Source: chainer.optimizers.NesterovAG, as its documentation and issue 4274 state it.
+    """
+    v = momentum * state["v"] - lr * g
+    return w + momentum**2 * v - (1 + momentum) * lr * g, {"v": v}
+
+
 @rule("w_prev")
 def heavy_ball(
     w: Array, g: Array, state: State, t: int, *, lr: float, momentum: float, weight_decay: float = 0
@@ -145,13 +165,15 @@ def heavy_ball(
 
 
 @rule("G")
-def adagrad(w: Array, g: Array, state: State, t: int, *, lr: float, eps: float) -> Step:
-    """G ← G + g²; w ← w − γg/(√G + ε).
+def adagrad(
+    w: Array, g: Array, state: State, t: int, *, lr: float, eps: float, initial: float = 0, eps_inside: int = 0
+) -> Step:
+    """G ← G + g²; w ← w − γg/(√G + ε), or √(G + ε). G begins at ``initial``, which the state lacks until t = 1.
 
     Source: Duchi, Hazan and Singer, "Adaptive Subgradient Methods", 2011, figure 1 (diagonal), ε outside the root.
     """
-    G = state["G"] + g * g
-    return w - lr * divide(g, np.sqrt(G) + eps), {"G": G}
+    G = (initial if t == 1 else 0) + state["G"] + g * g
+    return w - lr * divide(g, root(G, eps, eps_inside)), {"G": G}
 
 
 @rule("v")
@@ -239,14 +261,17 @@ def rmsprop_momentum(
     momentum: float,
     eps_inside: int = 0,
     first_square: int = 0,
+    lr_inside: int = 0,
 ) -> Step:
     """v ← βv + (1−β)g²; b ← μb + g/(√v + ε); w ← w − γb.
 
-    Source: Hinton 2012, slide 29, under momentum as torch.optim.RMSprop(momentum=μ) has it.
+    Source: Hinton 2012, slide 29, under momentum as torch.optim.RMSprop(momentum=μ) has it, or
+    with ``lr_inside`` as keras.optimizers.RMSprop and optax.rmsprop: b ← μb + γg/(√v + ε); w ← w − b.
     """
     v = running(state["v"], g * g, decay, t, first_square)
-    b = momentum * state["b"] + divide(g, root(v, eps, eps_inside))
-    return w - lr * b, {"v": v, "b": b}
+    u = divide(g, root(v, eps, eps_inside))
+    b = momentum * state["b"] + (lr * u if lr_inside else u)
+    return w - (b if lr_inside else lr * b), {"v": v, "b": b}
 
 
 @rule("v", "a", "b")
@@ -262,6 +287,7 @@ def rmsprop_centered_momentum(
     momentum: float,
     eps_inside: int = 0,
     first_square: int = 0,
+    lr_inside: int = 0,
 ) -> Step:
     """v ← βv + (1−β)g²; a ← βa + (1−β)g; b ← μb + g/(√max(v − a², 0) + ε); w ← w − γb.
 
@@ -270,8 +296,9 @@ def rmsprop_centered_momentum(
     v = running(state["v"], g * g, decay, t, first_square)
     a = running(state["a"], g, decay, t, first_square)
     variance = np.maximum(v - a * a, 0)
-    b = momentum * state["b"] + divide(g, root(variance, eps, eps_inside))
-    return w - lr * b, {"v": v, "a": a, "b": b}
+    u = divide(g, root(variance, eps, eps_inside))
+    b = momentum * state["b"] + (lr * u if lr_inside else u)
+    return w - (b if lr_inside else lr * b), {"v": v, "a": a, "b": b}
 
 
 @rule("v", "m")
@@ -362,14 +389,22 @@ def adam_amsgrad(
     bias_correction: int = 1,
     eps_inside: int = 0,
     eps_hat: int = 0,
+    max_corrected: int = 0,
 ) -> Step:
     """As adam, with v̂ = v_max/(1−β₂ᵗ) and v_max ← max(v_max, v).
 
     Source: Reddi, Kale and Kumar, "On the Convergence of Adam and Beyond", 2018, Algorithm 2, with the maximum of the
-    uncorrected v and the bias corrections of torch.optim.Adam(amsgrad=True).
+    uncorrected v and the bias corrections of torch.optim.Adam(amsgrad=True); with ``max_corrected`` the maximum is that
+    of v/(1−β₂ᵗ) itself, as in optax.amsgrad.
     """
     m = beta1 * state["m"] + (1 - beta1) * g
     v = beta2 * state["v"] + (1 - beta2) * (g * g)
+    if max_corrected:
+        if eps_hat:
+            raise ValueError("adam_amsgrad: ε-hat is before the correction, which is then before the maximum")
+        c1, c2 = (1 - beta1**t, 1 - beta2**t) if bias_correction else (1, 1)
+        v_max = np.maximum(state["v_max"], v / c2)
+        return w - lr * divide(m / c1, root(v_max, eps, eps_inside)), {"m": m, "v": v, "v_max": v_max}
     v_max = np.maximum(state["v_max"], v)
     u = adam_update(m, v_max, t, lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat)
     return w - u, {"m": m, "v": v, "v_max": v_max}
@@ -416,14 +451,32 @@ def moments(g: Array, state: State, beta1: float, beta2: float) -> tuple[Array, 
 
 
 @rule("m", "u")
-def adamax(w: Array, g: Array, state: State, t: int, *, lr: float, beta1: float, beta2: float, eps: float) -> Step:
+def adamax(
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    bias_correction: int = 1,
+    eps_outside: int = 0,
+) -> Step:
     """m ← β₁m + (1−β₁)g; u ← max(β₂u, |g| + ε); w ← w − (γ/(1−β₁ᵗ)) m/u.
 
-    Source: Kingma and Ba 2015, Algorithm 2, with the ε of torch.optim.Adamax.
+    Source: Kingma and Ba 2015, Algorithm 2, with the ε of torch.optim.Adamax; with ``eps_outside`` that of
+    keras.optimizers.Adamax, u ← max(β₂u, |g|) and m/(u + ε).
     """
     m = beta1 * state["m"] + (1 - beta1) * g
+    if bias_correction:
+        lr = lr / (1 - beta1**t)
+    if eps_outside:
+        u = np.maximum(beta2 * state["u"], np.abs(g))
+        return w - lr * divide(m, u + eps), {"m": m, "u": u}
     u = np.maximum(beta2 * state["u"], np.abs(g) + eps)
-    return w - lr / (1 - beta1**t) * divide(m, u), {"m": m, "u": u}
+    return w - lr * divide(m, u), {"m": m, "u": u}
 
 
 @rule("v", "u")
@@ -449,14 +502,16 @@ def nadam(
     beta2: float,
     eps: float,
     momentum_decay: float,
+    constant_momentum: int = 0,
 ) -> Step:
     """ĝ = g/(1−∏μᵢ); m̂ = m/(1−∏μᵢ·μₜ₊₁); m̄ = (1−μₜ)ĝ + μₜ₊₁m̂; w ← w − γm̄/(√v̂ + ε).
 
     Source: Dozat, "Incorporating Nesterov Momentum into Adam", 2016, Algorithm 2, with μₜ = β₁(1 − ½·0.96^(ψt)) and m
-    by β₁ as in torch.optim.NAdam.
+    by β₁ as in torch.optim.NAdam; with ``constant_momentum`` μₜ = β₁, as in optax.nadam.
     """
     m, v = moments(g, state, beta1, beta2)
     mu = [beta1 * (1 - 0.5 * 0.96 ** (momentum_decay * i)) for i in range(1, t + 2)]
+    mu = [beta1] * (t + 1) if constant_momentum else mu
     g_hat = g / (1 - math.prod(mu[:-1]))
     m_hat = m / (1 - math.prod(mu))
     m_bar = (1 - mu[t - 1]) * g_hat + mu[t] * m_hat
@@ -464,31 +519,57 @@ def nadam(
 
 
 @rule("m", "v")
-def radam(w: Array, g: Array, state: State, t: int, *, lr: float, beta1: float, beta2: float, eps: float) -> Step:
+def radam(
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    eps_hat: int = 1,
+    from_four: int = 0,
+) -> Step:
     """w ← w − γ·r·m̂·√(1−β₂ᵗ)/(√v + ε) if ρ > 5, else w ← w − γm̂.
 
     Source: Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", 2020, Algorithm 2, with the
-    threshold and the ε of torch.optim.RAdam.
+    threshold and the ε of torch.optim.RAdam; ``from_four``: the paper's threshold. Without ``eps_hat`` the ε of
+    optax.radam, γ·r·m̂/(√v̂ + ε).
     """
     m, v = moments(g, state, beta1, beta2)
     m_hat = m / (1 - beta1**t)
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
-    if rho <= 5:
+    if rho <= (4 if from_four else 5):
         return w - lr * m_hat, {"m": m, "v": v}
     r = math.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
+    if not eps_hat:
+        return w - lr * r * divide(m_hat, np.sqrt(v / (1 - beta2**t)) + eps), {"m": m, "v": v}
     return w - lr * r * divide(m_hat * math.sqrt(1 - beta2**t), np.sqrt(v) + eps), {"m": m, "v": v}
 
 
 @rule("m", "s")
-def adabelief(w: Array, g: Array, state: State, t: int, *, lr: float, beta1: float, beta2: float, eps: float) -> Step:
-    """m ← β₁m + (1−β₁)g; s ← β₂s + (1−β₂)(g−m)² + ε; w ← w − γm̂/(√ŝ + ε).
+def adabelief(
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    eps_root: float,
+) -> Step:
+    """m ← β₁m + (1−β₁)g; s ← β₂s + (1−β₂)(g−m)² + ε₀; w ← w − γm̂/(√ŝ + ε); ε₀ = ε in the paper.
 
     Source: Zhuang et al., "AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients", 2020,
     Algorithm 2.
     """
     m = beta1 * state["m"] + (1 - beta1) * g
-    s = beta2 * state["s"] + (1 - beta2) * (g - m) ** 2 + eps
+    s = beta2 * state["s"] + (1 - beta2) * (g - m) ** 2 + eps_root
     return w - lr * divide(m / (1 - beta1**t), np.sqrt(s / (1 - beta2**t)) + eps), {"m": m, "s": s}
 
 
@@ -504,12 +585,14 @@ def yogi(
     beta2: float,
     eps: float,
     bias_correction: int = 0,
+    initial: float = 0,
 ) -> Step:
     """m ← β₁m + (1−β₁)g; v ← v − (1−β₂)·sign(v − g²)·g²; w ← w − γm/(√v + ε).
 
     Source: Zaheer et al., "Adaptive Methods for Nonconvex Optimization", 2018, Algorithm 2; with ``bias_correction`` m̂
-    and v̂ as in Adam.
+    and v̂ as in Adam. m and v begin at ``initial``, which the state lacks until t = 1.
     """
+    state = {name: value + (initial if t == 1 else 0) for name, value in state.items()}
     m = beta1 * state["m"] + (1 - beta1) * g
     v = state["v"] - (1 - beta2) * np.sign(state["v"] - g**2) * g**2
     c1, c2 = (1 - beta1**t, 1 - beta2**t) if bias_correction else (1, 1)
@@ -582,18 +665,23 @@ def adan(
     beta2: float,
     beta3: float,
     eps: float,
+    eps_root: float = 0,
+    bias_correction: int = 1,
+    look_less: int = 0,
 ) -> Step:
     """m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)Δ; n ← β₃n + (1−β₃)(g + β₂Δ)²; w ← w − γ(m̂ + β₂v̂)/(√n̂ + ε); Δ = g − g_prev.
 
     Source: Xie et al., "Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models", 2022,
-    Algorithm 1, whose βᵢ are 1 − βᵢ here, with bias corrections and Δ = 0 at t = 1.
+    Algorithm 1, whose βᵢ are 1 − βᵢ here, with bias corrections and Δ = 0 at t = 1; without ``bias_correction`` as it
+    stands there. With ``look_less`` and ε₀ in the root as optax.adan: 1 − β₂ for the β₂ before Δ and v.
     """
     difference = np.zeros_like(g) if t == 1 else g - state["g_prev"]
+    look = 1 - beta2 if look_less else beta2
     m = beta1 * state["m"] + (1 - beta1) * g
     v = beta2 * state["v"] + (1 - beta2) * difference
-    n = beta3 * state["n"] + (1 - beta3) * (g + beta2 * difference) ** 2
-    above = m / (1 - beta1**t) + beta2 * v / (1 - beta2**t)
-    update = divide(above, np.sqrt(n / (1 - beta3**t)) + eps)
+    n = beta3 * state["n"] + (1 - beta3) * (g + look * difference) ** 2
+    c1, c2, c3 = (1 - beta**t if bias_correction else 1 for beta in (beta1, beta2, beta3))
+    update = divide(m / c1 + look * v / c2, np.sqrt(n / c3 + eps_root) + eps)
     return w - lr * update, {"m": m, "v": v, "n": n, "g_prev": g}
 
 
@@ -791,8 +879,13 @@ def pipeline_step(
     clip_value: float | None = None,
     scale: float | None = None,
     norm_scale: float | None = None,
+    decay_after: bool = False,
+    decay_implicit: bool = False,
+    decay_unscaled: bool = False,
 ) -> Step:
     """Take a whole step: g·scale, sign → ±clip_value → g·norm_scale → g + l2·w → the rule, with (1−γλ)·(old w).
+
+    Or (1−γλ)·(new w), or (new w)/(1+γλ); λ in the place of γλ if unscaled.
 
     ``norm_scale`` is ``norms.clip_scale(norm, clip_norm)`` of the norm over all the gradients of the step.
     """
@@ -813,6 +906,10 @@ def pipeline_step(
         if weight_decay and "weight_decay" in hyperparameters(name):
             hyper["weight_decay"] = weight_decay
         elif weight_decay:
+            share = weight_decay * (1 if decay_unscaled else hyper["lr"])
+            if decay_after or decay_implicit:
+                w, state = REFERENCE[name](w, g, state, t, **hyper)
+                return w / (1 + share) if decay_implicit else w - share * w, state
             # The others use w only as what their update is subtracted from.
-            w = (1 - hyper["lr"] * weight_decay) * w
+            w = (1 - share) * w
     return REFERENCE[name](w, g, state, t, **hyper)

@@ -114,6 +114,7 @@ struct JudgeArgs {
     LossScale *dynamic; // changed here
     double growth, backoff, least, most;
     u64 interval;
+    double clip_eps;  // added to the norm that it divides by
 };
 
 // Combines what was measured: each array's blocks, then the arrays.
@@ -152,8 +153,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) judge(const JudgeArgs a) {
         const double norm = sqrt(squares);
         Verdict verdict = {norm, 1.0, 0, total > 0, 0, unscale_of(a.grad_scale, a.dynamic)};
         // Not `norm > clip_norm`: the step of a NaN norm is NaN everywhere, not unclipped.
-        if (a.squares && !(norm <= a.clip_norm)) {
-            verdict.scale = a.clip_norm / norm;
+        if (a.squares && !(norm + a.clip_eps <= a.clip_norm)) {
+            verdict.scale = a.clip_norm / (norm + a.clip_eps);
             verdict.scales = 1;
         }
         if (a.steps) verdict.steps = *a.steps + (total > 0 ? 0 : 1);

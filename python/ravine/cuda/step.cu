@@ -1,13 +1,13 @@
 // The step: one launch for all parameters. Rule is the struct of a rule, KINDS the storages that meet in this list.
 //
-// unscale -> sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter -> what
-// follows it: Lookahead, an average, the exact copy of a half-precision parameter (LOOKAHEAD, AVERAGE, MASTER if defined).
+// unscale -> sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter, or on
+// the new one -> what follows it: Lookahead, an average, the exact copy of a half-precision parameter (LOOKAHEAD, AVERAGE, MASTER if defined).
 // What changes from step to step is in device memory, the counts of updates too, so a captured step can be replayed.
 
 // A group's hyperparameters, and the options that every rule has.
 struct Group {
     Rule::Hyper hyper;
-    double weight_decay, l2, maximize;
+    double weight_decay, l2, maximize, decay_after, decay_implicit, decay_unscaled;
 };
 
 struct StepArgs {
@@ -36,8 +36,8 @@ struct StepArgs {
 // The numbers of one (group, t), in f64.
 struct Row {
     Rule::Coefficients<double> coefficients;
-    double keep, l2, unscale;
-    bool maximize, decay, couple;
+    double keep, l2, unscale; // keep: of the old parameter, or with `later` of the new one
+    bool maximize, decay, later, couple;
     double weight, alpha;
     bool counts, begins, ends;
 };
@@ -45,10 +45,13 @@ struct Row {
 __device__ __noinline__ void fill(Row &row, const Group &group, const u64 t, const StepArgs &a) {
     row.unscale = a.verdict ? a.verdict->unscale : unscale_of(a.grad_scale, nullptr);
     row.coefficients = Rule::coefficients(group.hyper, t);
-    row.keep = 1.0 - group.hyper.lr * group.weight_decay;
+    const double scaled = group.hyper.lr * group.weight_decay;
+    const double part = group.decay_unscaled != 0.0 ? group.weight_decay : scaled;
+    row.keep = group.decay_implicit != 0.0 ? 1.0 / (1.0 + part) : 1.0 - part;
     row.l2 = group.l2;
     row.maximize = group.maximize != 0.0;
-    row.decay = group.weight_decay != 0.0;
+    row.later = group.weight_decay != 0.0 && (group.decay_after != 0.0 || group.decay_implicit != 0.0);
+    row.decay = group.weight_decay != 0.0 && !row.later;
     row.couple = group.l2 != 0.0;
 }
 
@@ -75,14 +78,14 @@ __device__ __forceinline__ void follow(Row &row, const StepArgs &a, const u64 t)
 template <typename A> struct Formula {
     Rule::Coefficients<A> coefficients;
     A clip, scale, l2, keep, unscale;
-    bool unscales, maximize, clips, scales, couple, decay;
+    bool unscales, maximize, clips, scales, couple, decay, later;
 
     __device__ __forceinline__ Formula(const Row &row, const StepArgs &a)
         : coefficients(Rule::rounded<A>(row.coefficients)), clip(A(a.clip_value)),
           scale(a.verdict ? A(a.verdict->scale) : A(1.0)), l2(A(row.l2)), keep(A(row.keep)),
           unscale(A(row.unscale)), unscales(row.unscale != 0.0), maximize(row.maximize),
           clips(a.clip_value < __longlong_as_double(0x7ff0000000000000LL)), scales(a.verdict && a.verdict->scales),
-          couple(row.couple), decay(row.decay) {}
+          couple(row.couple), decay(row.decay), later(row.later) {}
 
     // What happens to gradients before the rule sees them.
     __device__ __forceinline__ A prepared(const A p, A g) const {
@@ -101,6 +104,7 @@ template <typename A> struct Formula {
         g = prepared(p, g);
         if (decay) p = keep * p;
         Rule::update(coefficients, p, g, s);
+        if (later) p = keep * p;
     }
 };
 

@@ -69,6 +69,7 @@ _JUDGE = _struct(
     ("dynamic", "u8"),
     *_floats("growth backoff least most"),
     ("interval", "u8"),
+    ("clip_eps", "f8"),
 )
 _ACCUMULATE = _struct("arrays sums count blocks", ("weight", "f8"), ("first", "u8"))
 _SCALE = _struct("arrays verdict count blocks")
@@ -222,8 +223,10 @@ class Engine:
         clip_norm: float | None,
         nonfinite: str,
         after: After | None = None,
+        clip_eps: float = 0.0,
     ) -> None:
-        self._core = _core.Engine(rule, params, group_of, new_states, clip_value, clip_norm, nonfinite, after)
+        options = (clip_value, clip_norm, nonfinite, after, clip_eps)
+        self._core = _core.Engine(rule, params, group_of, new_states, *options)
         self._device, self._rule, self._lock = device, rule, threading.Lock()
         self._clip_norm, self._nonfinite = clip_norm, nonfinite
         self._clip_value = math.inf if clip_value is None else clip_value
@@ -265,7 +268,8 @@ class Engine:
             }
         self._step_args = self._filled(_STEP, clip_value=self._clip_value, **_after_numbers(after))
         self._measure_args = self._filled(_MEASURE, clip_value=self._clip_value, limits=tables["limits"])
-        self._judge_args = self._filled(_JUDGE, clip_norm=math.inf if clip_norm is None else clip_norm)
+        limit = math.inf if clip_norm is None else clip_norm
+        self._judge_args = self._filled(_JUDGE, clip_norm=limit, clip_eps=clip_eps)
         self._judge_args["steps"] = self._arrays["counters"].data.ptr
         #: Of each list of arrays that may be gradients: storages of parameter and gradient that meet, and kernels.
         self._kinds: dict[str, frozenset[tuple[int, int]]] = {}
