@@ -33,6 +33,9 @@ def test_groups_are_mappings_with_the_names_of_their_parameters():
         "weight_decay": 0.0,
         "l2": 0.0,
         "maximize": False,
+        "decay_after": False,
+        "decay_implicit": False,
+        "decay_unscaled": False,
     }
     assert "lr" in opt.groups[0]
     assert "momentum" not in opt.groups[0]
@@ -57,7 +60,7 @@ def test_every_number_of_every_rule_is_read_set_and_used(name):
             float: lambda v: 3.0 if kinds.get(key) == "whole" else v * 0.5 or 0.125,  # noqa: B023
         }[type(value)](value)
         here, there = np.full(3, 0.5), np.full(3, 0.5)
-        opt, other = make(here), make(there, **{**make.keywords, key: new})
+        opt, other = make(here), make(there, **{**make.keywords, **values, key: new})
         opt.groups[0][key] = new
         assert opt.groups[0][key] == other.groups[0][key] == new
         assert repr(opt) == repr(other)

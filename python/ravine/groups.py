@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Group", "GroupList"]
 
+#: The options of a group that make the formula.
+_SWITCHES = ("maximize", "decay_after", "decay_implicit", "decay_unscaled")
+
 
 class Group(Mapping[str, Any]):
     """The values of the parameters that share them, by the names of the optimizer's arguments.
@@ -91,7 +94,7 @@ class Group(Mapping[str, Any]):
         return self._optimizer._parts(name)
 
     def _is_switch(self, part: str) -> bool:
-        return part == "maximize" or _core.rules()[self._optimizer._rule]["hyperparameters"].get(part) == "switch"
+        return part in _SWITCHES or _core.rules()[self._optimizer._rule]["hyperparameters"].get(part) == "switch"
 
 
 class GroupList(Sequence[Group]):
