@@ -69,8 +69,11 @@ impl After {
     pub(crate) fn numbers(&self, t: u64) -> Numbers {
         Numbers {
             weight: self.average.and_then(|average| average.weight(t)),
-            begins: self.lookahead.is_some_and(|lookahead| (t - 1) % lookahead.every == 0),
-            alpha: self.lookahead.filter(|lookahead| t % lookahead.every == 0).map(|lookahead| lookahead.alpha),
+            begins: self.lookahead.is_some_and(|lookahead| (t - 1).is_multiple_of(lookahead.every)),
+            alpha: self
+                .lookahead
+                .filter(|lookahead| t.is_multiple_of(lookahead.every))
+                .map(|lookahead| lookahead.alpha),
         }
     }
 }

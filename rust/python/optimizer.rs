@@ -191,10 +191,8 @@ impl Engine {
                 ranges.extend(view.extent().map(|(low, high)| (low, high, i)));
                 views.push(view);
             }
-            let (kept, kept_views) = match &after {
-                Some(after) => kept_of(place, leaf, &parameter, after)?,
-                None => (Vec::new(), None),
-            };
+            let kept = after.as_ref().map(|after| kept_of(place, leaf, &parameter, after)).transpose()?;
+            let (kept, kept_views) = kept.unzip();
             for view in kept_views.iter().flat_map(Kept::views).flatten() {
                 ranges.extend(view.extent().map(|(low, high)| (low, high, i)));
             }
@@ -216,7 +214,7 @@ impl Engine {
                 given: given[i].clone().unbind(),
                 array: leaf.clone().unbind(),
                 states: states.into_iter().map(Bound::unbind).collect(),
-                kept: kept.into_iter().map(|array| array.map(Bound::unbind)).collect(),
+                kept: kept.into_iter().flatten().map(|array| array.map(Bound::unbind)).collect(),
                 last_gradient: 0,
                 sum: None,
             });
@@ -546,7 +544,7 @@ fn kept_of<'py>(
     leaf: &Bound<'py, PyAny>,
     parameter: &Array<'_, '_>,
     (new, average, lookahead): &AfterRule<'py>,
-) -> PyResult<(Vec<Option<Bound<'py, PyAny>>>, Option<Kept>)> {
+) -> PyResult<([Option<Bound<'py, PyAny>>; KEPT.len()], Kept)> {
     let compute = parameter.dtype.compute();
     let arrays: [Option<Bound<'py, PyAny>>; KEPT.len()] = new.call1((leaf, compute.name()))?.extract()?;
     let name = || "kept".to_owned();
@@ -562,7 +560,7 @@ fn kept_of<'py>(
     let master = view(&arrays[0], arrays[0].is_some() && parameter.dtype.size() == 2)?;
     let (average, slow) = (view(&arrays[1], average.is_some())?, view(&arrays[2], lookahead.is_some())?);
     if right {
-        Ok((arrays.into(), Some(Kept { master, average, slow })))
+        Ok((arrays, Kept { master, average, slow }))
     } else {
         Err(PyValueError::new_err("kept: not the arrays that what follows the rule needs"))
     }
