@@ -374,6 +374,9 @@ def sources():
     """Give all texts as they are compiled for a user, a kernel each, with the architectures to compile them for."""
     for rule, (kind, storages) in itertools.product(rv._core.rules(), KINDS.items()):
         yield f"{rule} {kind}", step_source(rule, frozenset([storages])), architectures_of(rule, kind)
+    # What a half-precision parameter gets from accumulated gradients.
+    for dtype, storages in {"float16": (2, 1), "bfloat16": (3, 1)}.items():
+        yield f"adam {dtype}-float32", step_source("adam", frozenset([storages])), (90,)
     for number, dtype in enumerate(("float64", "float32", "float16", "bfloat16")):
         text = measure_source(frozenset([number]))
         yield from ((f"{name} {dtype}", alone(text, name), ARCHITECTURES) for name in kernel_names(text))
