@@ -382,6 +382,9 @@ def sources():
             yield f"{rule} {kind} gauge", alone(text, "gauge"), chosen
         if rule in LAYERWISE and kind == "float32":  # it is the same for all
             yield f"{rule} settle", alone(text, "settle"), ARCHITECTURES if rule == "lamb" else (90,)
+    # What a half-precision parameter gets from accumulated gradients.
+    for dtype, storages in {"float16": (2, 1), "bfloat16": (3, 1)}.items():
+        yield f"adam {dtype}-float32", step_source("adam", frozenset([storages])), (90,)
     for number, dtype in enumerate(("float64", "float32", "float16", "bfloat16")):
         text = measure_source(frozenset([number]))
         yield from ((f"{name} {dtype}", alone(text, name), ARCHITECTURES) for name in kernel_names(text))

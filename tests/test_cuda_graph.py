@@ -112,3 +112,34 @@ def test_steps_on_two_streams_follow_each_other(gpu):
     for _ in range(10):
         own.step(g)
     assert_equal_lists(there, here)
+
+
+def test_a_captured_step_goes_on_scaling_the_loss(gpu):
+    here, g = problem(), problem(1)
+    there, gradients = [gpu.asarray(w) for w in here], [gpu.asarray(x) for x in g]
+    own, opt = rv.AdamW(here, lr=0.01), rv.AdamW(there, lr=0.01)
+    one, other = (rv.DynamicLossScale(2**4, growth_interval=3, max_scale=2**10) for _ in range(2))
+    buffers = [gpu.empty_like(x) for x in gradients]
+
+    def scaled_step():
+        for buffer, x in zip(buffers, gradients, strict=True):
+            gpu.multiply(x, other.value, out=buffer)
+        opt.step(buffers, grad_scale=other)
+
+    stream = gpu.cuda.Stream(non_blocking=True)
+    gpu.cuda.Device().synchronize()
+    with stream:
+        scaled_step()
+        scaled_step()  # the value has become an array by now
+        stream.synchronize()
+        stream.begin_capture()
+        scaled_step()
+        graph = stream.end_capture()
+        for _ in range(12):
+            graph.launch(stream=stream)
+        stream.synchronize()
+    for _ in range(14):
+        own.step([x * np.float32(one.value) for x in g], grad_scale=one)
+    assert opt.steps == own.steps == 14
+    assert other.state_dict() == one.state_dict()
+    assert_equal_lists(there, here)

@@ -17,7 +17,10 @@ STEP = """
     every_length and (adam-float32 or adam-float16) or strided_arrays and adam-gaps or strided_norms
     or dtypes_in_one and adam or skipped and adam or norms_and_clipping or functions_equal and float32-float32-momentum
 """
+#: Loss scales that change on the device, and sums of micro-batches.
+SCALED = "on_a_device_sums and transposed and float16 or nothing_waits"
 SELECTIONS = {
+    "loss scale": ["tests/test_loss_scale.py", "-k", SCALED],
     "step": ["tests/test_cuda_step.py", "-k", " ".join(STEP.split())],
     "norm": ["tests/test_cuda_norm.py", "-k", "sanitized"],
     "onebit": ["tests/test_cuda_onebit.py", "-k", "sanitized and not float64 and not bfloat16 or pieces"],
