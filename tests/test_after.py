@@ -406,7 +406,12 @@ def test_a_run_goes_on_bit_for_bit(options, stop, tmp_path):
 
 
 def half_tree(seed=0):
-    return {"w": gentle((5, 7), F16, seed), "b": [gentle(4, BF16, seed + 2)]}
+    shapes = {"scalar": (), "empty": (0, 3)}
+    return {
+        "w": gentle((5, 7), F16, seed),
+        "b": [gentle(4, BF16, seed + 2)],
+        **{name: np.array(gentle(shape, F16, seed + 3)) for name, shape in shapes.items()},
+    }
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -414,6 +419,7 @@ def test_parameters_come_back_from_their_exact_copies(changed, tmp_path):
     opt = run(rv.AdamW(half_tree(), lr=0.01, master="float32"), 0, 3, half_tree)
     if changed:
         opt._engine.parameters[0][1, 1] = 3
+        opt._engine.parameters[2][...] = 3
     opt.save(tmp_path / "run", params=False)
     by_state, by_file = (rv.AdamW(half_tree(9), lr=0.01, master="float32") for _ in range(2))
     by_state.load_state_dict(opt.state_dict())

@@ -372,6 +372,10 @@ def architectures_of(rule, kind):
     return ARCHITECTURES if kind in ("float32", "float64") or rule == "adam" else (90,)
 
 
+#: What follows the rule does not know it: no states, two, and the most.
+FOLLOWED = ("sgd", "adam", "adan")
+
+
 def sources():
     """Give all texts as they are compiled for a user, a kernel each, with the architectures to compile them for."""
     for rule, (kind, storages) in itertools.product(rv._core.rules(), KINDS.items()):
@@ -385,6 +389,10 @@ def sources():
     # What a half-precision parameter gets from accumulated gradients.
     for dtype, storages in {"float16": (2, 1), "bfloat16": (3, 1)}.items():
         yield f"adam {dtype}-float32", step_source("adam", frozenset([storages])), (90,)
+    for rule, kind in itertools.product(FOLLOWED, ("float64", "bfloat16")):
+        after = ("MASTER", "AVERAGE", "LOOKAHEAD")[kind == "float64" :]
+        text = step_source(rule, frozenset([KINDS[kind]]), after)
+        yield f"{rule} {kind} {' '.join(after).lower()}", text, ARCHITECTURES if rule == "adam" else (90,)
     for number, dtype in enumerate(("float64", "float32", "float16", "bfloat16")):
         text = measure_source(frozenset([number]))
         yield from ((f"{name} {dtype}", alone(text, name), ARCHITECTURES) for name in kernel_names(text))

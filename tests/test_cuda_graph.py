@@ -23,7 +23,12 @@ def assert_equal_lists(there, here):
         assert_same_bits(a.get(), b, i)
 
 
-@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}, {"clip_norm": 0.5, "nonfinite": "skip"}], ids=str)
+FOLLOWED = {"average": rv.SWA(start=3, every=4), "lookahead": rv.Lookahead(6)}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"clip_norm": 0.5}, {"clip_norm": 0.5, "nonfinite": "skip"}, FOLLOWED], ids=str
+)
 def test_a_captured_step_can_be_replayed(gpu, options):
     here, g = problem(), problem(1)
     there, gradients = [gpu.asarray(w) for w in here], [gpu.asarray(x) for x in g]

@@ -16,6 +16,7 @@ from tests.cuda_on_cpu import sanitized_environment
 STEP = """
     every_length and (adam-float32 or adam-float16) or strided_arrays and adam-gaps or strided_norms
     or dtypes_in_one and adam or skipped and adam or norms_and_clipping or functions_equal and float32-float32-momentum
+    or follows_the_rule
 """
 #: Loss scales that change on the device, and sums of micro-batches.
 SCALED = "on_a_device_sums and transposed and float16 or nothing_waits"

@@ -180,6 +180,27 @@ def test_strided_arrays_have_the_same_bits(gpu_device, rule, layout):
     assert_same_steps(gpu_device, rule, params, gradients, HYPER[rule], lambda x: strided(xp, x, layout), **ALL)
 
 
+@pytest.mark.parametrize("layout", ["plain", "shifted", "transposed", "gaps"])
+def test_what_follows_the_rule_equals_the_cpu_for_any_length_and_layout(gpu_device, layout):
+    after = {"lookahead": rv.Lookahead(3, 0.3), "average": rv.SWA(start=1, every=2), "master": "float32"}
+    shapes = [(n,) for n in [1, 3, 4, 7, 8, 9, 31, 33, 4095, 4096, 4097, 8200]]
+    shapes = [(67, 45), (130, 64)] if layout in ("transposed", "gaps") else shapes
+    dtypes = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
+    params = [numbers(shape, dtype, i) for i, (shape, dtype) in enumerate(itertools.product(shapes, dtypes))]
+    gradients = [[numbers(p.shape, p.dtype, seed) for p in params] for seed in range(1, 6)]
+    gradients[2][::5] = [None] * len(gradients[2][::5])
+    xp = gpu_device.xp
+
+    def put(x):
+        if layout != "shifted":
+            return strided(xp, x, layout)
+        base = xp.zeros(len(x) + 3, x.dtype)
+        base[3:] = xp.asarray(x)
+        return base[3:]
+
+    assert_same_steps(gpu_device, "adam", params, gradients, HYPER["adam"], put, weight_decay=0.1, after=after)
+
+
 @pytest.mark.parametrize("which", range(4))
 def test_one_strided_array_among_contiguous_ones(gpu_device, which):
     arrays = [np.abs(gentle((64, 96), np.float32, seed)) for seed in range(4)]

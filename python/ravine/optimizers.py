@@ -505,7 +505,7 @@ class Optimizer:
             if "master" in kept:
                 p, master = backends.cpu.put(parameter), backends.cpu.put(kept["master"])
                 with np.errstate(all="ignore"):
-                    changed = master.astype(p.dtype).view(np.uint16) != np.ascontiguousarray(p).view(np.uint16)
+                    changed = master.astype(p.dtype).view(np.uint16) != np.asarray(p, order="C").view(np.uint16)
                 if changed.any():
                     self._backend.assign(kept["master"], np.where(changed, p.astype(np.float32), master))
 

@@ -1,8 +1,13 @@
 // The step: one launch for all parameters. Rule is the struct of a rule, KINDS the storages that meet in this list.
 //
 // unscale -> sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter, or on
-// the new one -> what follows it: Lookahead, an average, the exact copy of a half-precision parameter (LOOKAHEAD, AVERAGE, MASTER if defined).
+// the new one -> what follows it: Lookahead, an average, the exact copy of a half-precision parameter (LOOKAHEAD, AVERAGE,
+// MASTER if defined).
 // What changes from step to step is in device memory, the counts of updates too, so a captured step can be replayed.
+
+#if defined(MASTER) || defined(AVERAGE) || defined(LOOKAHEAD)
+#define FOLLOWED
+#endif
 
 // A group's hyperparameters, and the options that every rule has.
 struct Group {
@@ -20,17 +25,19 @@ struct StepArgs {
     unsigned *ticket;
     u64 count, blocks;
     double clip_value; // infinite: none
-    const Array *kept; // KEPT of each parameter
-    u64 warms, start, every; // of the average
-    double decay;            // negative: all points weigh the same
-    u64 period;              // of Lookahead
-    double alpha;
     double grad_scale; // what gradients come multiplied by; 0: nothing
     // Of rules with norms of each parameter; else null: its coefficients, the sums of squares of its blocks and of what
     // the rule measures there, and the number that is kept of it.
     Rule::Coefficients<double> *adapted;
     double *of_blocks;
     const Array *numbers;
+#ifdef FOLLOWED
+    const Array *kept;       // KEPT of each parameter
+    u64 warms, start, every; // of the average
+    double decay;            // negative: all points weigh the same
+    u64 period;              // of Lookahead
+    double alpha;
+#endif
 };
 
 // The numbers of one (group, t), in f64.
@@ -38,8 +45,13 @@ struct Row {
     Rule::Coefficients<double> coefficients;
     double keep, l2, unscale; // keep: of the old parameter, or with `later` of the new one
     bool maximize, decay, later, couple;
-    double weight, alpha;
-    bool counts, begins, ends;
+#ifdef AVERAGE
+    double weight;
+    bool counts;
+#endif
+#ifdef LOOKAHEAD
+    bool begins, ends;
+#endif
 };
 
 __device__ __noinline__ void fill(Row &row, const Group &group, const u64 t, const StepArgs &a) {
@@ -69,7 +81,6 @@ __device__ __forceinline__ void follow(Row &row, const StepArgs &a, const u64 t)
 #ifdef LOOKAHEAD
     row.begins = (t - 1) % a.period == 0;
     row.ends = t % a.period == 0;
-    row.alpha = a.alpha;
 #endif
 }
 
@@ -111,8 +122,9 @@ template <typename A> struct Formula {
 // The arrays that are kept of each parameter: its exact copy, its average, Lookahead's slow weights.
 constexpr unsigned KEPT = 3;
 
-#if defined(MASTER) || defined(AVERAGE) || defined(LOOKAHEAD)
-// What follows the rule, for one parameter in one update. Arrays that this update leaves alone are null.
+#ifdef FOLLOWED
+// What follows the rule, for one parameter in one update. Arrays that this update leaves alone are null; the others were
+// allocated as wholes, so they are aligned.
 template <typename P> struct After {
     typedef typename P::Computed A;
     typedef typename P::Stored PS;
@@ -138,13 +150,11 @@ template <typename P> struct After {
 #endif
 #ifdef LOOKAHEAD
         begins = row.begins;
-        alpha = A(row.alpha);
+        alpha = A(a.alpha);
         ends = row.ends && alpha != A(1.0);
         if (begins || ends) slow = reinterpret_cast<A *>(kept[2].data);
 #endif
     }
-
-    __device__ __forceinline__ bool wide() const { return aligned(master) && aligned(average) && aligned(slow); }
 
     template <unsigned W> __device__ __forceinline__ void load(Lanes<W> &lanes, const u64 i) const {
         if (master) lanes.master = *reinterpret_cast<const Pack<A, W> *>(master + i);
@@ -176,7 +186,6 @@ template <typename P> struct After {
 template <typename P> struct After {
     template <unsigned W> struct Lanes {};
     __device__ __forceinline__ After(const StepArgs &, const Row &, const u64) {}
-    __device__ __forceinline__ bool wide() const { return true; }
     template <unsigned W> __device__ __forceinline__ void load(Lanes<W> &, const u64) const {}
     template <unsigned W, typename A, typename PS>
     __device__ __forceinline__ void before(A &, const PS, Lanes<W> &, const unsigned) const {}
@@ -201,7 +210,7 @@ __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const 
     const After<P> after(a, row, tensor);
     const Array *const states = a.states + tensor * STATES;
     A *plain[SLOTS];
-    bool wide = after.wide() && parameter.axes == 0 && gradient.axes == 0 && aligned(parameter.data) && aligned(gradient.data);
+    bool wide = parameter.axes == 0 && gradient.axes == 0 && aligned(parameter.data) && aligned(gradient.data);
     for (unsigned k = 0; k < STATES; ++k) {
         plain[k] = reinterpret_cast<A *>(states[k].data);
         wide = wide && states[k].axes == 0 && aligned(plain[k]);

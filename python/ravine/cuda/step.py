@@ -47,12 +47,11 @@ def _floats(names: str) -> list[tuple[str, str]]:
 _POKE = _struct("to stride count", ("words", "u8", 480))
 _STEP = _struct(
     "parameters gradients states groups values counters verdict ticket count blocks",
-    ("clip_value", "f8"),
-    *((name, "u8") for name in ("kept", "warms", "start", "every")),
-    ("decay", "f8"),
-    ("period", "u8"),
-    *_floats("alpha grad_scale"),
+    *_floats("clip_value grad_scale"),
     *((name, "u8") for name in ("adapted", "of_blocks", "numbers")),
+)
+_FOLLOWED_STEP = np.dtype(
+    [*_STEP.descr, *_struct("kept warms start every", ("decay", "f8"), ("period", "u8"), ("alpha", "f8")).descr]
 )
 _MEASURE = _struct(
     "arrays squares beyond count blocks",
@@ -266,7 +265,8 @@ class Engine:
                 "of_blocks": xp.empty(2 * blocks, np.float64),
                 "numbers": xp.asarray(tables["numbers"]),
             }
-        self._step_args = self._filled(_STEP, clip_value=self._clip_value, **_after_numbers(after))
+        numbers = {"clip_value": self._clip_value, **(_after_numbers(after) if self._after else {})}
+        self._step_args = self._filled(_FOLLOWED_STEP if self._after else _STEP, **numbers)
         self._measure_args = self._filled(_MEASURE, clip_value=self._clip_value, limits=tables["limits"])
         limit = math.inf if clip_norm is None else clip_norm
         self._judge_args = self._filled(_JUDGE, clip_norm=limit, clip_eps=clip_eps)
@@ -599,6 +599,7 @@ def _stages(kept: Words) -> tuple[str, ...]:
 
 
 def _after_numbers(after: After | None) -> dict[str, float]:
+    """Give the numbers of the struct, by name."""
     _, average, lookahead = after or (None, None, None)
     numbers: dict[str, float] = {}
     if average:
