@@ -5,8 +5,10 @@
 //! or of another dtype pass through blocks on the stack. So kernels add up (rules + dtypes + stages) and never multiply.
 
 mod layerwise;
+mod units;
 
 pub(crate) use self::layerwise::{Gauge, gauge};
+pub use self::units::adaptive_clip;
 use crate::element::{Arithmetic, BLOCK, Dtype, Room, View};
 use crate::error::Error;
 use crate::pool;

@@ -9,7 +9,7 @@ from ravine.history import Curve, History
 from ravine.layer_norm import LayerNorm, LayerNormSaved, layer_norm, layer_norm_backward
 from ravine.lr_range import LearningRateRange, lr_range_test
 from ravine.minimize import minimize
-from ravine.norms import clip_by_global_norm_, global_norm
+from ravine.norms import adaptive_clip_, clip_by_global_norm_, global_norm
 from ravine.optimizers import (
     ADOPT,
     ASGD,
@@ -74,6 +74,7 @@ __all__ = [
     "Signum",
     "Yogi",
     "__version__",
+    "adaptive_clip_",
     "batch_norm",
     "batch_norm_backward",
     "check_gradient",

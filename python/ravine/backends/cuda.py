@@ -89,6 +89,7 @@ class Backend:
         self.apply = self._here(step.apply)
         self.global_norm = self._here(step.global_norm)
         self.clip_by_global_norm = self._here(step.clip_by_global_norm)
+        self.adaptive_clip = self._here(step.adaptive_clip)
         self.batch_norm = self._here(norm.batch_norm, _core.check_batch_norm)
         self.batch_norm_backward = self._here(norm.batch_norm_backward, _core.check_batch_norm_backward)
         self.layer_norm = self._here(norm.layer_norm, _core.check_layer_norm)

@@ -1,4 +1,5 @@
-// The step: one launch for all parameters. Rule is the struct of a rule, KINDS the storages that meet in this list.
+// The step: one launch for all parameters. Rule is the struct of a rule, KINDS the storages that meet in this list; LAYERWISE
+// says whether the rule has norms of each parameter, so that each has coefficients of its own (layerwise.cu).
 //
 // scale and sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter.
 // What changes from step to step is in device memory, the counts of updates too, so a captured step can be replayed.
@@ -19,8 +20,8 @@ struct StepArgs {
     unsigned *ticket;
     u64 count, blocks;
     double clip_value; // infinite: none
-    // Of rules with norms of each parameter; else null: its coefficients, the sums of squares of its blocks and of what
-    // the rule measures there, and the number that is kept of it.
+    // Of rules with norms of each parameter: its coefficients, the sums of squares of its blocks and of what the rule
+    // measures there, and the number that is kept of it.
     Rule::Coefficients<double> *adapted;
     double *of_blocks;
     const Array *numbers;
@@ -133,14 +134,14 @@ extern "C" __global__ void __launch_bounds__(256, 2) step(const StepArgs a) {
     for (u64 block = blockIdx.x; block < a.blocks; block += gridDim.x) {
         const u64 tensor = find(a.parameters, a.count, block);
         if (!a.gradients[tensor].data) continue;
-        if (a.groups[tensor] != group || a.counters[1 + tensor] + 1 != t || (a.adapted && tensor != of)) {
+        if (a.groups[tensor] != group || a.counters[1 + tensor] + 1 != t || (LAYERWISE && tensor != of)) {
             group = a.groups[tensor];
             t = a.counters[1 + tensor] + 1;
             of = tensor;
             __syncthreads();
             if (threadIdx.x == 0) {
                 fill(row, a.values[group], t);
-                if (a.adapted) row.coefficients = a.adapted[tensor];
+                if (LAYERWISE) row.coefficients = a.adapted[tensor];
             }
             __syncthreads();
         }

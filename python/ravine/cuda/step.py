@@ -18,7 +18,7 @@ import numpy as np
 from ravine import _core
 from ravine.cuda.device import Array, Device, Kernel, source, text
 
-__all__ = ["Engine", "StepInfo", "apply", "clip_by_global_norm", "global_norm"]
+__all__ = ["Engine", "StepInfo", "adaptive_clip", "apply", "clip_by_global_norm", "global_norm"]
 
 Named: TypeAlias = list[tuple[str, Any]]
 Words: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
@@ -45,6 +45,7 @@ _STEP = _struct(
 _MEASURE = _struct("arrays squares beyond count blocks", ("clip_value", "f8"), ("limits", "f8", 2))
 _JUDGE = _struct("arrays squares beyond sums found verdict steps ticket count blocks", ("clip_norm", "f8"))
 _SCALE = _struct("arrays verdict count blocks")
+_UNITS = _struct("parameters gradients blocks squares count units total", ("clipping", "f8"), ("eps", "f8"))
 _VERDICT = np.dtype([("norm", "f8"), ("scale", "f8"), ("scales", "u8"), ("skip", "u8"), ("steps", "u8")])
 
 #: Threads of a block, and warps.
@@ -58,8 +59,10 @@ _REMEMBERED = 16
 def step_source(rule: str, kinds: frozenset[tuple[int, int]]) -> str:
     """Return the text of a rule's step, for these storages of parameter and gradient, and of what comes before it."""
     pairs = " ".join(f"X({_STORAGES[p]}, {_STORAGES[g]})" for p, g in sorted(kinds))
-    names = f"typedef rules::{rule} Rule;\n#define KINDS(X) {pairs}\n"
-    before = f"\n{text('tree')}\n{text('layerwise')}" if _core.rules()[rule]["norms"] else ""
+    layerwise = bool(_core.rules()[rule]["norms"])
+    names = f"typedef rules::{rule} Rule;\nconstexpr bool LAYERWISE = {str(layerwise).lower()};\n"
+    names += f"#define KINDS(X) {pairs}\n"
+    before = f"\n{text('tree')}\n{text('layerwise')}" if layerwise else ""
     return f"{source('storage')}\nnamespace rules {{\n{_core.cuda(rule)}}}\n\n{names}\n{text('step')}{before}"
 
 
@@ -68,6 +71,13 @@ def measure_source(storages: frozenset[int]) -> str:
     """Return the text of the norms' kernels, for arrays of these storages."""
     names = " ".join(f"X({_STORAGES[s]})" for s in sorted(storages))
     return source("storage", "tree", "measure", **{"STORAGES(X)": names})
+
+
+@cache
+def units_source(storages: frozenset[int]) -> str:
+    """Return the text of clipping by units, for arrays of these storages."""
+    names = " ".join(f"X({_STORAGES[s]})" for s in sorted(storages))
+    return source("storage", "tree", "units", **{"STORAGES(X)": names})
 
 
 class StepInfo:
@@ -445,3 +455,20 @@ def _norm(device: Device, arrays: Named, max_norm: float, *, written: bool = Fal
     if written:
         device.launch(kernels["scale"], max(1, min(blocks, 8 * device.multiprocessors)), _THREADS, scale)
     return verdict[0]
+
+
+def adaptive_clip(device: Device, params: Named, grads: Named, clipping: float, eps: float, axis: int) -> None:
+    """Scale each unit of the gradients in place by the norm of the same unit of their parameters."""
+    tables, units, total = _core.unit_tables(params, grads, axis)
+    if units == 0:
+        return
+    storages = {int(row[3]) for table in tables[:2] for row in table.reshape(-1, WORDS) if row[1]}
+    kernel = device.load(units_source(frozenset(storages)))["clip_units"]
+    parameters, gradients, blocks = (device.xp.asarray(table) for table in tables)
+    squares = device.xp.empty(2 * total, np.float64)
+    args = np.zeros(1, _UNITS)
+    for name, array in zip(_UNITS.names or (), (parameters, gradients, blocks, squares), strict=False):
+        args[name] = array.data.ptr
+    args["count"], args["units"], args["total"] = len(params), units, total
+    args["clipping"], args["eps"] = clipping, eps
+    device.launch(kernel, max(1, min(units, 8 * device.multiprocessors)), _THREADS, args)
