@@ -7,8 +7,10 @@
 
 use crate::after::{self, After, Kept, Numbers};
 mod layerwise;
+mod units;
 
 pub(crate) use self::layerwise::{Gauge, gauge};
+pub use self::units::adaptive_clip;
 use crate::element::{Arithmetic, BLOCK, Dtype, Room, View};
 use crate::error::Error;
 use crate::pool;

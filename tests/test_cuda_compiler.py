@@ -19,7 +19,7 @@ import ravine as rv
 from ravine.cuda import compiler
 from ravine.cuda.device import alone, kernel_names, source
 from ravine.cuda.onebit import onebit_source
-from ravine.cuda.step import measure_source, step_source
+from ravine.cuda.step import measure_source, step_source, units_source
 from tests.conftest import LAYERWISE
 
 pytestmark = pytest.mark.skipif(
@@ -365,6 +365,10 @@ BRIEF = {
 }
 
 
+#: Of the pass before the step, the architectures by the storages that it is compiled for.
+GAUGED = {"float32": (75, 120), "float64": (75,), "bfloat16": (90,)}
+
+
 def architectures_of(rule, kind):
     """Choose; half precision mostly for one."""
     if kind == "float64" and rule in BRIEF:
@@ -381,11 +385,11 @@ def sources():
     for rule, (kind, storages) in itertools.product(rv._core.rules(), KINDS.items()):
         text = step_source(rule, frozenset([storages]))
         yield f"{rule} {kind}", alone(text, "step"), architectures_of(rule, kind)
-        if rule in LAYERWISE and "-" not in kind:  # what comes before reads, and has nothing to store
-            chosen = {"float32": (75, 90, 120), "float64": (75, 90)}.get(kind, (90,))
-            yield f"{rule} {kind} gauge", alone(text, "gauge"), chosen
-        if rule in LAYERWISE and kind == "float32":  # it is the same for all
-            yield f"{rule} settle", alone(text, "settle"), ARCHITECTURES if rule == "lamb" else (90,)
+        # What comes before the step does its operations again, and stores no halves.
+        if rule in LAYERWISE and kind in GAUGED:
+            yield f"{rule} {kind} gauge", alone(text, "gauge"), GAUGED[kind]
+        if rule in LAYERWISE and kind == "float32":
+            yield f"{rule} settle", alone(text, "settle"), (90,)
     # What a half-precision parameter gets from accumulated gradients.
     for dtype, storages in {"float16": (2, 1), "bfloat16": (3, 1)}.items():
         yield f"adam {dtype}-float32", step_source("adam", frozenset([storages])), (90,)
@@ -396,6 +400,7 @@ def sources():
     for number, dtype in enumerate(("float64", "float32", "float16", "bfloat16")):
         text = measure_source(frozenset([number]))
         yield from ((f"{name} {dtype}", alone(text, name), ARCHITECTURES) for name in kernel_names(text))
+        yield f"clip_units {dtype}", units_source(frozenset([number])), (75, 120) if dtype == "float32" else (90,)
     for real in ("float", "double"):
         text = source("tree", "norm", REAL=real)
         yield from ((f"{name} {real}", alone(text, name), ARCHITECTURES) for name in kernel_names(text))

@@ -328,12 +328,24 @@ def test_a_device_gives_the_same_bits_at_every_length_and_alignment(gpu, cls, ar
 
 
 @every_optimizer
+def test_a_device_gives_each_of_many_tensors_its_own_coefficients(gpu, cls, arguments):
+    params = [numbers(n, seed=n) for n in range(1, 60)]  # more than there are blocks of threads
+    grads = [numbers(n, seed=100 + n) for n in range(1, 60)]
+    here, there = copy.deepcopy(params), [gpu.asarray(p) for p in params]
+    a, b = cls(here, lr=0.1, **arguments), cls(there, lr=0.1, **arguments)
+    for _ in range(2):
+        a.step(grads)
+        b.step([gpu.asarray(g) for g in grads])
+    assert_same(b, a, here, there)
+
+
+@every_optimizer
 def test_a_device_leaves_everything_in_a_skipped_step(gpu, cls, arguments):
     w = numbers(500, np.float32)
     there = gpu.asarray(w)
     a, b = cls(w, lr=0.1, nonfinite="skip", **arguments), cls(there, lr=0.1, nonfinite="skip", **arguments)
-    for bad in (False, True, False):
-        g = numbers(500, np.float32, 1)
+    for seed, bad in enumerate((False, False, True, False)):
+        g = numbers(500, np.float32, seed)
         g[77] = np.inf if bad else 1.0
         assert repr(b.step(gpu.asarray(g))) == repr(a.step(g))
         assert_same(b, a, w, there)

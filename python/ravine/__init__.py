@@ -12,7 +12,7 @@ from ravine.layer_norm import LayerNorm, LayerNormSaved, layer_norm, layer_norm_
 from ravine.loss_scale import DynamicLossScale
 from ravine.lr_range import LearningRateRange, lr_range_test
 from ravine.minimize import minimize
-from ravine.norms import clip_by_global_norm_, global_norm, tensor_norms
+from ravine.norms import adaptive_clip_, clip_by_global_norm_, global_norm, tensor_norms
 from ravine.optimizers import (
     ADOPT,
     ASGD,
@@ -83,6 +83,7 @@ __all__ = [
     "Signum",
     "Yogi",
     "__version__",
+    "adaptive_clip_",
     "batch_norm",
     "batch_norm_backward",
     "check_gradient",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 from ravine import _core
 from ravine.backends import backend_for, cpu
 from ravine.backends.foreign import adopt
 
-__all__ = ["clip_by_global_norm_", "global_norm", "tensor_norms"]
+__all__ = ["adaptive_clip_", "clip_by_global_norm_", "global_norm", "tensor_norms"]
 
 
 def global_norm(tree: Any) -> Any:
@@ -86,6 +87,65 @@ def clip_by_global_norm_(tree: Any, max_norm: float) -> Any:
     if not 0.0 < max_norm < math.inf:
         raise ValueError(f"max_norm: expected a finite number > 0, got {max_norm!r}")
     return backend_for(tree).clip_by_global_norm(_leaves(tree, True), max_norm)
+
+
+def adaptive_clip_(params: Any, grads: Any, clipping: float = 0.01, eps: float = 1e-3, *, axis: int = -1) -> None:
+    r"""Scale each unit of the gradients in place whose norm is large beside that of the unit's own parameters.
+
+    .. math:: g_i \leftarrow g_i\, \frac{c \max(\|w_i\|, \epsilon)}{\|g_i\|} \text{ where }
+        \|g_i\| > c \max(\|w_i\|, \epsilon)
+
+    A unit i is what leads to one output: of arrays with two axes or more, the elements at one index of ``axis``; other
+    arrays are one unit. Call it before ``step``. The paper leaves the last linear layer out: so pass parts of the
+    nestings, or None in place of a gradient.
+
+    The factor is float64, rounded once to the array's dtype; norms are float64 sums by the canonical tree, of each unit
+    as of an array of its own, so that the bits depend neither on threads nor on strides. A NaN among a unit makes the
+    unit's gradient NaN.
+
+    Args:
+        params: array, or any nesting of dict, list and tuple of arrays; only read.
+        grads: arrays in the same nesting, of their shapes, float of any width, writable; None is left out.
+        clipping: c > 0 (0.01).
+        eps: ε > 0 (1e-3), the least norm that a unit's parameters count with: else those that are 0 would stay there.
+        axis: the axis of outputs: -1 for (n_in, n_out) and (height, width, n_in, n_out), as in `ravine.nn` and JAX; 0
+            for torch's (n_out, n_in, ...).
+
+    Raises:
+        ValueError: a value out of range; another nesting or another shape; an axis that an array does not have; a
+            gradient that is read-only or shares memory. Nothing was changed.
+        TypeError: a leaf that is not a float array, named by its path.
+
+    Source: Brock, De, Smith and Simonyan, "High-Performance Large-Scale Image Recognition Without Normalization", 2021,
+    equation 3.
+
+    >>> w, g = np.array([[3.0, 0.3], [4.0, 0.4]]), np.array([[0.0, 0.0], [2.0, 2.0]])
+    >>> rv.adaptive_clip_(w, g, clipping=0.5); g  # columns of norms 5 and 0.5: at most 2.5 and 0.25
+    array([[0.  , 0.  ],
+           [2.  , 0.25]])
+    """
+    for name, value in (("clipping", clipping), ("eps", eps)):
+        if not 0.0 < value < math.inf:
+            raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
+    known, given = _core.flatten(params), _core.flatten(grads)
+    if (names := [name for name, _ in known]) != (got := [name for name, _ in given]):
+        missing, extra = [n for n in names if n not in got], [n for n in got if n not in names]
+        raise ValueError(
+            f"grads: expected the same nesting as params, got missing {missing}, unknown {extra}, or another order"
+        )
+    both = [
+        (_called("params", name, w, False), _called("grads", name, g, True))
+        for (name, w), (_, g) in zip(known, given, strict=True)
+        if g is not None
+    ]
+    of_params, of_grads = [list(part) for part in zip(*both, strict=True)] or ([], [])
+    backend_for(params).adaptive_clip(of_params, of_grads, float(clipping), float(eps), operator.index(axis))
+
+
+def _called(what: str, name: str, leaf: Any, written: bool) -> tuple[str, Any]:
+    """Name a leaf as errors do, and take it if it is another library's."""
+    called = what if name == "params" else f"{what}[{name!r}]"
+    return called, adopt(leaf, called, written)
 
 
 def _leaves(tree: Any, written: bool) -> list[tuple[str, Any]]:

@@ -334,6 +334,77 @@ pub(crate) fn views(place: Place, arrays: &[(String, Bound<'_, PyAny>)], written
     Ok(views)
 }
 
+/// The units of arrays of which the others are the gradients, to be written: their elements at each index of an axis,
+/// all elements where there is but one axis or none.
+pub(crate) struct Units {
+    /// Parameters and gradients with the units' axis first, and how many units each has; 0 of nothing.
+    pub(crate) whole: Vec<([View; 2], usize)>,
+    /// A view of each unit.
+    pub(crate) each: [Vec<View>; 2],
+}
+
+impl Units {
+    /// Refuses arrays whose shapes differ, and gradients that share memory with a parameter or a gradient.
+    pub(crate) fn new(
+        place: Place,
+        parameters: &[(String, Bound<'_, PyAny>)],
+        gradients: &[(String, Bound<'_, PyAny>)],
+        axis: isize,
+    ) -> PyResult<Self> {
+        let known = views(place, parameters, false)?;
+        let ranges = known.iter().enumerate().filter_map(|(i, view)| view.extent().map(|(low, high)| (low, high, i)));
+        let occupied = Occupied::new(ranges.collect());
+        views(place, gradients, true)?;
+        let mut units = Self { whole: Vec::new(), each: [Vec::new(), Vec::new()] };
+        for ((name, parameter), (called, gradient)) in parameters.iter().zip(gradients) {
+            let pair = [array_at(place, parameter, &|| name.clone())?, array_at(place, gradient, &|| called.clone())?];
+            let shape = pair[0].shape();
+            if pair[1].shape() != shape {
+                let (expected, got) = (tuple(shape), tuple(pair[1].shape()));
+                let text = format!("{called}: expected shape {expected} like its parameter, got {got}");
+                return Err(Error::Shape(text).into());
+            }
+            for owner in pair[1].view().extent().into_iter().flat_map(|extent| occupied.overlapping(extent)) {
+                let (owner, other) = &parameters[owner];
+                if shares_memory(gradient, other)? {
+                    return Err(Error::Memory(format!("{called}: shares memory with {owner}; pass a copy")).into());
+                }
+            }
+            let axes = shape.len().cast_signed();
+            if axes > 1 && !(-axes..axes).contains(&axis) {
+                let (shape, least, most) = (tuple(shape), -axes, axes - 1);
+                let text = format!("axis: expected one of {least} to {most} for {name} of shape {shape}, got {axis}");
+                return Err(Error::Shape(text).into());
+            }
+            units.push(pair, if axes > 1 { Some(axis.rem_euclid(axes).cast_unsigned()) } else { None });
+        }
+        Ok(units)
+    }
+
+    fn push(&mut self, pair: [Array<'_, '_>; 2], axis: Option<usize>) {
+        let count = if pair[0].len() == 0 { 0 } else { axis.map_or(1, |axis| pair[0].shape[axis]) };
+        let whole = pair.each_ref().map(|array| {
+            let (mut shape, mut strides) = (array.shape.to_vec(), array.strides.to_vec());
+            if let Some(axis) = axis {
+                shape[..=axis].rotate_right(1);
+                strides[..=axis].rotate_right(1);
+            }
+            (array.data, array.dtype, shape, strides)
+        });
+        for (units, (data, dtype, shape, strides)) in self.each.iter_mut().zip(&whole) {
+            for unit in 0..count {
+                let (rest, steps) = axis.map_or((&shape[..], &strides[..]), |_| (&shape[1..], &strides[1..]));
+                let offset = axis.map_or(0, |_| unit.cast_signed() * strides[0]);
+                // SAFETY: a part of the library's own array, aligned; who uses the view keeps the array alive.
+                units.push(unsafe { View::new(data.wrapping_offset(offset), *dtype, rest, steps) });
+            }
+        }
+        // SAFETY: the library's own shape and strides in another order, aligned; kept alive as above.
+        let whole = whole.map(|(data, dtype, shape, strides)| unsafe { View::new(data, dtype, &shape, &strides) });
+        self.whole.push((whole, count));
+    }
+}
+
 /// Refuses arrays of which two share memory; `named` gives an array and what to call it.
 pub(crate) fn check_apart<'a, 'py: 'a>(
     occupied: &Occupied,

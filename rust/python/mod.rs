@@ -6,7 +6,7 @@ mod onebit;
 mod optimizer;
 mod tree;
 
-use self::arrays::Place;
+use self::arrays::{Place, Units};
 use crate::element::View;
 use crate::error::Error;
 use crate::rules::{self, Entry, Moment, Range};
@@ -201,6 +201,48 @@ mod _core {
         });
         let words = optimizer::described(placed)?;
         Ok((PyArray1::from_vec(py, words), blocks))
+    }
+
+    /// Scales each unit of the gradients in place by the norm of the same unit of their parameters.
+    #[pyfunction]
+    fn adaptive_clip(
+        py: Python<'_>,
+        params: Vec<(String, Bound<'_, PyAny>)>,
+        grads: Vec<(String, Bound<'_, PyAny>)>,
+        clipping: f64,
+        eps: f64,
+        axis: isize,
+    ) -> PyResult<()> {
+        let Units { each: [params, grads], .. } = Units::new(Place::Host, &params, &grads, axis)?;
+        // SAFETY: the arrays are alive in this call, aligned, of a dtype that is computed with and of the same shapes;
+        // gradients are writable and share memory with nothing.
+        py.detach(|| unsafe { step::adaptive_clip(&params, &grads, clipping, eps) });
+        Ok(())
+    }
+
+    /// The same checks of arrays on a device; parameters and gradients as kernels read them, with the numbers of their first
+    /// units; those of their first blocks; how many units and blocks there are.
+    #[pyfunction]
+    #[expect(clippy::type_complexity, reason = "it is what one kernel takes")]
+    fn unit_tables<'py>(
+        py: Python<'py>,
+        params: Vec<(String, Bound<'py, PyAny>)>,
+        grads: Vec<(String, Bound<'py, PyAny>)>,
+        axis: isize,
+    ) -> PyResult<([Bound<'py, PyArray1<u64>>; 3], usize, usize)> {
+        let Units { whole, .. } = Units::new(arrays::place_of(&params)?, &params, &grads, axis)?;
+        let (mut units, mut blocks) = (Vec::new(), Vec::new());
+        let (mut unit, mut block) = (0, 0);
+        for ([view, _], count) in &whole {
+            units.push(unit);
+            blocks.push(block as u64);
+            unit += count;
+            block += count * view.len().checked_div(*count).unwrap_or(0).div_ceil(reduce::BLOCK);
+        }
+        let described =
+            |k: usize| optimizer::described(whole.iter().zip(&units).map(|((v, _), unit)| Some((&v[k], *unit))));
+        let tables = [described(0)?, described(1)?, blocks].map(|words| PyArray1::from_vec(py, words));
+        Ok((tables, unit, block))
     }
 
     /// The leaves of a nesting of dicts, lists and tuples, with their dotted names.

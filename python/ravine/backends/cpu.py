@@ -8,6 +8,7 @@ import numpy as np
 
 from ravine._core import (
     Engine,
+    adaptive_clip,
     apply,
     batch_norm,
     batch_norm_backward,
@@ -22,6 +23,7 @@ from ravine._core import (
 
 __all__ = [
     "Engine",
+    "adaptive_clip",
     "apply",
     "assign",
     "batch_norm",

@@ -91,6 +91,7 @@ class Backend:
         self.tensor_norms = self._here(step.tensor_norms)
         self.clip_by_global_norm = self._here(step.clip_by_global_norm)
         self.loss_scale = self._here(step.LossScale)
+        self.adaptive_clip = self._here(step.adaptive_clip)
         self.batch_norm = self._here(norm.batch_norm, _core.check_batch_norm)
         self.batch_norm_backward = self._here(norm.batch_norm_backward, _core.check_batch_norm_backward)
         self.layer_norm = self._here(norm.layer_norm, _core.check_layer_norm)

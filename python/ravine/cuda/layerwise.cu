@@ -38,6 +38,7 @@ __device__ __forceinline__ void gauge_block(const StepArgs &a, const Row &row, c
             Pack<PS, 2> p[AHEAD];
             Pack<GS, 2> g[AHEAD];
             Pack<A, 2> s[AHEAD][SLOTS];
+#pragma unroll
             for (unsigned n = 0; n < AHEAD; ++n) {
                 const u64 at = i + n * LANES;
                 p[n] = *reinterpret_cast<const Pack<PS, 2> *>(reinterpret_cast<const PS *>(parameter.data) + at);
@@ -46,7 +47,9 @@ __device__ __forceinline__ void gauge_block(const StepArgs &a, const Row &row, c
                     s[n][k] = *reinterpret_cast<const Pack<A, 2> *>(reinterpret_cast<const A *>(states[k].data) + at);
                 }
             }
+#pragma unroll
             for (unsigned n = 0; n < AHEAD; ++n) {
+#pragma unroll
                 for (unsigned lane = 0; lane < 2; ++lane) {
                     A state[SLOTS];
                     for (unsigned k = 0; k < STATES; ++k) state[k] = s[n][k].at[lane];
@@ -56,7 +59,9 @@ __device__ __forceinline__ void gauge_block(const StepArgs &a, const Row &row, c
         }
     }
     for (; i < range.end; i += LANES) {
-        for (unsigned lane = 0; lane < 2 && i + lane < range.end; ++lane) {
+#pragma unroll
+        for (unsigned lane = 0; lane < 2; ++lane) {
+            if (i + lane >= range.end) continue;
             A state[SLOTS];
             for (unsigned k = 0; k < STATES; ++k) state[k] = *place<const A>(states[k], i + lane);
             const A p = exact(*place<const PS>(parameter, i + lane), i + lane);

@@ -1,4 +1,5 @@
-// The step: one launch for all parameters. Rule is the struct of a rule, KINDS the storages that meet in this list.
+// The step: one launch for all parameters. Rule is the struct of a rule, KINDS the storages that meet in this list; LAYERWISE
+// says whether the rule has norms of each parameter, so that each has coefficients of its own (layerwise.cu).
 //
 // unscale -> sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter, or on
 // the new one -> what follows it: Lookahead, an average, the exact copy of a half-precision parameter (LOOKAHEAD, AVERAGE,
@@ -26,7 +27,7 @@ struct StepArgs {
     u64 count, blocks;
     double clip_value; // infinite: none
     double grad_scale; // what gradients come multiplied by; 0: nothing
-    // Of rules with norms of each parameter; else null: its coefficients, the sums of squares of its blocks and of what
+    // Of rules with norms of each parameter: its coefficients, the sums of squares of its blocks and of what
     // the rule measures there, and the number that is kept of it.
     Rule::Coefficients<double> *adapted;
     double *of_blocks;
@@ -264,7 +265,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) step(const StepArgs a) {
     for (u64 block = blockIdx.x; block < a.blocks; block += gridDim.x) {
         const u64 tensor = find(a.parameters, a.count, block);
         if (!a.gradients[tensor].data) continue;
-        if (a.groups[tensor] != group || a.counters[1 + tensor] + 1 != t || (a.adapted && tensor != of)) {
+        if (a.groups[tensor] != group || a.counters[1 + tensor] + 1 != t || (LAYERWISE && tensor != of)) {
             group = a.groups[tensor];
             t = a.counters[1 + tensor] + 1;
             of = tensor;
@@ -272,7 +273,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) step(const StepArgs a) {
             if (threadIdx.x == 0) {
                 fill(row, a.values[group], t, a);
                 follow(row, a, t);
-                if (a.adapted) row.coefficients = a.adapted[tensor];
+                if (LAYERWISE) row.coefficients = a.adapted[tensor];
             }
             __syncthreads();
         }

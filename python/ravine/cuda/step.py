@@ -18,7 +18,16 @@ import numpy as np
 from ravine import _core
 from ravine.cuda.device import Array, Device, Kernel, source, text
 
-__all__ = ["Engine", "LossScale", "StepInfo", "apply", "clip_by_global_norm", "global_norm", "tensor_norms"]
+__all__ = [
+    "Engine",
+    "LossScale",
+    "StepInfo",
+    "adaptive_clip",
+    "apply",
+    "clip_by_global_norm",
+    "global_norm",
+    "tensor_norms",
+]
 
 Named: TypeAlias = list[tuple[str, Any]]
 Hyper: TypeAlias = list[tuple[int, str, float]]
@@ -75,6 +84,7 @@ _SCALE = _struct("arrays verdict count blocks")
 _VERDICT = np.dtype(
     [("norm", "f8"), ("scale", "f8"), ("scales", "u8"), ("skip", "u8"), ("steps", "u8"), ("unscale", "f8")]
 )
+_UNITS = _struct("parameters gradients blocks squares count units total", ("clipping", "f8"), ("eps", "f8"))
 
 #: Threads of a block, and warps.
 _THREADS, _WARPS = 256, 8
@@ -87,9 +97,11 @@ _REMEMBERED = 16
 def step_source(rule: str, kinds: frozenset[tuple[int, int]], after: tuple[str, ...] = ()) -> str:
     """Return the text of a rule's step, for these storages of parameter and gradient, of what comes before and after."""
     pairs = " ".join(f"X({_STORAGES[p]}, {_STORAGES[g]})" for p, g in sorted(kinds))
-    names = f"typedef rules::{rule} Rule;\n#define KINDS(X) {pairs}\n"
+    layerwise = bool(_core.rules()[rule]["norms"])
+    names = f"typedef rules::{rule} Rule;\nconstexpr bool LAYERWISE = {str(layerwise).lower()};\n"
+    names += f"#define KINDS(X) {pairs}\n"
     stages = "".join(f"#define {stage}\n" for stage in after)
-    before = f"\n{text('tree')}\n{text('layerwise')}" if _core.rules()[rule]["norms"] else ""
+    before = f"\n{text('tree')}\n{text('layerwise')}" if layerwise else ""
     return f"{stages}{source('storage')}\nnamespace rules {{\n{_core.cuda(rule)}}}\n\n{names}\n{text('step')}{before}"
 
 
@@ -147,6 +159,11 @@ class LossScale:
         """Overwrite both."""
         self.enter()
         self._words.set(self._packed(value, good))
+@cache
+def units_source(storages: frozenset[int]) -> str:
+    """Return the text of clipping by units, for arrays of these storages."""
+    names = " ".join(f"X({_STORAGES[s]})" for s in sorted(storages))
+    return source("storage", "tree", "units", **{"STORAGES(X)": names})
 
 
 class StepInfo:
@@ -697,3 +714,20 @@ def _norm(
     if written:
         device.launch(kernels["scale"], max(1, min(blocks, 8 * device.multiprocessors)), _THREADS, scale)
     return verdict[0]
+
+
+def adaptive_clip(device: Device, params: Named, grads: Named, clipping: float, eps: float, axis: int) -> None:
+    """Scale each unit of the gradients in place by the norm of the same unit of their parameters."""
+    tables, units, total = _core.unit_tables(params, grads, axis)
+    if units == 0:
+        return
+    storages = {int(row[3]) for table in tables[:2] for row in table.reshape(-1, WORDS) if row[1]}
+    kernel = device.load(units_source(frozenset(storages)))["clip_units"]
+    parameters, gradients, blocks = (device.xp.asarray(table) for table in tables)
+    squares = device.xp.empty(2 * total, np.float64)
+    args = np.zeros(1, _UNITS)
+    for name, array in zip(_UNITS.names or (), (parameters, gradients, blocks, squares), strict=False):
+        args[name] = array.data.ptr
+    args["count"], args["units"], args["total"] = len(params), units, total
+    args["clipping"], args["eps"] = clipping, eps
+    device.launch(kernel, max(1, min(units, 8 * device.multiprocessors)), _THREADS, args)
