@@ -463,7 +463,8 @@ def test_other_programs_can_read_it(path):
     assert meta["rule"] == "adam_amsgrad"
     assert (meta["format"], meta["version"], meta["step"]) == (1, rv.__version__, 3)
     assert meta["updates"] == opt.state_dict()["updates"]
-    assert meta["options"]["values"] == {"clip_value": 1.5, "clip_norm": 2.0, "nonfinite": "skip"}
+    options = {"clip_value": 1.5, "clip_norm": 2.0, "nonfinite": "skip", "clip_eps": 0.0}
+    assert meta["options"]["values"] == options
     groups = {name: group["values"] for group in meta["groups"] for name in group["names"]}
     assert groups["a"]["lr"] == {"schedule": "warmup(4) * cosine(0.1, 30)"}
     assert groups["b.0"]["lr"] == {"schedule": "exponential(0.05, 0.9)"}

@@ -11,7 +11,7 @@ Any reader of that format finds the arrays: ``<rule>/<state>/<parameter>``, such
 ``rule``        its name in the core
 ``step``        completed steps
 ``updates``     t of each parameter
-``options``     ``values`` of ``clip_value``, ``clip_norm``, ``nonfinite``, and of ``lookahead``, ``average`` and
+``options``     ``values`` of ``clip_value``, ``clip_norm``, ``nonfinite``, ``clip_eps``, and of ``lookahead``, ``average`` and
                 ``master`` if they are on; ``exact``: its numbers, in hexadecimal
 ``groups``      ``names`` of the parameters, ``values``: numbers, and of schedules the expression; ``exact``
 ``checksums``   CRC-32 of each tensor's bytes
@@ -53,6 +53,8 @@ _LONGEST_HEADER = 100_000_000
 _MARK = b'"ravine":"{\\"checksum\\":\\"'
 _UNKNOWN = "0" * 8
 _PIECE = 1 << 20
+#: Of the options that every rule has.
+_SWITCHES = ("maximize", "decay_after", "decay_implicit", "decay_unscaled")
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 #: What a file system says that has no hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
@@ -567,7 +569,8 @@ def _numbers(opt: Optimizer, header: _Header, fits: list[str]) -> tuple[dict[tup
         for key in sorted(own[group].keys() | saved.keys()) if saved else ():
             here: Any = own[group].get(key)
             there: Any = saved.get(key)
-            changeable = _is_number(here) and _is_number(there) and kinds.get(key) != "switch" and key != "maximize"
+            switch = kinds.get(key) == "switch" or key in _SWITCHES
+            changeable = _is_number(here) and _is_number(there) and not switch
             what = f"{key} of {name!r}"
             if changeable and numbers.setdefault((group, key), there) == there:
                 try:

@@ -33,7 +33,7 @@ System: TypeAlias = Literal["torch", "keras", "optax", "chainer", "mlx", "paper"
 class Convention:
     """How one system has one optimizer, in the words of the class here.
 
-    Attributes:
+    Args:
         name: its name there.
         defaults: arguments that have these values there if they are not given.
         fixed: arguments that make up the formula: they cannot be given otherwise.

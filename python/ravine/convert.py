@@ -1,7 +1,9 @@
-r"""Weight decay outside the momentum as L2 inside it, and back: two descriptions of one path.
+r"""Runs in other words: decay outside the momentum as L2 inside it and back, and runs of torch and optax here.
 
-Decoupled is v ← μv + g, w ← (1 − γλ)w − γv: ``SGD(momentum=, weight_decay=)``. Coupled is v ← μv + g + λw,
-w ← w − γv: ``SGD(momentum=, l2=)``. Without v each is a recurrence of second order in w,
+`from_torch` and `from_optax` make an optimizer here that goes on where one there stands; they import neither.
+
+Weight decay: decoupled is v ← μv + g, w ← (1 − γλ)w − γv: ``SGD(momentum=, weight_decay=)``. Coupled is
+v ← μv + g + λw, w ← w − γv: ``SGD(momentum=, l2=)``. Without v each is a recurrence of second order in w,
 
     decoupled:  w⁺ = (r + μ)w − μr·w⁻ − γg, with r = 1 − γλ;    coupled:  w⁺ = (1 + μ' − γ'λ')w − μ'w⁻ − γ'g,
 
@@ -10,15 +12,17 @@ and equal coefficients give the hyperparameters, an equal first step the buffer.
 
 from __future__ import annotations
 
+import glob
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
-from ravine import trees
+from ravine import conventions, optimizers, trees
+from ravine.backends.foreign import adopt
 
-__all__ = ["Conversion", "coupled_to_decoupled", "decoupled_to_coupled"]
+__all__ = ["Conversion", "coupled_to_decoupled", "decoupled_to_coupled", "from_optax", "from_torch"]
 
 Form = Literal["accumulate", "average"]
 
@@ -245,3 +249,302 @@ def _check_float(name: str, array: Any) -> None:
         raise TypeError(f"{name}: expected an array, got {type(array).__name__}; make it one with np.asarray")
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise TypeError(f"{name}: expected floating-point numbers, got {array.dtype}; convert with astype")
+
+
+# Runs of torch.
+
+
+@dataclass(frozen=True)
+class _Torch:
+    """A class of torch.optim: where its group's numbers and its states are here."""
+
+    #: Argument here → entry of the group.
+    numbers: Mapping[str, str]
+    #: Our state → theirs.
+    states: Mapping[str, str]
+    #: Arguments that all groups must have in common, of the same name there.
+    shapes: tuple[str, ...] = ()
+
+
+_MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
+_ADAMS_NUMBERS = {"lr": "lr", "betas": "betas", "eps": "eps"}
+_TORCH = {
+    "SGD": _Torch(
+        {"lr": "lr", "momentum": "momentum", "dampening": "dampening"}, {"b": "momentum_buffer"}, ("nesterov",)
+    ),
+    "Adagrad": _Torch({"lr": "lr", "eps": "eps", "initial": "initial_accumulator_value"}, {"v": "sum"}),
+    "RMSprop": _Torch(
+        {"lr": "lr", "decay": "alpha", "eps": "eps", "momentum": "momentum"},
+        {"v": "square_avg", "a": "grad_avg", "b": "momentum_buffer"},
+        ("centered",),
+    ),
+    "Adam": _Torch(_ADAMS_NUMBERS, {**_MOMENTS, "v_max": "max_exp_avg_sq"}, ("amsgrad",)),
+    "AdamW": _Torch(_ADAMS_NUMBERS, {**_MOMENTS, "v_max": "max_exp_avg_sq"}, ("amsgrad",)),
+    "Adadelta": _Torch({"lr": "lr", "rho": "rho", "eps": "eps"}, {"v": "square_avg", "u": "acc_delta"}),
+    "Adamax": _Torch(_ADAMS_NUMBERS, {"m": "exp_avg", "u": "exp_inf"}),
+    "NAdam": _Torch({**_ADAMS_NUMBERS, "momentum_decay": "momentum_decay"}, _MOMENTS),
+    "RAdam": _Torch(_ADAMS_NUMBERS, _MOMENTS),
+    "Rprop": _Torch(
+        {"lr": "lr", "etas": "etas", "step_sizes": "step_sizes"}, {"g_previous": "prev", "size": "step_size"}
+    ),
+    "ASGD": _Torch({"lr": "lr", "lambd": "lambd", "alpha": "alpha", "t0": "t0"}, {"average": "ax"}),
+    "Lion": _Torch({"lr": "lr", "betas": "betas"}, {"m": "exp_avg"}),
+}
+
+
+def from_torch(optimizer: Any, params: Any = None, **options: Any) -> optimizers.Optimizer:
+    """Go on here where an optimizer of torch.optim stands: its groups' numbers, its states, its counts.
+
+    Its rate is taken as it is now; a scheduler of torch's becomes an ``lr=`` of yours. torch itself is not imported.
+
+    Args:
+        optimizer: of a class of torch.optim that has a counterpart here, or of ``ravine.torch``; it is only read.
+        params: arrays for the run to go on with, of the tensors' shapes and in their order, in any nesting. None: the
+            tensors' own memory, by the names that the groups have, else as a list.
+        options: more arguments of the class here, which count before torch's.
+
+    Returns:
+        An optimizer of the class of the same name, made with ``like="torch"``.
+
+    Raises:
+        TypeError: an optimizer of another class.
+        ValueError: parameters that do not fit; groups of which some have what is one for all here, such as
+            ``amsgrad``; ``lr_decay``, which is a schedule here; a state that is missing.
+
+    >>> class Adam:  # as torch.optim.Adam is seen from here
+    ...     param_groups = [{"params": [np.ones(2)], "lr": 0.1, "betas": (0.5, 0.9), "eps": 1e-8, "weight_decay": 0}]
+    ...     def state_dict(self):
+    ...         states = {"step": 1.0, "exp_avg": np.full(2, 0.5), "exp_avg_sq": np.full(2, 0.1)}
+    ...         return {"param_groups": [{**self.param_groups[0], "params": [0]}], "state": {0: states}}
+    >>> opt = rv.convert.from_torch(Adam()); opt.steps, opt.lr, opt.state_dict()["states"]["0"]["m"]
+    (1, 0.1, array([0.5, 0.5]))
+    """
+    kind = next((base.__name__ for base in type(optimizer).__mro__ if base.__name__ in _TORCH), None)
+    if kind is None:
+        raise TypeError(f"optimizer: expected one of torch's {', '.join(_TORCH)}, got {type(optimizer).__name__}")
+    there, saved = _TORCH[kind], optimizer.state_dict()
+    groups = saved["param_groups"]
+    tensors = [p for group in optimizer.param_groups for p in group["params"]]
+    params = _torch_params(optimizer, tensors, params)
+    names = list(trees.leaves(params))
+    decoupled = {bool(g.get("decoupled_weight_decay", kind in ("AdamW", "Lion"))) for g in groups}
+    shapes = [{name: bool(g.get(name, False)) for name in there.shapes} for g in groups]
+    if len(decoupled) > 1 or any(shape != shapes[0] for shape in shapes):
+        what = [*there.shapes, "decoupled_weight_decay"]
+        raise ValueError(f"optimizer: groups differ in one of {what}; make an optimizer for each")
+    outside = decoupled.pop()
+    numbers = [_torch_numbers(there, group, "weight_decay" if outside else "l2") for group in groups]
+    ids, overrides = [number for group in groups for number in group["params"]], []
+    for group, own in zip(groups, numbers, strict=True):
+        different = {name: value for name, value in own.items() if value != numbers[0][name]}
+        mine = [names[ids.index(number)] for number in group["params"]]
+        overrides += [(glob.escape(name), different) for name in mine] if different else []
+    cls: Any = getattr(optimizers, "AdamW" if kind == "Adam" and outside else kind)
+    settings = {**numbers[0], **shapes[0], "groups": overrides, **options}
+    if "like" not in settings and "torch" in conventions.systems(cls):
+        settings["like"] = "torch"
+    opt: optimizers.Optimizer = cls(params, **settings)
+    states, counts = {}, {}
+    for name, number in zip(names, ids, strict=True):
+        own = saved["state"].get(number) or {}
+        found = {ours: own.get(theirs) for ours, theirs in there.states.items() if own.get(theirs) is not None}
+        counts[name] = int(float(own["step"])) if "step" in own else int(bool(found))
+        # Adagrad's sum is there before the first step, with what it starts at.
+        states[name] = found if counts[name] else {}
+    return _filled(opt, states, counts, max(counts.values(), default=0))
+
+
+def _torch_params(optimizer: Any, tensors: list[Any], params: Any) -> Any:
+    if params is None:
+        names = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
+        named = len({*names}) == len(tensors)
+        arrays = [adopt(p, f"params[{i}]", True) for i, p in enumerate(tensors)]
+        return dict(zip(names, arrays, strict=True)) if named else arrays
+    leaves = trees.leaves(params)
+    shapes = [tuple(p.shape) for p in tensors]
+    if [tuple(w.shape) for w in leaves.values()] != shapes:
+        raise ValueError(
+            f"params: expected arrays of the shapes {shapes}, in this order, got "
+            f"{ {name: tuple(w.shape) for name, w in leaves.items()} }"
+        )
+    return params
+
+
+def _torch_numbers(there: _Torch, group: Mapping[str, Any], decay: str) -> dict[str, Any]:
+    """Give a group's numbers by their names here."""
+    if float(group.get("lr_decay", 0)):
+        raise ValueError(f"lr_decay: expected 0, got {group['lr_decay']!r}; set it to 0, and pass lr= a schedule")
+    given = {**there.numbers, decay: "weight_decay"}
+    values = {ours: group[theirs] for ours, theirs in given.items() if theirs in group}
+    plain = {k: tuple(map(float, v)) if isinstance(v, tuple | list) else float(v) for k, v in values.items()}
+    if not plain.get("momentum", 1.0):
+        plain.pop("dampening", None)  # of a buffer that there is not
+    return plain | {"maximize": bool(group.get("maximize", False))}
+
+
+# Runs of optax.
+
+_ADAMS_STATE = {"m": ("ScaleByAdamState", "mu"), "v": ("ScaleByAdamState", "nu")}
+_OF_RMS, _OF_STDDEV = (
+    {"v": ("ScaleByRmsState", "nu")},
+    {
+        "v": ("ScaleByRStdDevState", "nu"),
+        "a": ("ScaleByRStdDevState", "mu"),
+    },
+)
+_TRACE = {"b": ("TraceState", "trace")}
+#: Our rule → our state → the kind of state there, and its field.
+_OPTAX: dict[str, dict[str, tuple[str, str]]] = {
+    "sgd": {},
+    "sign_sgd": {},
+    "momentum": _TRACE,
+    "nesterov": _TRACE,
+    "adagrad": {"v": ("ScaleByRssState", "sum_of_squares")},
+    "rmsprop": _OF_RMS,
+    "rmsprop_momentum": _OF_RMS | _TRACE,
+    "rmsprop_centered": _OF_STDDEV,
+    "rmsprop_centered_momentum": _OF_STDDEV | _TRACE,
+    "adam": _ADAMS_STATE,
+    "adam_amsgrad": {
+        "m": ("ScaleByAmsgradState", "mu"),
+        "v": ("ScaleByAmsgradState", "nu"),
+        "v_max": ("ScaleByAmsgradState", "nu_max"),
+    },
+    "adadelta": {"v": ("ScaleByAdaDeltaState", "e_g"), "u": ("ScaleByAdaDeltaState", "e_x")},
+    "adamax": {"m": ("ScaleByAdamState", "mu"), "u": ("ScaleByAdamState", "nu")},
+    "nadam": _ADAMS_STATE,
+    "radam": _ADAMS_STATE,
+    "lion": {"m": ("ScaleByLionState", "mu")},
+    "signum": {"m": ("EmaState", "ema")},
+    "adabelief": {"m": ("ScaleByBeliefState", "mu"), "v": ("ScaleByBeliefState", "nu")},
+    "yogi": _ADAMS_STATE,
+    "adan": {k: ("ScaleByAdanState", v) for k, v in {"m": "m", "v": "v", "n": "n", "g_previous": "g"}.items()},
+    "ademamix": {k: ("ScaleByAdemamixState", v) for k, v in {"m": "m1", "n": "m2", "v": "nu"}.items()},
+    "adopt": _ADAMS_STATE,
+    "schedule_free_sgd": {"d": ("ScheduleFreeState", "z")},
+    "schedule_free_adamw": {"d": ("ScheduleFreeState", "z"), "v": ("ScaleByRmsWithCountState", "nu")},
+}
+#: What ``optax.inject_hyperparams`` keeps → our argument; b1, b2 and b3 are betas.
+_INJECTED = {
+    "learning_rate": "lr",
+    "momentum": "momentum",
+    "decay": "decay",
+    "rho": "rho",
+    "eps": "eps",
+    "weight_decay": "weight_decay",
+    "initial_accumulator_value": "initial",
+    "alpha": "alpha",
+    "beta": "momentum",
+}
+
+
+def from_optax(
+    optimizer: type[optimizers.Optimizer], state: Any, params: Any, *, steps: int | None = None, **settings: Any
+) -> optimizers.Optimizer:
+    """Go on here where a run of optax stands: its states and counts, in the class here that you name.
+
+    optax's rules are functions, which tell nobody their numbers: you say them once more, in the words of the class;
+    what is left out is optax's default. Where ``optax.inject_hyperparams`` keeps them in the state, they are taken from
+    there. Neither optax nor jax is imported.
+
+    Args:
+        optimizer: the class here, such as ``rv.AdamW`` for ``optax.adamw``.
+        state: what ``init`` or ``update`` of optax returned, of a rule or a chain with one; it is only read.
+        params: writable arrays, NumPy's or CuPy's, in the nesting that optax has: ``jax.tree.map(np.array, params)``.
+        steps: completed steps, where the state does not count them: for SGD, RMSprop, Adagrad and Adadelta with a
+            constant rate. None: as many as it counts, else 1. Only schedules need it.
+        settings: arguments of the class, ``lr`` above all.
+
+    Returns:
+        An optimizer made with ``like="optax"``.
+
+    Raises:
+        ValueError: a state without what the rule needs, other names or shapes, several rules in one state; what
+            ``like="optax"`` refuses.
+        TypeError: no ``lr``.
+
+    >>> from typing import NamedTuple
+    >>> class ScaleByAdamState(NamedTuple):  # as optax's is seen from here
+    ...     count: int
+    ...     mu: dict
+    ...     nu: dict
+    >>> state = (ScaleByAdamState(1, {"w": np.full(2, 0.5)}, {"w": np.full(2, 0.1)}), ())
+    >>> opt = rv.convert.from_optax(rv.AdamW, state, {"w": np.ones(2)}, lr=0.1)
+    >>> opt.steps, opt.state_dict()["states"]["w"]["m"]
+    (1, array([0.5, 0.5]))
+    """
+    nodes = list(_nodes(state))
+    opt = optimizer(params, **{"like": "optax", **_injected(nodes), **settings})
+    rule = opt._rule
+    if rule not in _OPTAX:
+        raise ValueError(f"optimizer: no state of optax is known for the rule {rule!r} of {optimizer.__name__}")
+    t = _completed(nodes) if steps is None else steps
+    found: dict[str, dict[str, Any]] = {name: {} for name in opt._engine.names}
+    for ours, (kind, name) in _OPTAX[rule].items() if t else ():
+        those = [getattr(node, name) for node in nodes if type(node).__name__ == kind]
+        if len(those) != 1:
+            have = sorted({type(node).__name__ for node in nodes})
+            raise ValueError(
+                f"state: expected one {kind} in it for {optimizer.__name__}, got {len(those)} among {have}"
+            )
+        leaves = trees.leaves(those[0])
+        if leaves.keys() != found.keys():
+            raise ValueError(f"state: {kind}.{name} is of the parameters {list(leaves)}, params are {list(found)}")
+        for parameter, leaf in leaves.items():
+            found[parameter][ours] = leaf
+    if rule.startswith("rmsprop"):
+        signs = {"b": -1.0}  # it adds what the trace holds
+        found = {
+            n: {k: signs[k] * adopt(x, n, False) if k in signs else x for k, x in of.items()} for n, of in found.items()
+        }
+    if rule.startswith("schedule_free") and t:
+        # w = (1 − β)z + βx, so z − x = (z − w)/β.
+        beta = opt._engine.hyper(0, "momentum" if rule == "schedule_free_sgd" else "beta1")
+        for (name, of), w in zip(found.items(), opt._engine.parameters, strict=True):
+            of["d"] = (adopt(of["d"], name, False).astype("float64") - w.astype("float64")) / beta
+    return _filled(opt, found, dict.fromkeys(found, t), t)
+
+
+def _nodes(state: Any) -> Iterator[Any]:
+    """Give all named tuples in a state, and what they hold."""
+    if hasattr(state, "_fields"):
+        yield state
+    children = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    for child in children:
+        yield from _nodes(child)
+
+
+def _completed(nodes: list[Any]) -> int:
+    """Give the count of steps in a state; 1 if it has none."""
+    counts = [getattr(node, name) for node in nodes for name in ("count", "t") if name in node._fields]
+    # Schedule-free rules count the step to come.
+    counts += [node.step_count - 1 for node in nodes if "step_count" in node._fields]
+    return max((int(count) for count in counts if getattr(count, "shape", ()) == ()), default=1)
+
+
+def _injected(nodes: list[Any]) -> dict[str, Any]:
+    """Give the numbers that ``inject_hyperparams`` has put into a state."""
+    kept = {k: float(v) for node in nodes if "hyperparams" in node._fields for k, v in node.hyperparams.items()}
+    numbers: dict[str, Any] = {_INJECTED[name]: value for name, value in kept.items() if name in _INJECTED}
+    betas = tuple(kept[name] for name in ("b1", "b2", "b3") if name in kept)
+    return numbers | ({"betas": betas} if len(betas) > 1 else {})
+
+
+def _filled(
+    opt: optimizers.Optimizer, found: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int], steps: int
+) -> optimizers.Optimizer:
+    """Put states and counts into a new optimizer."""
+    state = opt.state_dict()
+    for name, arrays in state["states"].items():
+        for kind, own in arrays.items() if counts[name] else ():
+            given = found[name].get(kind)
+            if given is None:
+                raise ValueError(
+                    f"state of {name!r}: expected {kind}, which {opt._rule!r} needs, got {list(found[name])}"
+                )
+            array = adopt(given, f"state of {name!r}: {kind}", False)
+            if array.shape != own.shape:
+                raise ValueError(f"state of {name!r}: expected {kind} of shape {own.shape}, got {array.shape}")
+            arrays[kind] = array.astype(own.dtype)
+    opt.load_state_dict(state | {"step": steps, "updates": dict(counts)})
+    return opt

@@ -686,7 +686,8 @@ def run_torch(name, given, w, gradients):
         if t == HALF:
             found = {k: v for k, v in optimizer.state[p].items() if v is not None}
             states = {k: np.array(v.detach().numpy() if hasattr(v, "detach") else v) for k, v in found.items()}
-    return path, states
+            group = {k: v for k, v in optimizer.param_groups[0].items() if k != "params" and v is not None}
+    return path, states, group
 
 
 def run_keras(name, given, w, gradients):
@@ -701,11 +702,10 @@ def run_keras(name, given, w, gradients):
             optimizer.learning_rate = later
         optimizer.apply([keras.ops.convert_to_tensor(g)], [p])
         path.append(np.array(p.value))
-    return path, {}
+    return path, {}, None
 
 
 def run_optax(name, given, w, gradients):
-    import jax
     import jax.numpy as jnp
     import optax
 
@@ -728,9 +728,19 @@ def run_optax(name, given, w, gradients):
         p = optax.apply_updates(p, update)
         path.append(np.array(p))
         if t == HALF:
-            leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-            states = {jax.tree_util.keystr(at, simple=True, separator="."): np.array(leaf) for at, leaf in leaves}
-    return path, states
+            structure = described(state, "", states)
+    return path, states, structure
+
+
+def described(state, at, leaves):
+    """Describe a state's named tuples and tuples; put its arrays into ``leaves``, by their paths."""
+    if hasattr(state, "_fields"):
+        fields = {name: described(getattr(state, name), f"{at}.{name}", leaves) for name in state._fields}
+        return {"type": type(state).__name__, "fields": fields}
+    if isinstance(state, tuple):
+        return [described(item, f"{at}.{i}", leaves) for i, item in enumerate(state)]
+    leaves[at[1:]] = np.array(state)
+    return at[1:]
 
 
 def run_mlx(name, given, w, gradients):
@@ -756,7 +766,7 @@ def run_mlx(name, given, w, gradients):
         p = optimizer.apply_gradients(grads, p)
         mx.eval(p)
         path.append(np.array(p["w"]))
-    return path, {}
+    return path, {}, None
 
 
 def run_chainer(name, given, w, gradients):
@@ -780,7 +790,7 @@ def run_chainer(name, given, w, gradients):
         link.w.grad = g.copy()
         optimizer.update()
         path.append(link.w.array.copy())
-    return path, {}
+    return path, {}, None
 
 
 RUNS = {"torch": run_torch, "keras": run_keras, "optax": run_optax, "mlx": run_mlx, "chainer": run_chainer}
@@ -804,7 +814,7 @@ def prepare(system):
 def main():
     with np.load(FILE) if FILE.exists() else open(os.devnull) as file:
         kept = {key: file[key] for key in file.files} if hasattr(file, "files") else {}
-    meta = json.loads(str(kept["meta"])) if kept else {"versions": {}}
+    meta = json.loads(str(kept["meta"])) if kept else {"versions": {}, "about": {}}
     w, gradients = problem()
     kept |= {"w": w, "gradients": gradients.astype(np.float32)}
     for system in sys.argv[1:]:
@@ -815,10 +825,11 @@ def main():
             if of != system:
                 continue
             for dtype in DTYPES:
-                path, states = RUNS[system](name, given, w.astype(dtype), list(gradients.astype(dtype)))
+                path, states, about = RUNS[system](name, given, w.astype(dtype), list(gradients.astype(dtype)))
                 assert all(x.dtype == dtype for x in path), (key, dtype)
                 kept[f"{key}/{dtype}"] = np.array([path[t - 1] for t in KEPT])
-                if case not in DEFAULTS:
+                if case not in DEFAULTS and about:
+                    meta["about"][key] = about
                     kept |= {f"{key}/{dtype}/{state}": value for state, value in states.items()}
             print(key, meta["versions"][system])
     kept["meta"] = np.array(json.dumps(meta, sort_keys=True))

@@ -159,6 +159,8 @@ class LossScale:
         """Overwrite both."""
         self.enter()
         self._words.set(self._packed(value, good))
+
+
 @cache
 def units_source(storages: frozenset[int]) -> str:
     """Return the text of clipping by units, for arrays of these storages."""
