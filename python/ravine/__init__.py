@@ -34,6 +34,7 @@ from ravine.optimizers import (
     Signum,
     Yogi,
 )
+from ravine.sparse import RowSparse
 from ravine.trees import to_device, to_host
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "Optimizer",
     "RAdam",
     "RMSprop",
+    "RowSparse",
     "Rprop",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 
-from ravine import _core, backends, checkpoint, trees
+from ravine import _core, backends, checkpoint, sparse, trees
 
 __all__ = [
     "ADOPT",
@@ -121,6 +121,8 @@ class Optimizer:
             self._options["nonfinite"],
         )
         self._lock = threading.Lock()
+        #: Whether a gradient was `RowSparse`: then the steps look for more of them.
+        self._sparse = False
         self._scheduled = [
             (group, name, value)
             for group, values in enumerate(self._values)
@@ -138,7 +140,8 @@ class Optimizer:
 
         Args:
             grads: arrays in the same nesting as the parameters, of their shapes; only read. ``None`` in the place of an
-                array leaves that parameter, its states and its update count as they are.
+                array leaves that parameter, its states and its update count as they are. :class:`RowSparse` is the
+                gradient of some rows.
 
         Returns:
             step (completed steps), lr (of the first parameter's group), grad_norm (after clipping by value, before
@@ -156,8 +159,15 @@ class Optimizer:
         >>> w
         array([0.5, 1. ])
         """
-        step = self._careful_step if self._scheduled or self._torch_groups else self._engine.step
-        return step(grads)
+        step = self._careful_step if self._scheduled or self._torch_groups or self._sparse else self._engine.step
+        try:
+            return step(grads)
+        except (TypeError, ValueError):
+            # Looked for here, so that dense steps do not pay for it.
+            if self._sparse or not sparse.has_rows(grads):
+                raise
+        self._sparse = True
+        return self._careful_step(grads)
 
     def _careful_step(self, grads: Any) -> _core.StepInfo:
         """Step where Python code runs before the core's: no other thread may come in between."""
@@ -165,9 +175,33 @@ class Optimizer:
             raise RuntimeError("step: another thread is inside a step of this optimizer; give each thread its own")
         try:
             self._check_torch_groups()
-            return self._engine.step(grads, self._schedule_values(self._engine.steps))
+            values = self._schedule_values(self._engine.steps)
+            if self._sparse and sparse.has_rows(grads):
+                return sparse.step(self, grads, values)
+            return self._engine.step(grads, values)
         finally:
             self._lock.release()
+
+    def _bound_alike(self, params: dict[str, Any], states: Sequence[Sequence[Any]]) -> Any:
+        """Bind other arrays in the places of the parameters and their states, with the present numbers and counts.
+
+        It skips a step where this optimizer would raise.
+        """
+        of_each, nonfinite = iter(states), self._options["nonfinite"]
+        engine = self._backend.Engine(
+            self._rule,
+            params,
+            lambda names: self._group_of,
+            lambda parameter, dtype: list(next(of_each)),
+            self._options["clip_value"],
+            self._options["clip_norm"],
+            "skip" if nonfinite == "raise" else nonfinite,
+        )
+        for group in range(len(self._values)):
+            for name in {**_core.rules()[self._rule]["hyperparameters"], **_COMMON}:
+                engine.set_hyper(group, name, self._engine.hyper(group, name))
+        self._backend.copy_counters(engine, self._engine)
+        return engine
 
     def _check_torch_groups(self) -> None:
         for i, (group, params) in enumerate(self._torch_groups):

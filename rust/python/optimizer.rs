@@ -76,6 +76,8 @@ struct Binding {
     bonds: Vec<Bond>,
     occupied: Occupied,
     elements: usize,
+    /// Whether gradients may be of the dtype that their parameters compute in.
+    wide: bool,
     /// The gradients of the step that is running: another thread may empty the container they came in.
     held: Vec<Py<PyAny>>,
     /// The gradients as they were last described to the device.
@@ -111,9 +113,10 @@ fn options(clip_value: Option<f64>, clip_norm: Option<f64>, nonfinite: &str) -> 
 #[pymethods]
 impl Engine {
     /// Binds the arrays of `params`. `group_of` maps a list of names to the groups' numbers, `new_states` a parameter
-    /// to its state arrays; both are called before anything is bound.
+    /// to its state arrays; both are called before anything is bound. With `wide`, gradients may be of the dtype that the
+    /// parameters compute in.
     #[new]
-    #[pyo3(signature = (rule, params, group_of, new_states, clip_value, clip_norm, nonfinite))]
+    #[pyo3(signature = (rule, params, group_of, new_states, clip_value, clip_norm, nonfinite, wide = false))]
     fn new(
         rule: &str,
         params: &Bound<'_, PyAny>,
@@ -122,6 +125,7 @@ impl Engine {
         clip_value: Option<f64>,
         clip_norm: Option<f64>,
         nonfinite: &str,
+        wide: bool,
     ) -> PyResult<Self> {
         let rule = rules::find(rule).ok_or_else(|| Error::UnknownRule(rule.to_owned()))?;
         let options = options(clip_value, clip_norm, nonfinite)?;
@@ -174,7 +178,8 @@ impl Engine {
             });
         }
         let occupied = Occupied::new(ranges);
-        let bound = Binding { place, step, tree, bonds, occupied, elements, held: Vec::new(), described: Vec::new() };
+        let (held, described) = (Vec::new(), Vec::new());
+        let bound = Binding { place, step, tree, bonds, occupied, elements, wide, held, described };
         Ok(Self { bound: Mutex::new(bound), steps: AtomicU64::new(0), lr: AtomicU64::new(0) })
     }
 
@@ -245,6 +250,14 @@ impl Engine {
             return Ok((Some(PyArray1::from_vec(py, addresses)), None));
         }
         Ok((None, Some(PyArray1::from_vec(py, new.clone()))))
+    }
+
+    /// Checks the gradients of a step as `step` does, and takes none of them.
+    fn check<'py>(&self, py: Python<'py>, grads: &Bound<'py, PyAny>) -> PyResult<()> {
+        let mut bound = self.bound()?;
+        bound.take(py, grads)?;
+        bound.held.clear();
+        Ok(())
     }
 
     /// Whether a hyperparameter or common option may have this value.
@@ -400,7 +413,8 @@ impl Step {
         let ranges = views.iter().filter_map(View::extent).map(|(low, high)| (low, high, 0)).collect();
         let (names, called) = (["p".to_owned()], || "g".to_owned());
         // The caller keeps the gradient, too.
-        let (gradient, _) = checked_gradient(place, &[bond], 0, &names, &called, &Occupied::new(ranges), gradient)?;
+        let (gradient, _) =
+            checked_gradient(place, &[bond], 0, &|_, _| false, &names, &called, &Occupied::new(ranges), gradient)?;
         let parameter = views.remove(0);
         // SAFETY: the arrays are alive as long as `self` is used, writable, of the same shape, and none overlaps another.
         unsafe { self.bind(parameter, views, 0) };
@@ -461,8 +475,9 @@ pub(crate) fn tables<'py>(py: Python<'py>, step: &Step) -> PyResult<Bound<'py, P
 impl Binding {
     /// Checks all gradients and then takes them; nothing is taken if anything is wrong.
     fn take<'py>(&mut self, py: Python<'py>, grads: &Bound<'py, PyAny>) -> PyResult<()> {
-        let Self { place, step, tree, bonds, occupied, held, .. } = self;
+        let Self { place, step, tree, bonds, occupied, held, wide, .. } = self;
         held.clear();
+        let takes = |bond: &Bond, dtype| *wide && dtype == bond.dtype.compute();
         let mut replaced = None;
         let intact = tree.visit_own(py, &mut |i, leaf| {
             if !leaf.is(&bonds[i].given) {
@@ -484,7 +499,7 @@ impl Binding {
         let mut take = |i: usize, leaf: &Bound<'py, PyAny>| {
             let name = &tree.names[i];
             let called = || if name == "params" { "grads".to_owned() } else { format!("grads['{name}']") };
-            match checked_gradient(*place, bonds, i, &tree.names, &called, occupied, leaf) {
+            match checked_gradient(*place, bonds, i, &takes, &tree.names, &called, occupied, leaf) {
                 Ok((gradient, array)) => {
                     // Only what `Look::again` describes completely may be let through by its address alone.
                     let plain = gradient.as_ref().filter(|view| view.is_contiguous() && view.dtype() == bonds[i].dtype);
@@ -505,7 +520,8 @@ impl Binding {
             for (name, leaf) in given.names.iter().zip(&leaves) {
                 if let Some(i) = tree.names.iter().position(|own| own == name) {
                     let called = || format!("grads['{name}']");
-                    wrong.extend(checked_gradient(*place, bonds, i, &tree.names, &called, occupied, leaf).err());
+                    wrong
+                        .extend(checked_gradient(*place, bonds, i, &takes, &tree.names, &called, occupied, leaf).err());
                 }
             }
             wrong.insert(0, PyValueError::new_err(differences));
@@ -553,6 +569,7 @@ fn checked_gradient(
     place: Place,
     bonds: &[Bond],
     i: usize,
+    takes: &dyn Fn(&Bond, Dtype) -> bool,
     names: &[String],
     called: &dyn Fn() -> String,
     occupied: &Occupied,
@@ -589,7 +606,8 @@ fn checked_gradient(
         return Err(PyValueError::new_err(text));
     }
     // Half-precision gradients of float32 parameters are widened, exactly; anything else would hide a mistake.
-    if gradient.dtype != bond.dtype && (bond.dtype != Dtype::F32 || gradient.dtype == Dtype::F64) {
+    let widened = bond.dtype == Dtype::F32 && gradient.dtype != Dtype::F64;
+    if gradient.dtype != bond.dtype && !widened && !takes(bond, gradient.dtype) {
         let text = format!(
             "{}: expected {} like its parameter, got {}; convert it with g.astype(w.dtype)",
             called(),

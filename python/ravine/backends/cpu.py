@@ -17,6 +17,7 @@ from ravine._core import (
     layer_norm_backward,
     onebit_decode,
     onebit_encode,
+    sum_rows,
 )
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "assign",
     "batch_norm",
     "batch_norm_backward",
+    "capturing",
     "clip_by_global_norm",
+    "copy_counters",
     "empty",
     "global_norm",
     "layer_norm",
@@ -33,6 +36,7 @@ __all__ = [
     "onebit_decode",
     "onebit_encode",
     "put",
+    "sum_rows",
     "zeros",
 ]
 
@@ -55,3 +59,13 @@ def put(x: Any) -> Any:
 def assign(array: np.ndarray[Any, Any], value: Any) -> None:
     """Overwrite an array's elements by those of a NumPy array, or of one on a device."""
     array[...] = put(value)
+
+
+def copy_counters(to: Engine, source: Engine) -> None:
+    """Set the counts of steps and updates to those of another engine."""
+    to.set_counters(source.steps, source.updates)
+
+
+def capturing() -> bool:
+    """Whether what is called now is recorded instead of done."""
+    return False

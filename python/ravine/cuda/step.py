@@ -133,8 +133,9 @@ class Engine:
         clip_value: float | None,
         clip_norm: float | None,
         nonfinite: str,
+        wide: bool = False,
     ) -> None:
-        self._core = _core.Engine(rule, params, group_of, new_states, clip_value, clip_norm, nonfinite)
+        self._core = _core.Engine(rule, params, group_of, new_states, clip_value, clip_norm, nonfinite, wide)
         self._device, self._rule, self._lock = device, rule, threading.Lock()
         self._clip_norm, self._nonfinite = clip_norm, nonfinite
         self._clip_value = math.inf if clip_value is None else clip_value
@@ -296,8 +297,12 @@ class Engine:
         if self._calls - call > _REMEMBERED:
             raise RuntimeError(f"info: only the last {_REMEMBERED} steps are remembered; look at it earlier")
 
-    def check_hyper(self, name: str, value: float) -> None:
+    def check(self, grads: Any) -> None:
         """See ``ravine._core.Engine``, as for all that follows."""
+        self._core.check(grads)
+
+    def check_hyper(self, name: str, value: float) -> None:
+        """Check a value."""
         self._core.check_hyper(name, value)
 
     def set_hyper(self, group: int, name: str, value: float) -> None:
@@ -337,6 +342,13 @@ class Engine:
         self._steps = steps
         self._enter()
         self._arrays["counters"].set(np.array([steps, *updates], np.uint64))
+
+    def copy_counters(self, source: Engine) -> None:
+        """Set both to what they are of another engine, on the device."""
+        source._enter()
+        self._enter()
+        self._steps = source._steps
+        self._arrays["counters"][...] = source._arrays["counters"]
 
     @property
     def parameters(self) -> list[Any]:
