@@ -1,7 +1,8 @@
 """The optimizer for arrays: fused optimizer steps and batch normalisation for NumPy and CuPy."""
 
-from ravine import convert, data, diagnose, functional, hessian, init, nn, onebit, plot, schedules, trees
+from ravine import convert, data, diagnose, functional, hessian, init, muon, nn, onebit, plot, schedules, trees
 from ravine._core import __version__
+from ravine.adafactor import Adafactor
 from ravine.batch_norm import BatchNorm, BatchNormSaved, batch_norm, batch_norm_backward
 from ravine.config import get_include, get_library, num_threads, set_num_threads, show_config
 from ravine.gradient_check import GradientCheck, check_gradient
@@ -9,6 +10,7 @@ from ravine.history import Curve, History
 from ravine.layer_norm import LayerNorm, LayerNormSaved, layer_norm, layer_norm_backward
 from ravine.lr_range import LearningRateRange, lr_range_test
 from ravine.minimize import minimize
+from ravine.muon import Muon
 from ravine.norms import clip_by_global_norm_, global_norm
 from ravine.optimizers import (
     ADOPT,
@@ -44,6 +46,7 @@ __all__ = [
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -58,6 +61,7 @@ __all__ = [
     "LayerNormSaved",
     "LearningRateRange",
     "Lion",
+    "Muon",
     "NAdam",
     "Optimizer",
     "RAdam",
@@ -87,6 +91,7 @@ __all__ = [
     "layer_norm_backward",
     "lr_range_test",
     "minimize",
+    "muon",
     "nn",
     "num_threads",
     "onebit",

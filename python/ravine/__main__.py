@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ravine import bench, config, optimizers
+from ravine import adafactor, bench, config, muon, optimizers
 
 __all__ = ["main"]
 
@@ -17,7 +17,7 @@ OPTIMIZERS = {
     name.lower(): getattr(optimizers, name)
     for name in optimizers.__all__
     if inspect.isclass(getattr(optimizers, name)) and name not in ("Optimizer", "Options")
-}
+} | {"adafactor": adafactor.Adafactor, "muon": muon.Muon}
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -37,7 +37,7 @@ def _formula(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
     if inspect.signature(make).parameters["lr"].default is inspect.Parameter.empty:
         settings.setdefault("lr", 0.01)
     try:
-        print(make(np.zeros(1), **settings).formula())
+        print(make(np.zeros((1, 1)), **settings).formula())
     except (TypeError, ValueError) as error:
         parser.error(str(error))
 

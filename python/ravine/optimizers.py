@@ -100,7 +100,7 @@ class Optimizer:
         self._params = params
         self._values: list[dict[str, Any]] = []
         self._group_of: list[int] = []
-        self._backend = backend = backends.backend_for(params)
+        self._backend = backends.backend_for(params)
 
         def group_of(names: list[str]) -> list[int]:
             self._group_of, self._values = self._resolve(names, defaults, groups)
@@ -111,26 +111,18 @@ class Optimizer:
             "clip_norm": options.get("clip_norm"),
             "nonfinite": options.get("nonfinite", "propagate"),
         }
-        self._engine: _core.Engine = backend.Engine(
-            rule,
-            params,
-            group_of,
-            lambda parameter, dtype: [backend.zeros(parameter.shape, dtype) for _ in _core.rules()[rule]["states"]],
-            self._options["clip_value"],
-            self._options["clip_norm"],
-            self._options["nonfinite"],
-        )
+        self._engine: _core.Engine = self._new_engine(params, group_of)
         self._lock = threading.Lock()
         #: Whether a gradient was `RowSparse`: then the steps look for more of them.
         self._sparse = False
         self._scheduled = [
             (group, name, value)
             for group, values in enumerate(self._values)
-            for name, value in _engine_values(values, rule).items()
+            for name, value in _engine_values(values, self._about["hyperparameters"]).items()
             if callable(value)
         ]
         for group, values in enumerate(self._values):
-            for name, value in _engine_values(values, rule).items():
+            for name, value in _engine_values(values, self._about["hyperparameters"]).items():
                 if not callable(value):
                     self._engine.set_hyper(group, name, _number(name, value))
         self._start()
@@ -177,7 +169,8 @@ class Optimizer:
             self._check_torch_groups()
             values = self._schedule_values(self._engine.steps)
             if self._sparse and sparse.has_rows(grads):
-                return sparse.step(self, grads, values)
+                info: _core.StepInfo = sparse.step(self, grads, values)
+                return info
             return self._engine.step(grads, values)
         finally:
             self._lock.release()
@@ -198,7 +191,7 @@ class Optimizer:
             "skip" if nonfinite == "raise" else nonfinite,
         )
         for group in range(len(self._values)):
-            for name in {**_core.rules()[self._rule]["hyperparameters"], **_COMMON}:
+            for name in {**self._about["hyperparameters"], **_COMMON}:
                 engine.set_hyper(group, name, self._engine.hyper(group, name))
         self._backend.copy_counters(engine, self._engine)
         return engine
@@ -265,7 +258,7 @@ class Optimizer:
         w ← w − γ·g/(√v + ε)
         γ = 0.01, β = 0.99, ε = 1e-08, λ₂ = 0.1
         """
-        rule = _core.rules()[self._rule]["hyperparameters"]
+        rule = self._about["hyperparameters"]
         scheduled = {name: value for group, name, value in self._scheduled if group == 0}
         # What is 0 is left out, unless a schedule may change that.
         values = {name: math.nan if name in scheduled else self._engine.hyper(0, name) for name in [*rule, *_COMMON]}
@@ -282,10 +275,40 @@ class Optimizer:
         if values["weight_decay"] and "weight_decay" not in rule:
             lines.append(f"w ← (1 − {_core.symbol('lr')}·{_core.symbol('weight_decay')})·w")
             symbols["weight_decay"] = values["weight_decay"]
-        lines += _core.formula(self._rule, [values[name] for name in rule]).splitlines()
+        lines += self._formula_lines(values)
         used = {name: value for name, value in symbols.items() if value or name == "lr"}
         lines.append(", ".join(f"{_core.symbol(name)} = {scheduled.get(name, value)}" for name, value in used.items()))
         return "\n".join(lines)
+
+    def _formula_lines(self, values: Mapping[str, float]) -> list[str]:
+        """Return the rule's own lines."""
+        return _core.formula(self._rule, [values[name] for name in self._about["hyperparameters"]]).splitlines()
+
+    @property
+    def _about(self) -> Mapping[Any, Mapping[str, str]]:
+        """The rule's hyperparameters and states."""
+        return _core.rules()[self._rule]
+
+    def _states(self) -> dict[str, dict[str, Any]]:
+        """Give the arrays that are the states of each parameter, by name."""
+        kinds, engine = self._about["states"], self._engine
+        return {
+            name: dict(zip(kinds, states, strict=True))
+            for name, states in zip(engine.names, engine.states, strict=True)
+        }
+
+    def _new_engine(self, params: Any, group_of: Callable[[list[str]], list[int]]) -> Any:
+        """Bind the parameters, with new states."""
+        backend, kinds = self._backend, self._about["states"]
+        return backend.Engine(
+            self._rule,
+            params,
+            group_of,
+            lambda parameter, dtype: [backend.zeros(parameter.shape, dtype) for _ in kinds],
+            self._options["clip_value"],
+            self._options["clip_norm"],
+            self._options["nonfinite"],
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all that a run needs to go on, bit for bit: plain dicts of arrays and numbers.
@@ -294,10 +317,8 @@ class Optimizer:
         >>> opt.state_dict()["updates"], sorted(opt.state_dict()["states"]["w"])
         ({'w': 1}, ['m', 'v'])
         """
-        kinds = list(_core.rules()[self._rule]["states"])
         states = {
-            name: {kind: state.copy() for kind, state in zip(kinds, states, strict=True)}
-            for name, states in zip(self._engine.names, self._engine.states, strict=True)
+            name: {kind: state.copy() for kind, state in states.items()} for name, states in self._states().items()
         }
         updates = dict(zip(self._engine.names, self._engine.updates, strict=True))
         return {"format": 1, "rule": self._rule, "step": self.steps, "updates": updates, "states": states}
@@ -316,13 +337,12 @@ class Optimizer:
         1
         """
         names = self._engine.names
-        own = dict(zip(names, self._engine.states, strict=True))
-        kinds = list(_core.rules()[self._rule]["states"])
-        wrong = _state_differences(state, self._rule, kinds, own)
+        own = self._states()
+        wrong = _state_differences(state, self._rule, own)
         if wrong:
             raise ValueError("state: " + "; ".join(wrong) + ". Nothing was loaded.")
         for name in names:
-            for kind, array in zip(kinds, own[name], strict=True):
+            for kind, array in own[name].items():
                 self._backend.assign(array, state["states"][name][kind])
         self._engine.set_counters(int(state["step"]), [int(state["updates"][name]) for name in names])
         self._start()
@@ -389,7 +409,7 @@ class Optimizer:
 
     def _flat_values(self, group: int) -> dict[str, Any]:
         """Give a group's values by the core's names."""
-        return _engine_values(self._values[group], self._rule)
+        return _engine_values(self._values[group], self._about["hyperparameters"])
 
     def _set_number(self, group: int, name: str, value: float) -> None:
         """Set a number of a group by the core's name, checked before."""
@@ -397,7 +417,7 @@ class Optimizer:
         values = self._values[group]
         for whole, parts in _TUPLES.items():
             if name in parts and whole in values:
-                known = [part for part in parts if part in _core.rules()[self._rule]["hyperparameters"]]
+                known = [part for part in parts if part in self._about["hyperparameters"]]
                 values[whole] = tuple(value if p == name else v for p, v in zip(known, values[whole], strict=True))
                 return
         values["momentum_before" if name == "momentum" and name not in values else name] = value
@@ -484,12 +504,13 @@ _TUPLES = {
     "betas": ("beta1", "beta2", "beta3"),
     "etas": ("eta_minus", "eta_plus"),
     "step_sizes": ("step_min", "step_max"),
+    "eps": ("eps1", "eps2"),
+    "ns_coefficients": ("ns_a", "ns_b", "ns_c"),
 }
 
 
-def _engine_values(values: Mapping[str, Any], rule: str) -> dict[str, Any]:
+def _engine_values(values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """Give the core's names: ``betas`` are two or three, and where momentum stands is the rule's business."""
-    known = _core.rules()[rule]["hyperparameters"]
     flat: dict[str, Any] = {}
     for name, value in values.items():
         parts = [part for part in _TUPLES.get(name, ()) if part in known]
@@ -514,7 +535,7 @@ def _number(name: str, value: Any) -> float:
         raise TypeError(f"{name}: expected a number or a schedule, got {value!r}") from None
 
 
-def _state_differences(state: Mapping[str, Any], rule: str, kinds: list[str], own: dict[str, Any]) -> list[str]:
+def _state_differences(state: Mapping[str, Any], rule: str, own: dict[str, dict[str, Any]]) -> list[str]:
     missing = [key for key in ("format", "rule", "step", "updates", "states") if key not in state]
     if missing:
         return [f"missing {missing}; expected what state_dict() returned"]
@@ -537,9 +558,9 @@ def _state_differences(state: Mapping[str, Any], rule: str, kinds: list[str], ow
     for name in own.keys() & state["states"].keys():
         given = state["states"][name]
         if not isinstance(given, Mapping):
-            wrong.append(f"states[{name!r}]: expected a dict of {kinds}, got {type(given).__name__}")
+            wrong.append(f"states[{name!r}]: expected a dict of {list(own[name])}, got {type(given).__name__}")
             continue
-        for kind, array in zip(kinds, own[name], strict=True):
+        for kind, array in own[name].items():
             other = given.get(kind)
             found = "nothing" if other is None else f"{np.shape(other)} {getattr(other, 'dtype', type(other).__name__)}"
             if found != f"{array.shape} {array.dtype}":

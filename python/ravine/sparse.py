@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ravine import _core, backends, trees
 from ravine.backends import cpu, foreign
+from ravine.report import StepInfo
 
 if TYPE_CHECKING:
     from ravine.optimizers import Optimizer
@@ -127,54 +126,6 @@ class _Rows:
         return int(self.numbers[element // width] * width + element % width)
 
 
-class StepInfo:
-    """What a step reports, as of `ravine.Optimizer.step`; places are the parameters'."""
-
-    def __init__(self, info: Any, rows: Mapping[str, _Rows]) -> None:
-        self._info, self._rows = info, rows
-
-    def keep(self) -> None:
-        """Have it remembered for as long as this object lives."""
-        if hasattr(self._info, "keep"):
-            self._info.keep()
-
-    @property
-    def step(self) -> int:
-        """Steps completed so far, this one included."""
-        return int(self._info.step)
-
-    @property
-    def lr(self) -> float:
-        """The learning rate of the first parameter's group."""
-        return float(self._info.lr)
-
-    @property
-    def grad_norm(self) -> float | None:
-        """The norm of all gradients, if it was needed."""
-        norm: float | None = self._info.grad_norm
-        return norm
-
-    @property
-    def skipped(self) -> bool:
-        """Whether nothing was done because of gradients that are not finite."""
-        return bool(self._info.skipped)
-
-    @cached_property
-    def nonfinite(self) -> dict[str, tuple[int, int]] | None:
-        """If it was checked: name → how many elements, C-order index of the first."""
-        found: dict[str, tuple[int, int]] | None = self._info.nonfinite
-        if found is None:
-            return None
-        return {
-            name: (count, self._rows[name].place(first) if name in self._rows else first)
-            for name, (count, first) in found.items()
-        }
-
-    def __repr__(self) -> str:
-        names = ("step", "lr", "grad_norm", "skipped", "nonfinite")
-        return f"StepInfo({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
-
-
 def has_rows(grads: Any) -> bool:
     """Whether any of the gradients is of some rows only."""
     try:
@@ -208,14 +159,10 @@ def step(opt: Optimizer, grads: Any, values: list[tuple[int, str, float]]) -> An
         backend.copy_counters(engine, other)
 
     try:
-        info = StepInfo(
-            other.step({name: rows[name].gradient if name in rows else given[name] for name in params}), rows
-        )
+        report = other.step({name: rows[name].gradient if name in rows else given[name] for name in params})
+        info = StepInfo(report, places={name: part.place for name, part in rows.items()})
         if opt._options["nonfinite"] == "raise" and info.skipped:
-            raise FloatingPointError(
-                f"grads: not finite, or beyond what the states can hold: {info.nonfinite} (name: count, first index in "
-                "C order); nothing was changed"
-            )
+            raise info.error()
         settle()
     except KeyboardInterrupt:  # all or nothing: what was not stepped is written back as it was
         settle()
