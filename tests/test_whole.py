@@ -256,6 +256,20 @@ def test_adafactor_has_the_same_bits_on_strided_memory_and_for_any_thread_count(
     assert_same_bits(b, a)
 
 
+@pytest.mark.parametrize("at_once", [1, 64, 700, 5000])
+@pytest.mark.parametrize("shape", [(130, 30), (200, 9), (5, 70, 9), (4, 3, 3, 3), (64, 7), (65, 1), (300,), ()])
+def test_the_bits_of_adafactor_do_not_depend_on_how_much_is_worked_on_at_once(shape, at_once, monkeypatch):
+    a, b = (np.asarray(np.random.default_rng(1).standard_normal(shape), F32) for _ in range(2))
+    one, two = rv.Adafactor(a), rv.Adafactor(b)
+    for seed in range(3):
+        g = np.asarray(np.random.default_rng(seed).standard_normal(shape), F32)
+        one.step(g)
+        with monkeypatch.context() as patched:
+            patched.setattr(rv.backends.cpu, "AT_ONCE", at_once)
+            two.step(g)
+    assert everything(one) == everything(two)
+
+
 CUPY = [(np.float64, "contiguous"), (F32, "fortran"), (np.float16, "every other row"), (BFLOAT16, "contiguous")]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Unpack
 
 from ravine import _core, backends, schedules
@@ -29,9 +29,9 @@ class Adafactor(WholeOptimizer):
     A parameter of one axis or none keeps its second moment V whole, and U = g/√V. Of more than two axes, the last two
     are rows and columns. A second moment of n·m numbers becomes one of n + m, in float64; there is no first moment.
 
-    The sums of rows and columns, in float64, have one order, the second half of the terms onto the first until one is
-    left, and RMS is the norm's tree: the bits are the same on NumPy and CuPy, and for any number of threads. They may
-    differ where a float32 number is subnormal: CuPy's own kernels take it as 0.
+    The sums of rows and columns are float64 and have one order, and RMS is the norm's tree: the bits are the same on
+    NumPy and CuPy, and for any number of threads. They may differ where a float32 number is subnormal: CuPy's own
+    kernels take it as 0.
 
     Args:
         params: array, or any nesting of dict, list and tuple of arrays; changed in place.
@@ -101,24 +101,14 @@ class Adafactor(WholeOptimizer):
     ) -> tuple[Any, dict[str, Any]]:
         xp, norm = backends.array_module(d), self._backend.global_norm
         new = 1.0 / _core.raised(float(t), -numbers["beta2_decay"])  # 1 − βₜ
-        g = d.astype("float64")
-        square = g * g + numbers["eps1"]
-        if "v" in states:
-            made = {"v": (1.0 - new) * states["v"] + new * square}
-            v = made["v"]
-        else:
-            columns = _sum(xp.array(square), -2)
-            made = {"r": _sum(square, -1), "c": columns}
-            made = {kind: (1.0 - new) * states[kind] + new * of_square for kind, of_square in made.items()}
-            share = made["r"] / _sum(xp.array(made["r"]), -1)[..., None]
-            # Where all is 0, 0/0 is no share.
-            v = xp.where(made["r"] == 0, 0.0, share)[..., :, None] * made["c"][..., None, :]
-        u = xp.where(v == 0, 0.0, g / xp.sqrt(v))
+        transform = _whole if "v" in states else _factored
+        made, u = transform(xp, d, states, numbers["eps1"], new, self._backend.AT_ONCE)
         root = math.sqrt(d.size)
         factor = -1.0 / xp.maximum(xp.asarray(norm([("u", u)])) / root / numbers["d"], 1.0)
         if numbers["scale_parameter"]:
             factor = factor * xp.maximum(xp.asarray(norm([("w", parameter)])) / root, numbers["eps2"])
-        return xp.asarray(u * factor).astype(d.dtype), made
+        u *= factor.astype(d.dtype)
+        return u, made
 
     def _formula_lines(self, values: Mapping[str, float]) -> list[str]:
         scale = "max(ε₂, rms(w))·" if values["scale_parameter"] else ""
@@ -128,13 +118,85 @@ class Adafactor(WholeOptimizer):
         return [*lines, "U ← g/√V", f"w ← w − γ·{scale}U/max(1, rms(U)/d)"]
 
 
+def _whole(
+    xp: Any, d: Any, states: Mapping[str, Any], eps: float, new: float, at_once: int
+) -> tuple[dict[str, Any], Any]:
+    """Return the second moment, and d over its root, in d's dtype."""
+    v, u = xp.empty(d.size), xp.empty_like(d)
+    flat, old, result = d.reshape(-1), states["v"].reshape(-1), u.reshape(-1)
+    for start in range(0, d.size, at_once):
+        part = slice(start, start + at_once)
+        g = flat[part].astype("float64")
+        v[part] = (1.0 - new) * old[part] + new * (g * g + eps)
+        result[part] = g * _inverse_root(xp, v[part])
+    return {"v": v.reshape(d.shape)}, u
+
+
+def _factored(
+    xp: Any, d: Any, states: Mapping[str, Any], eps: float, new: float, at_once: int
+) -> tuple[dict[str, Any], Any]:
+    """Return the sums of rows and columns, and d over the root of what they stand for, in d's dtype."""
+    n, m = d.shape[-2:]
+    matrices, u = d.reshape(-1, n, m), xp.empty_like(d)
+    count = len(matrices)
+    rows, slabs = xp.empty((count, n)), xp.empty((count, -(-n // _SLAB), m))
+    for i, j in _pieces(count, n, m, at_once):
+        g = matrices[i, j].astype("float64")
+        square = g * g + eps
+        rows[i, j] = _sum(square, 2)
+        slabs[i, j.start // _SLAB : -(-j.stop // _SLAB)] = _slabs(xp, square)
+    moments = {"r": rows, "c": _sum(slabs, 1)}
+    made = {k: (1.0 - new) * states[k] + new * x.reshape(states[k].shape) for k, x in moments.items()}
+    r, c = made["r"].reshape(count, n), made["c"].reshape(count, m)
+    total = _sum(r, 1)[:, None]
+    of_rows = _inverse_root(xp, xp.where(r == 0, 0.0, r / total))  # 0/0 is no share
+    of_columns = _inverse_root(xp, c)
+    result = u.reshape(-1, n, m)
+    for i, j in _pieces(count, n, m, at_once):
+        g = matrices[i, j].astype("float64")
+        result[i, j] = g * of_rows[i, j, None] * of_columns[i, None]
+    return made, u
+
+
+def _inverse_root(xp: Any, v: Any) -> Any:
+    """1/√v; 0 where v is 0, for the update to be."""
+    return xp.where(v == 0, 0.0, 1.0 / xp.sqrt(v))
+
+
+#: Rows that are summed by themselves first, column by column. Part of the order of the sums.
+_SLAB = 64
+
+
+def _pieces(count: int, n: int, m: int, at_once: int) -> Iterator[tuple[slice, slice]]:
+    """Cut matrices into pieces of about so many elements: several matrices, or whole slabs of one."""
+    if n * m < at_once:
+        several = at_once // (n * m)
+        yield from ((slice(i, i + several), slice(0, n)) for i in range(0, count, several))
+        return
+    height = max(1, at_once // (m * _SLAB)) * _SLAB
+    for i in range(count):
+        yield from ((slice(i, i + 1), slice(j, min(n, j + height))) for j in range(0, n, height))
+
+
+def _slabs(xp: Any, x: Any) -> Any:
+    """Sum the columns of each slab of some matrices."""
+    count, n, m = x.shape
+    even = n - n % _SLAB
+    sums = [_sum(x[:, :even].reshape(count, -1, _SLAB, m), 2)] if even else []
+    return xp.concatenate([*sums, _sum(x[:, even:], 1)[:, None]] if even < n else sums, 1)
+
+
 def _sum(x: Any, axis: int) -> Any:
-    """Sum along an axis that is not empty, the second half onto the first, again and again; x is used up."""
-    x = x.swapaxes(axis, 0) if x.ndim > 1 else x
-    n = x.shape[0]
+    """Sum along an axis that is not empty, in this order: the second half onto the first, again and again."""
+    x = x.swapaxes(axis, 0)
+    n = len(x)
+    if n > 1:
+        half = (n + 1) // 2
+        folded = x[:half].copy()
+        folded[: n - half] += x[half:]
+        x, n = folded, half
     while n > 1:
         half = (n + 1) // 2
         x[: n - half] += x[half:n]
         n = half
-    x = x[:1]
-    return (x.swapaxes(axis, 0) if x.ndim > 1 else x).squeeze(axis)
+    return x[:1].swapaxes(axis, 0).squeeze(axis)

@@ -21,6 +21,7 @@ from ravine._core import (
 )
 
 __all__ = [
+    "AT_ONCE",
     "Engine",
     "apply",
     "assign",
@@ -39,6 +40,10 @@ __all__ = [
     "sum_rows",
     "zeros",
 ]
+
+
+#: Elements that array code works on at a time: a few float64 arrays of them fit into the second-level cache.
+AT_ONCE = 1 << 16
 
 
 def zeros(shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:

@@ -83,6 +83,9 @@ class CupyDevice:
 class Backend:
     """What `ravine.backends.cpu` has, on one device."""
 
+    #: Elements that array code works on at a time: enough to fill a GPU, in few launches.
+    AT_ONCE = 1 << 24
+
     def __init__(self, device: Device) -> None:
         self.device = device
         self.Engine = self._here(step.Engine)
