@@ -48,8 +48,8 @@ class Adafactor(WholeOptimizer):
         TypeError: a parameter that is not a writable float array, named by its path.
 
     Source: Shazeer and Stern, "Adafactor: Adaptive Learning Rates with Sublinear Memory Cost", 2018, Algorithms 4 and
-    5, with the hyperparameters of section 9. torch.optim.Adafactor keeps means where the paper keeps sums, and takes
-    min(γ, 1/√t) for every γ.
+    5, with the hyperparameters of section 9. torch.optim.Adafactor keeps means where the paper keeps sums, takes
+    min(γ, 1/√t) for every γ, and with its ε₁ limits the rows' mean from below.
 
     >>> w = np.array([[1.0, 2.0], [3.0, 4.0]]); opt = rv.Adafactor(w, lr=0.5, eps=(0.0, 0.0), scale_parameter=False)
     >>> _ = opt.step(np.array([[1.0, -2.0], [2.0, -4.0]])); w  # R and C tell g² exactly: U = sign(g)

@@ -108,7 +108,7 @@ class Muon(WholeOptimizer):
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; decay and the second s: Liu
     et al., "Muon is Scalable for LLM Training", 2025, equation 4. b is the sum that both write; torch.optim.Muon
-    documents it and computes a mean, which is the same up to a factor that O does not see.
+    documents it and computes a mean, which is the same up to a factor that O does not see; its products are bfloat16.
 
     >>> w = np.array([[3.0, 0.0], [0.0, -1.0]])
     >>> opt = rv.Muon(w, lr=0.5, weight_decay=0.0, ns_coefficients=rv.muon.CONVERGENT, ns_steps=12)

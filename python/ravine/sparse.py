@@ -50,7 +50,7 @@ class RowSparse:
         ValueError: shapes that do not fit each other.
 
     Source: torch.optim.SparseAdam's documentation, "a masked version of the Adam algorithm": the moments and the
-    parameter are only updated where the gradient has entries.
+    parameter are only updated where the gradient has entries. Its ε is that of ``Adam(eps_hat=True)``.
 
     >>> table = np.ones((4, 2)); opt = rv.SGD(table, lr=0.5)
     >>> _ = opt.step(rv.RowSparse([3, 1, 3], np.ones((3, 2)))); table
