@@ -3,9 +3,9 @@
 python benches/bench_sparse.py --threads 2 --output benches/record/sparse.md
 
 The table has 1 000 000 rows of 64 float32 numbers, 256 MB, and as much for each state. A batch looks up 1000 rows
-drawn at random, or 20 000 by Zipf's law, of which many are the same. All are called in turn, forwards and backwards alternately;
-the ratios are medians of those within a round. Both must agree before they are timed. ``copies`` is what cannot be
-avoided: to gather and to scatter these rows of the table and the states, in NumPy.
+drawn at random, or 20 000 by Zipf's law, of which many are the same. All are called in turn, forwards and backwards
+alternately; the ratios are medians of those within a round. Both must agree before they are timed. ``copies`` is what
+cannot be avoided: to gather and to scatter these rows of the table and the states, in NumPy.
 """
 
 import argparse

@@ -273,6 +273,8 @@ pub fn symbol(name: &str) -> &str {
         "p" => "w",
         "v_max" => "v̄",
         "previous" => "w⁻",
+        "start" => "x₀",
+        "g_sum" => "s",
         "g_previous" => "g⁻",
         "size" => "s",
         other => other,
@@ -424,7 +426,7 @@ impl Trace {
             || self.new_states.contains(&x)
     }
 
-    /// The four idioms of [`Real`] by their names; anything else by its condition.
+    /// The five idioms of [`Real`] by their names; anything else by its condition.
     fn select_text(&self, compare: Compare, [a, b, then, otherwise]: [Expr; 4], done: &[(&str, Expr)]) -> (String, u8) {
         let sub = |x: Expr, binds: u8| self.text(x, binds, done);
         let zero = |x: Expr| self.tape[x.0] == Node::Constant(0.0);
@@ -443,6 +445,10 @@ impl Trace {
                     return (format!("sign({})", sub(a, 0)), 4);
                 }
                 (format!("({} if {} = 0 else {})", sub(then, 0), sub(a, 0), sub(otherwise, 0)), 4)
+            }
+            // What is said of 0 and ∞ in a cube root.
+            Compare::Equal if then == a && self.tape[b.0] == Node::Binary(Binary::Add, a, a) => {
+                (if self.leaf(a) { format!("∛{}", sub(a, 3)) } else { format!("∛({})", sub(a, 0)) }, 4)
             }
             Compare::Less if then == a && propagates(a, b) => (format!("min({}, {})", sub(a, 0), sub(b, 0)), 4),
             Compare::Less if then == b && propagates(b, a) => (format!("max({}, {})", sub(b, 0), sub(a, 0)), 4),

@@ -361,6 +361,7 @@ KINDS = {
 BRIEF = {
     *("sign_sgd", "signum", "adamax", "adadelta", "radam", "rprop"),
     *("adabelief", "yogi", "adopt", "asgd", "schedule_free_sgd", "schedule_free_adamw"),
+    "madgrad",
 }
 
 

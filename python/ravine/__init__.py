@@ -15,6 +15,7 @@ from ravine.norms import clip_by_global_norm_, global_norm
 from ravine.optimizers import (
     ADOPT,
     ASGD,
+    MADGRAD,
     SGD,
     AdaBelief,
     Adadelta,
@@ -42,6 +43,7 @@ from ravine.trees import to_device, to_host
 __all__ = [
     "ADOPT",
     "ASGD",
+    "MADGRAD",
     "SGD",
     "AdEMAMix",
     "AdaBelief",

@@ -19,6 +19,7 @@ from ravine import _core, backends, checkpoint, sparse, trees
 __all__ = [
     "ADOPT",
     "ASGD",
+    "MADGRAD",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
@@ -1350,6 +1351,46 @@ class Adan(Optimizer):
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
         super().__init__(params, "adan", hyper, options)
+
+
+class MADGRAD(Optimizer):
+    r"""Average all gradients, step from where the run began, and divide by the cube root of their squares.
+
+    .. math:: s \leftarrow s + \gamma \sqrt t\, g, \qquad v \leftarrow v + \gamma \sqrt t\, g^2, \qquad
+        w \leftarrow \mu w + (1-\mu) \left(x_0 - \frac{s}{\sqrt[3]{v} + \epsilon}\right)
+
+    x₀ is the parameter before its first update, and is kept: a change of w from outside is undone in the long run.
+
+    Args:
+        params: array, or any nesting of dict, list and tuple of arrays; changed in place.
+        lr: γ ≥ 0 (0.01), or a schedule.
+        momentum: μ in [0, 1) (0.9), or a schedule; the paper's c is 1 − μ.
+        eps: ε ≥ 0 (1e-6), added to ∛v. Where the denominator is 0 that part of the update is 0.
+        options: see :class:`Options`. The authors' code couples its decay: ``l2``. ``weight_decay`` pulls w to 0, and
+            the rule pulls it back to x₀.
+
+    Raises:
+        ValueError: a value out of range, named.
+        TypeError: a parameter that is not a writable float array, named by its path.
+
+    Source: Defazio and Jelassi, "Adaptivity without Compromise: A Momentumized, Adaptive, Dual Averaged Gradient Method
+    for Stochastic Optimization", 2021, Algorithm 1.
+
+    >>> w = np.array([1.0, -2.0]); opt = rv.MADGRAD(w, lr=0.125, momentum=0.0, eps=0.0)
+    >>> _ = opt.step(np.array([8.0, -1.0])); w  # s = g/8, ∛v = ∛(g²/8): 2 and 1/2
+    array([ 0.5 , -1.75])
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Value = 0.01,
+        *,
+        momentum: Value = 0.9,
+        eps: Value = 1e-6,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(params, "madgrad", {"lr": lr, "momentum": momentum, "eps": eps}, options)
 
 
 class _Averaging(Optimizer):

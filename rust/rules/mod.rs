@@ -12,6 +12,7 @@ pub mod ademamix;
 pub mod adopt;
 pub mod asgd;
 pub mod lion;
+pub mod madgrad;
 pub mod nadam;
 pub mod radam;
 pub mod rmsprop;
@@ -322,6 +323,7 @@ registry! {
     asgd::Asgd: 1,
     schedule_free::ScheduleFreeSgd: 1,
     schedule_free::ScheduleFreeAdamW: 2,
+    madgrad::Madgrad: 3,
 }
 
 /// The rule of that name.
