@@ -96,6 +96,7 @@ bench: bench-kernels  ## whole steps against torch, optax, thinc and NumPy, as f
 	$(BIN)/python benches/bench_norm.py --threads $(THREADS) --output benches/record/norm-$(THREADS)-threads.md
 	$(BIN)/python benches/bench_minimize.py --output benches/record/minimize.md
 	$(BIN)/python benches/bench_onebit.py --threads $(THREADS) --output benches/record/onebit.md
+	$(BIN)/python benches/bench_sparse.py --threads $(THREADS) --output benches/record/sparse.md
 
 bench-kernels: build  ## the kernels alone: ns per element of each rule, dtype and instruction set
 	cargo bench

@@ -14,6 +14,7 @@ pub mod pool;
 pub mod random;
 pub mod real;
 pub mod reduce;
+pub mod rows;
 pub mod rules;
 pub mod simd;
 pub mod step;

@@ -52,6 +52,24 @@ pub trait Real:
         Self::select_equal(denominator, zero, zero, self / denominator)
     }
 
+    /// ∛self of a number that is not negative, within one unit in its last place; by what every backend rounds alike.
+    #[inline(always)]
+    fn cube_root(self) -> Self {
+        // 1/4 + 1/16 + … + 1/1024 is 1/3 but for 1/3072: within a factor of 1.3 of the root of any number.
+        let mut root = self.sqrt().sqrt();
+        let mut y = root;
+        for _ in 0..4 {
+            root = root.sqrt().sqrt();
+            y = y * root;
+        }
+        // Newton's steps square what is left of the factor, less 1: 0.3, 0.06, 4e-3, 1e-5, 2e-10, nothing.
+        for _ in 0..5 {
+            y = y - (y - self / (y * y)) * Self::constant(1.0 / 3.0);
+        }
+        // 0 and ∞ are their own roots, where the steps make NaN.
+        Self::select_equal(self, self + self, self, y)
+    }
+
     /// self, or `other` where self is NaN: for ∞ − ∞, where the limit is known.
     #[inline(always)]
     fn or_if_nan(self, other: Self) -> Self {
@@ -214,6 +232,26 @@ mod tests {
     fn sign_has_three_values_and_keeps_nan() {
         assert_eq!([-3.0f32, -0.0, 0.0, 2.0].map(Real::sign), [-1.0, 0.0, 0.0, 1.0]);
         assert!(Real::sign(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn cube_roots_are_within_a_unit_in_the_last_place() {
+        let mut worst = [0.0f64; 2];
+        for i in 0..200_000 {
+            // All exponents, subnormal ones too.
+            let x = f64::from_bits(1 + i * (f64::MAX.to_bits() / 200_000));
+            let exact = x.cbrt();
+            worst[1] = worst[1].max((Real::cube_root(x) - exact).abs() / (f64::from_bits(exact.to_bits() + 1) - exact));
+            let x = f32::from_bits(1 + i as u32 * (f32::MAX.to_bits() / 200_000));
+            let (got, exact) = (f64::from(Real::cube_root(x)), f64::from(x).cbrt());
+            let near = exact as f32;
+            let unit = f64::from(f32::from_bits(near.to_bits() + 1)) - f64::from(near);
+            worst[0] = worst[0].max((got - exact).abs() / unit);
+        }
+        // The library's own root, which f64's is compared with, is within half a unit or more.
+        assert!(worst[0] < 1.0 && worst[1] <= 1.5, "{worst:?}");
+        assert_eq!([8.0f32, 0.0, f32::INFINITY, 1.0].map(Real::cube_root), [2.0, 0.0, f32::INFINITY, 1.0]);
+        assert!(Real::cube_root(f64::NAN).is_nan() && Real::cube_root(f64::MAX).is_finite());
     }
 
     #[test]

@@ -360,6 +360,13 @@ pub fn symbol(name: &str) -> &str {
         "eps" => "ε",
         "eps_root" => "ε₀",
         "initial" => "v₀",
+        "eps1" => "ε₁",
+        "eps2" => "ε₂",
+        "beta2_decay" => "δ",
+        "ns_steps" => "n",
+        "ns_a" => "a₁",
+        "ns_b" => "a₃",
+        "ns_c" => "a₅",
         "weight_decay" => "λ",
         "l2" => "λ₂",
         "trust_coefficient" => "η",
@@ -369,6 +376,8 @@ pub fn symbol(name: &str) -> &str {
         "p" => "w",
         "v_max" => "v̄",
         "previous" => "w⁻",
+        "start" => "x₀",
+        "g_sum" => "s",
         "g_previous" => "g⁻",
         "size" => "s",
         other => other,
@@ -567,7 +576,7 @@ impl Trace {
             || self.layerwise.as_ref().is_some_and(|measured| measured.number().is_some_and(|(_, value)| value == x))
     }
 
-    /// The four idioms of [`Real`] by their names; anything else by its condition.
+    /// The five idioms of [`Real`] by their names; anything else by its condition.
     fn select_text(&self, compare: Compare, [a, b, then, otherwise]: [Expr; 4], done: &[(&str, Expr)]) -> (String, u8) {
         let sub = |x: Expr, binds: u8| self.text(x, binds, done);
         let zero = |x: Expr| self.tape[x.0] == Node::Constant(0.0);
@@ -586,6 +595,10 @@ impl Trace {
                     return (format!("sign({})", sub(a, 0)), 4);
                 }
                 (format!("({} if {} = 0 else {})", sub(then, 0), sub(a, 0), sub(otherwise, 0)), 4)
+            }
+            // What is said of 0 and ∞ in a cube root.
+            Compare::Equal if then == a && self.tape[b.0] == Node::Binary(Binary::Add, a, a) => {
+                (if self.leaf(a) { format!("∛{}", sub(a, 3)) } else { format!("∛({})", sub(a, 0)) }, 4)
             }
             Compare::Less if then == a && propagates(a, b) => (format!("min({}, {})", sub(a, 0), sub(b, 0)), 4),
             Compare::Less if then == b && propagates(b, a) => (format!("max({}, {})", sub(b, 0), sub(a, 0)), 4),

@@ -742,6 +742,27 @@ def novograd(
     lr, beta1, below, decay = rounded(w, lr, beta1, np.sqrt(v) + eps, weight_decay)
     m = beta1 * m + (divide_or_zero(g, below) + decay * w)
     return w - lr * m, m, np.asarray(v)
+def cube_root(v: Array) -> Array:
+    """Multiply roots of 4 to come near, then take five steps of Newton's; 0 and ∞ are their own."""
+    (third,) = rounded(v, 1.0 / 3.0)
+    root = np.sqrt(np.sqrt(v))
+    y = root
+    for _ in range(4):
+        root = np.sqrt(np.sqrt(root))
+        y = y * root
+    for _ in range(5):
+        y = y - (y - v / (y * y)) * third
+    return np.where(v == v + v, v, y)
+
+
+def madgrad(
+    w: Array, g: Array, s: Array, v: Array, x0: Array, *, t: int, lr: float, momentum: float, eps: float
+) -> Update:
+    rate, mu, rest, eps = rounded(w, lr * math.sqrt(float(t)), momentum, 1.0 - momentum, eps)
+    x0 = w if t == 1 else x0
+    s, v = s + rate * g, v + rate * (g * g)
+    z = x0 - divide_or_zero(s, cube_root(v) + eps)
+    return mu * w + rest * z, s, v, x0
 
 
 #: Rules that take the decay themselves, since it is not of the parameter alone.
@@ -785,6 +806,7 @@ SPECIFICATION: dict[str, Callable[..., Update]] = {
         lars,
         lamb,
         novograd,
+        madgrad,
     )
 }
 

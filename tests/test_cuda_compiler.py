@@ -19,6 +19,7 @@ import ravine as rv
 from ravine.cuda import compiler
 from ravine.cuda.device import alone, kernel_names, source
 from ravine.cuda.onebit import onebit_source
+from ravine.cuda.rows import rows_source
 from ravine.cuda.step import measure_source, step_source, units_source
 from tests.conftest import LAYERWISE
 
@@ -362,6 +363,7 @@ BRIEF = {
     *("sign_sgd", "signum", "adamax", "adadelta", "radam", "rprop"),
     *("adabelief", "yogi", "adopt", "asgd", "schedule_free_sgd", "schedule_free_adamw"),
     *("lars", "lamb", "novograd"),
+    "madgrad",
 }
 
 
@@ -407,6 +409,8 @@ def sources():
     for number, dtype in enumerate(("float64", "float32", "float16", "bfloat16")):
         text, chosen = onebit_source(number), ARCHITECTURES if dtype == "float32" else (90,)
         yield from ((f"{name} {dtype}", alone(text, name), chosen) for name in kernel_names(text))
+    for kind, (sums, values) in KINDS.items():
+        yield f"sum_rows {kind}", rows_source(values, sums), ARCHITECTURES if kind == "float32" else (90,)
     yield "poke", source("poke"), ARCHITECTURES
 
 

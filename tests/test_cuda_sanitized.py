@@ -25,6 +25,7 @@ SELECTIONS = {
     "step": ["tests/test_cuda_step.py", "-k", " ".join(STEP.split())],
     "norm": ["tests/test_cuda_norm.py", "-k", "sanitized"],
     "onebit": ["tests/test_cuda_onebit.py", "-k", "sanitized and not float64 and not bfloat16 or pieces"],
+    "rows": ["tests/test_sparse.py", "-k", "strided_cupy"],
 }
 
 

@@ -234,6 +234,8 @@ WITHOUT_EXAMPLE = {
     "ravine.objective": "internal",
     "ravine.line_search": "internal",
     "ravine.descent": "internal",
+    "ravine.report": "internal",
+    "ravine.whole": "internal",
     "ravine.history.Curve": "a result; History's examples show it",
     "ravine.lr_range.LearningRateRange": "a result; lr_range_test's example shows it",
 }
@@ -249,6 +251,7 @@ WITHOUT_ARGS = {
     "ravine.objective": "internal",
     "ravine.line_search": "internal",
     "ravine.descent": "internal",
+    "ravine.whole": "internal",
     "ravine.history.Curve": "a result; its two fields are in the one line",
     "ravine.lr_range.LearningRateRange": "a result, made by lr_range_test; its attributes are listed",
     "ravine.optimizers.Optimizer": "a base class, not made by users",

@@ -65,6 +65,7 @@ ADAPTIVE = {
 PARTLY = {
     "radam": partial(rv.RAdam, lr=0.1),
     "schedule_free_adamw": partial(rv.ScheduleFreeAdamW, lr=0.1),
+    "madgrad": partial(rv.MADGRAD, lr=0.1),
 }
 ALL = SGDS | ADAPTIVE | PARTLY
 

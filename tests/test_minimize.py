@@ -33,6 +33,7 @@ RULES = {
     "adadelta": {"lr": 1.0, "eps": 1e-3},
     "adamax": {"lr": 0.05},
     "adan": {"lr": 0.05},
+    "madgrad": {"lr": 0.1},
     "nadam": {"lr": 0.05},
     "radam": {"lr": 0.05},
     "rprop": {"lr": 0.05},

@@ -303,6 +303,7 @@ CONFIGURATIONS = [
     plain(rv.Adan, "adan", betas=(0.8, 0.7, 0.97), eps=1e-3),
     plain(rv.Adan, "adan", betas=(0.8, 0.7, 0.97), eps=1e-3, eps_root=1e-2, bias_correction=False, look_less=True),
     plain(rv.ASGD, "asgd", lambd=0.1, alpha=0.6, t0=1.0),
+    plain(rv.MADGRAD, "madgrad", momentum=0.8, eps=1e-3),
     plain(rv.ScheduleFreeSGD, "schedule_free_sgd", momentum=0.8, warmup_steps=2.0),
     plain(rv.ScheduleFreeAdamW, "schedule_free_adamw", betas=(0.8, 0.97), eps=1e-3, warmup_steps=0.0),
     plain(rv.LARS, "lars", momentum=0.8, trust_coefficient=0.3, eps=1e-2, adapt=True),
@@ -371,6 +372,7 @@ DEFAULTS = [
     (rv.ADOPT, {"lr": 1e-3, "beta1": 0.9, "beta2": 0.9999, "eps": 1e-6, "clip": 1.0}, {}, "adopt"),
     (rv.Adan, {"lr": 1e-3, "beta1": 0.98, "beta2": 0.92, "beta3": 0.99, "eps": 1e-8}, {}, "adan"),
     (rv.ASGD, {"lr": 0.01, "lambd": 1e-4, "alpha": 0.75, "t0": 1e6}, {}, "asgd"),
+    (rv.MADGRAD, {"lr": 0.01, "momentum": 0.9, "eps": 1e-6}, {}, "madgrad"),
     (
         rv.ScheduleFreeSGD,
         {"lr": 1.0, "momentum": 0.9, "warmup_steps": 0.0, "weight_decay": 0.0},
@@ -778,6 +780,7 @@ LEARNERS = [
     (rv.ADOPT, {}, (0.02, 0.02, 0.02)),
     (rv.Adan, {}, (0.02, 0.02, 0.01)),
     (rv.ASGD, {"t0": 500}, (0.009, 0.001, 0.5)),
+    (rv.MADGRAD, {}, (0.02, 0.002, 0.01)),
     (rv.ScheduleFreeSGD, {"warmup_steps": 20}, (0.009, 0.0015, 0.5)),
     (rv.ScheduleFreeAdamW, {}, (0.02, 0.02, 0.02)),
     (rv.LARS, {"trust_coefficient": 1.0, "momentum": 0.5}, (0.01, 0.003, 0.03)),

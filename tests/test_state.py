@@ -41,6 +41,7 @@ OPTIMIZERS = {
     "adopt": partial(rv.ADOPT, lr=0.1),
     "adan": partial(rv.Adan, lr=0.1),
     "asgd": partial(rv.ASGD, lr=0.1, t0=1.0),
+    "madgrad": partial(rv.MADGRAD, lr=0.1),
     "schedule_free_sgd": partial(rv.ScheduleFreeSGD, lr=0.1),
     "schedule_free_adamw": partial(rv.ScheduleFreeAdamW, lr=0.1),
     "lars": partial(rv.LARS, lr=0.1, trust_coefficient=0.5),

@@ -741,3 +741,76 @@ def test_gradients_that_cannot_be_taken_raise_by_name_and_change_nothing():
     with pytest.raises(ValueError, match=r"grads\['other'\]: shares memory with parameter 'other'"):
         optimizer.step()
     assert torch.equal(other.detach(), torch.ones(3))
+
+
+# Rules of ravine's own facade that torch has, too
+
+
+def beside(optimizer, mine, gradients, shape):
+    """Step both from the same numbers; return the largest difference."""
+    w = np.random.default_rng(1).standard_normal(shape)
+    p = torch.nn.Parameter(torch.tensor(w.copy()))
+    theirs, own = optimizer([p]), mine(w)
+    for of_torch, of_ravine in gradients:
+        p.grad = of_torch
+        theirs.step()
+        own.step(of_ravine)
+    return np.abs(p.detach().numpy() - w).max()
+
+
+def rows_of_both(n=20):
+    rng = np.random.default_rng(2)
+    for _ in range(n):
+        indices, values = rng.integers(0, 11, 6), rng.standard_normal((6, 3))
+        sparse = torch.sparse_coo_tensor(
+            torch.tensor(indices)[None], torch.tensor(values), (11, 3), check_invariants=True
+        )
+        yield sparse, ravine.RowSparse(torch.tensor(indices), torch.tensor(values))
+
+
+@pytest.mark.parametrize(
+    "theirs, mine",
+    [
+        (
+            lambda p: torch.optim.SparseAdam(p, lr=0.1, betas=(0.8, 0.97), eps=1e-3),
+            lambda w: ravine.Adam(w, lr=0.1, betas=(0.8, 0.97), eps=1e-3, eps_hat=True),
+        ),
+        (lambda p: torch.optim.Adagrad(p, lr=0.1, eps=1e-3), lambda w: ravine.Adagrad(w, lr=0.1, eps=1e-3)),
+        (lambda p: torch.optim.SGD(p, lr=0.1), lambda w: ravine.SGD(w, lr=0.1)),
+    ],
+    ids=["SparseAdam", "Adagrad", "SGD"],
+)
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of torch's own tensors
+def test_gradients_of_rows_do_what_torchs_sparse_gradients_do(theirs, mine):
+    assert beside(theirs, mine, rows_of_both(), (11, 3)) < 1e-14
+
+
+def dense_of_both(shape, n=20):
+    rng = np.random.default_rng(2)
+    for _ in range(n):
+        g = rng.standard_normal(shape)
+        yield torch.tensor(g), g
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (7, 5), (2, 5, 4), (9,)])
+def test_adafactor_is_torchs_while_its_rate_is_below_the_relative_step(shape):
+    """Without ε₁, whose place differs: for 20 steps, min(γ, 1/√t) is γ."""
+    difference = beside(
+        lambda p: torch.optim.Adafactor(p, lr=0.05, d=1.2, weight_decay=0.1),
+        lambda w: ravine.Adafactor(w, lr=0.05, d=1.2, weight_decay=0.1, eps=(0.0, 1e-3)),
+        dense_of_both(shape),
+        shape,
+    )
+    assert difference < 1e-14
+
+
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("shape", [(5, 7), (7, 5)])
+def test_muon_is_torchs_but_for_its_bfloat16_products(shape, adjust):
+    difference = beside(
+        lambda p: torch.optim.Muon(p, lr=0.01, adjust_lr_fn=adjust),
+        lambda w: ravine.Muon(w, lr=0.01, adjust_lr_fn=adjust),
+        dense_of_both(shape),
+        shape,
+    )
+    assert 1e-6 < difference < 20 * 0.01 * 2**-8 * 8

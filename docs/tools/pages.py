@@ -34,9 +34,24 @@ INTERNAL = {
     "ravine.descent": "inside of minimize",
     "ravine.line_search": "inside of minimize",
     "ravine.objective": "shared by the checks",
+    "ravine.report": "what a step reports; Optimizer.step explains it",
+    "ravine.whole": "shared by Adafactor and Muon",
 }
 #: The order of the reference; what is not named follows by the alphabet.
-ORDER = ["optimizers", "schedules", "functional", "norms", "init", "data", "nn", "batch_norm", "layer_norm"]
+ORDER = [
+    "optimizers",
+    "adafactor",
+    "muon",
+    "sparse",
+    "schedules",
+    "functional",
+    "norms",
+    "init",
+    "data",
+    "nn",
+    "batch_norm",
+    "layer_norm",
+]
 
 #: What a page explains besides: names that docstrings refer to.
 BESIDES = {"ravine.optimizers": [f"ravine.optimizers.{name}" for name in ("OptionsButDecay", "Value", "Groups")]}
@@ -130,6 +145,15 @@ VARIANTS: dict[type, list[tuple[str, dict[str, Any]]]] = {
     rv.NAdam: [("Default", {}), ("Constant momentum (optax's)", {"constant_momentum": True})],
     rv.RAdam: [("Default", {}), ("ε after the correction (optax's)", {"eps_hat": False})],
     rv.Yogi: [("The paper's", {}), ("With bias correction", {"bias_correction": True})],
+    rv.Adafactor: [("Relative step size", {}), ("Absolute", {"lr": 1e-3, "scale_parameter": False})],
+    rv.Muon: [
+        ("Default", {}),
+        ("As large as AdamW's updates", {"adjust_lr_fn": "match_rms_adamw"}),
+        (
+            "To convergence, without Nesterov's",
+            {"nesterov": False, "ns_coefficients": rv.muon.CONVERGENT, "ns_steps": 20},
+        ),
+    ],
     rv.Lion: [("Default", {}), ("with decoupled decay", {"weight_decay": 0.1})],
     rv.LARS: [("Default", {"lr": 0.1}), ("with decay", {"lr": 0.1, "weight_decay": 1e-4})],
     rv.LAMB: [("Default", {}), ("with decay", {"weight_decay": 0.01})],
@@ -140,18 +164,22 @@ CLASSES = [
     cls
     for name, cls in vars(rv.optimizers).items()
     if name in rv.optimizers.__all__ and issubclass(cls, rv.Optimizer) and cls is not rv.Optimizer
-]
+] + [rv.Adafactor, rv.Muon]
 RANGES = {
     "not_negative": "≥ 0, finite",
     "fraction": "in [0, 1)",
     "not_below_one": "≥ 1, finite",
     "whole": "a whole number ≥ 0",
+    "not_positive": "≤ 0, finite",
+    "positive": "> 0, finite",
+    "finite": "finite",
 }
 
 
 def optimizer(cls: type, arguments: dict[str, Any]) -> rv.Optimizer:
-    """Make one over a parameter of one element."""
-    made: rv.Optimizer = cls({"w": np.zeros(1)}, **arguments)
+    """Make one over a parameter of one element, a matrix for those that take nothing else."""
+    whole = issubclass(cls, rv.whole.WholeOptimizer)
+    made: rv.Optimizer = cls({"w": np.zeros((1, 1) if whole else 1)}, **arguments)
     return made
 
 
@@ -165,17 +193,18 @@ def rules() -> str:
     kinds, own, lines = rv._core.rules(), own_tests(), []
     for cls in CLASSES:
         summary = inspect.cleandoc(cls.__doc__ or "").splitlines()[0]
-        lines += [f"## {cls.__name__}", "", f"{summary} [Reference][ravine.optimizers.{cls.__name__}].", ""]
+        lines += [f"## {cls.__name__}", "", f"{summary} [Reference][{cls.__module__}.{cls.__name__}].", ""]
         hyper: dict[str, str] = {}
         for title, arguments in VARIANTS.get(cls, [("Default", {})]):
             made = optimizer(cls, arguments)
             rule = made.state_dict()["rule"]
-            hyper |= kinds[rule]["hyperparameters"]
-            states = ", ".join(f"`{state}`" for state in kinds[rule]["states"]) or "none"
+            hyper |= made._about["hyperparameters"]
+            states = ", ".join(f"`{state}`" for state in made._about["states"]) or "none"
             lines += [f"**{title}.** `{call(cls, arguments)}`", "", "```text", made.formula(), "```", ""]
             lines += [f"Rule `{rule}`; states: {states}.", ""]
         lines += ["| Number | Symbol | Range |", "|---|---|---|"]
-        for name, kind in {**hyper, "weight_decay": "not_negative", "l2": "not_negative"}.items():
+        both = {} if issubclass(cls, rv.whole.WholeOptimizer) else {"l2": "not_negative"}
+        for name, kind in {**hyper, "weight_decay": "not_negative", **both}.items():
             if kind != "switch":
                 lines.append(f"| `{_argument(name)}` | {rv._core.symbol(name)} | {RANGES[kind]} |")
         lines.append("")

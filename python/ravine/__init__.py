@@ -1,7 +1,22 @@
 """The optimizer for arrays: fused optimizer steps and batch normalisation for NumPy and CuPy."""
 
-from ravine import conventions, convert, data, diagnose, functional, hessian, init, nn, onebit, plot, schedules, trees
+from ravine import (
+    conventions,
+    convert,
+    data,
+    diagnose,
+    functional,
+    hessian,
+    init,
+    muon,
+    nn,
+    onebit,
+    plot,
+    schedules,
+    trees,
+)
 from ravine._core import __version__
+from ravine.adafactor import Adafactor
 from ravine.averages import EMA, SWA, Lookahead
 from ravine.batch_norm import BatchNorm, BatchNormSaved, batch_norm, batch_norm_backward
 from ravine.config import get_include, get_library, num_threads, set_num_threads, show_config
@@ -12,12 +27,14 @@ from ravine.layer_norm import LayerNorm, LayerNormSaved, layer_norm, layer_norm_
 from ravine.loss_scale import DynamicLossScale
 from ravine.lr_range import LearningRateRange, lr_range_test
 from ravine.minimize import minimize
+from ravine.muon import Muon
 from ravine.norms import adaptive_clip_, clip_by_global_norm_, global_norm, tensor_norms
 from ravine.optimizers import (
     ADOPT,
     ASGD,
     LAMB,
     LARS,
+    MADGRAD,
     SGD,
     AdaBelief,
     Adadelta,
@@ -40,6 +57,7 @@ from ravine.optimizers import (
     Signum,
     Yogi,
 )
+from ravine.sparse import RowSparse
 from ravine.trees import to_device, to_host
 
 __all__ = [
@@ -48,11 +66,13 @@ __all__ = [
     "EMA",
     "LAMB",
     "LARS",
+    "MADGRAD",
     "SGD",
     "SWA",
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -71,11 +91,13 @@ __all__ = [
     "LearningRateRange",
     "Lion",
     "Lookahead",
+    "Muon",
     "NAdam",
     "NovoGrad",
     "Optimizer",
     "RAdam",
     "RMSprop",
+    "RowSparse",
     "Rprop",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
@@ -102,6 +124,7 @@ __all__ = [
     "layer_norm_backward",
     "lr_range_test",
     "minimize",
+    "muon",
     "nn",
     "num_threads",
     "onebit",

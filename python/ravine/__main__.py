@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ravine import bench, config, conventions, optimizers
+from ravine import adafactor, bench, config, conventions, muon, optimizers
 
 __all__ = ["main"]
 
@@ -17,7 +17,7 @@ OPTIMIZERS = {
     name.lower(): getattr(optimizers, name)
     for name in optimizers.__all__
     if inspect.isclass(getattr(optimizers, name)) and name not in ("Optimizer", "Options")
-}
+} | {"adafactor": adafactor.Adafactor, "muon": muon.Muon}
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -43,7 +43,7 @@ def _formula(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> 
             chosen = {name: value for name, value in settings.items() if name != "like"}
             needs = conventions.convention(make, arguments.like, **chosen).needs
             settings = dict.fromkeys(needs, 0.01) | settings
-        print(make(np.zeros(1), **settings).formula())
+        print(make(np.zeros((1, 1)), **settings).formula())
     except (TypeError, ValueError) as error:
         parser.error(str(error))
 

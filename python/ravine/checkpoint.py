@@ -190,14 +190,13 @@ def _check_bonds(opt: Optimizer) -> None:
 
 def _tensors(opt: Optimizer, params: bool) -> dict[str, dict[str, Any]]:
     """Give, of each parameter, the bound arrays by their names in the file."""
-    engine, rule = opt._engine, opt._rule
-    kinds = list(_core.rules()[rule]["states"])
+    states = opt._states()
     return {
-        name: {f"{rule}/{kind}/{name}": state for kind, state in zip(kinds, states, strict=True)}
+        name: {f"{opt._rule}/{kind}/{name}": state for kind, state in states[name].items()}
         | {f"{kind}/{name}": array for kind, array in kept.items()}
         | ({f"params/{name}": parameter} if params else {})
-        for name, states, kept, parameter in zip(
-            engine.names, engine.states, engine.kept, engine.parameters, strict=True
+        for name, kept, parameter in zip(
+            opt._engine.names, opt._engine.kept, opt._engine.parameters, strict=True
         )
     }
 
@@ -563,7 +562,7 @@ def _numbers(opt: Optimizer, header: _Header, fits: list[str]) -> tuple[dict[tup
     }
     numbers: dict[tuple[int, str], float] = {}
     own = [_group_values(opt, group) for group in range(len(opt._values))]
-    kinds = _core.rules()[opt._rule]["hyperparameters"]
+    kinds = opt._about["hyperparameters"]
     for name, group in zip(opt._engine.names, opt._group_of, strict=True):
         saved = header.values[name] if name in fits else {}
         for key in sorted(own[group].keys() | saved.keys()) if saved else ():

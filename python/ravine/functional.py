@@ -35,6 +35,7 @@ __all__ = [
     "lamb_",
     "lars_",
     "lion_",
+    "madgrad_",
     "momentum_",
     "nadam_",
     "nesterov_",
@@ -714,6 +715,30 @@ def asgd_(
     (array([0.25, 0.25]), array([0.25, 0.25]))
     """
     _apply("asgd", p, g, step, options, {"average": average}, lr=lr, lambd=lambd, alpha=alpha, t0=t0)
+
+
+def madgrad_(
+    p: Any,
+    g: Any,
+    g_sum: Any,
+    v: Any,
+    start: Any,
+    *,
+    step: int,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    eps: float = 1e-6,
+    **options: Unpack[Common],
+) -> None:
+    """S ← s + γ√t·g, v ← v + γ√t·g², w ← μw + (1−μ)(x₀ − s/(∛v + ε)), s being ``g_sum``, x₀ ``start``.
+
+    >>> p, g_sum, v, start = np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(2)
+    >>> rv.functional.madgrad_(p, np.full(2, 8.0), g_sum, v, start, step=1, lr=0.125, momentum=0.5, eps=0.0)
+    >>> p, g_sum, v
+    (array([-0.25, -0.25]), array([1., 1.]), array([8., 8.]))
+    """
+    states = {"g_sum": g_sum, "v": v, "start": start}
+    _apply("madgrad", p, g, step, options, states, lr=lr, momentum=momentum, eps=eps)
 
 
 def schedule_free_sgd_(

@@ -94,7 +94,7 @@ class Group(Mapping[str, Any]):
         return self._optimizer._parts(name)
 
     def _is_switch(self, part: str) -> bool:
-        return part in _SWITCHES or _core.rules()[self._optimizer._rule]["hyperparameters"].get(part) == "switch"
+        return part in _SWITCHES or self._optimizer._about["hyperparameters"].get(part) == "switch"
 
 
 class GroupList(Sequence[Group]):

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 
-from ravine import _core, backends, checkpoint, conventions, trees
+from ravine import _core, backends, checkpoint, conventions, sparse, trees
 from ravine.averages import EMA, SWA, Lookahead, after_rule
 from ravine.groups import GroupList
 from ravine.loss_scale import DynamicLossScale
@@ -129,7 +129,7 @@ class Optimizer:
     """
 
     #: Rules whose states hold where the parameter was, or lie about it: it must not be moved behind their back.
-    _sequences: frozenset[str] = frozenset({"heavy_ball", "asgd", "schedule_free_sgd", "schedule_free_adamw"})
+    _sequences: frozenset[str] = frozenset({"heavy_ball", "asgd", "madgrad", "schedule_free_sgd", "schedule_free_adamw"})
     #: Whether the averages stand in the parameters' place.
     _swapped = False
 
@@ -152,7 +152,7 @@ class Optimizer:
         self._params = params
         self._values: list[dict[str, Any]] = []
         self._group_of: list[int] = []
-        self._backend = backend = backends.backend_for(params)
+        self._backend = backends.backend_for(params)
 
         def group_of(names: list[str]) -> list[int]:
             self._group_of, self._values = self._resolve(names, defaults, groups)
@@ -167,26 +167,18 @@ class Optimizer:
         self._lookahead, self._averaging, self._master = self._after(options)
         after: dict[str, Any] = {"lookahead": self._lookahead, "average": self._averaging, "master": self._master}
         self._options |= {name: str(value) for name, value in after.items() if value is not None}
-        self._engine: _core.Engine = backend.Engine(
-            rule,
-            params,
-            group_of,
-            lambda parameter, dtype: backends.new_states(backend, rule, parameter.shape, dtype),
-            self._options["clip_value"],
-            self._options["clip_norm"],
-            self._options["nonfinite"],
-            after_rule(backend.zeros, **after),
-            self._options["clip_eps"],
-        )
+        self._engine: _core.Engine = self._new_engine(params, group_of)
         self._lock = threading.Lock()
+        #: Whether a gradient was `RowSparse`: then the steps look for more of them.
+        self._sparse = False
         self._scheduled = [
             (group, name, value)
             for group, values in enumerate(self._values)
-            for name, value in _engine_values(values, rule).items()
+            for name, value in _engine_values(values, self._about["hyperparameters"]).items()
             if callable(value)
         ]
         for group, values in enumerate(self._values):
-            for name, value in _engine_values(values, rule).items():
+            for name, value in _engine_values(values, self._about["hyperparameters"]).items():
                 if not callable(value):
                     self._engine.set_hyper(group, name, _number(name, value))
         self._start()
@@ -196,8 +188,8 @@ class Optimizer:
 
         Args:
             grads: arrays in the same nesting as the parameters, of their shapes; only read. ``None`` in the place of an
-                array leaves that parameter, its states and its update count as they are. Left out: the mean of what
-                `accumulate` was given since the last step.
+                array leaves that parameter, its states and its update count as they are. :class:`RowSparse` is the
+                gradient of some rows. Left out: the mean of what `accumulate` was given since the last step.
             grad_scale: s in [2⁻¹²⁶, 2¹²⁶], if the gradients come multiplied by it. Before anything else g ← g·(1/s),
                 with 1/s rounded once to the dtype that is computed in; exact for powers of two, but for results below
                 the smallest normal number. A :class:`DynamicLossScale` gives its value, leaves the step out if a
@@ -223,9 +215,15 @@ class Optimizer:
         """
         if self._swapped:
             self._check_own("step")
-        if grad_scale is not None or grads is ... or self._scheduled or self._torch_groups:
-            return self._careful_step(grads, grad_scale)
-        return self._engine.step(grads)
+        careful = grad_scale is not None or grads is ... or self._scheduled or self._torch_groups or self._sparse
+        try:
+            return self._careful_step(grads, grad_scale) if careful else self._engine.step(grads)
+        except (TypeError, ValueError):
+            # Looked for here, so that dense steps do not pay for it.
+            if self._sparse or grads is ... or not sparse.has_rows(grads):
+                raise
+        self._sparse = True
+        return self._careful_step(grads, grad_scale)
 
     def _after(self, options: Options) -> tuple[Lookahead | None, EMA | SWA | None, str | None]:
         """Return what follows the rule: each checked by its class, and that this optimizer can do it."""
@@ -254,6 +252,9 @@ class Optimizer:
             def step(scale: Any = None, skip: bool = False) -> _core.StepInfo:
                 if grads is ...:
                     return self._engine.step_accumulated(values, scale, skip)
+                if self._sparse and sparse.has_rows(grads):
+                    info: _core.StepInfo = sparse.step(self, grads, values, scale, skip)
+                    return info
                 return self._engine.step(grads, values, scale, skip)
 
             if isinstance(grad_scale, DynamicLossScale):
@@ -263,6 +264,29 @@ class Optimizer:
             return step(_number("grad_scale", grad_scale, "a number or a DynamicLossScale"))
         finally:
             self._lock.release()
+
+    def _bound_alike(self, params: dict[str, Any], states: Sequence[Sequence[Any]]) -> Any:
+        """Bind other arrays in the places of the parameters and their states, with the present numbers and counts.
+
+        It skips a step where this optimizer would raise.
+        """
+        of_each, nonfinite = iter(states), self._options["nonfinite"]
+        engine = self._backend.Engine(
+            self._rule,
+            params,
+            lambda names: self._group_of,
+            lambda parameter, dtype: list(next(of_each)),
+            self._options["clip_value"],
+            self._options["clip_norm"],
+            "skip" if nonfinite == "raise" else nonfinite,
+            None,
+            self._options["clip_eps"],
+        )
+        for group in range(len(self._values)):
+            for name in {**self._about["hyperparameters"], **_COMMON}:
+                engine.set_hyper(group, name, self._engine.hyper(group, name))
+        self._backend.copy_counters(engine, self._engine)
+        return engine
 
     def accumulate(self, grads: Any, *, weight: float = 1.0) -> None:
         r"""Add the gradients of a micro-batch to those before; ``step()`` then takes their mean, and forgets them.
@@ -373,7 +397,7 @@ class Optimizer:
         w ← w − γ·g/(√v + ε)
         γ = 0.01, β = 0.99, ε = 1e-08, λ₂ = 0.1
         """
-        rule = _core.rules()[self._rule]["hyperparameters"]
+        rule = self._about["hyperparameters"]
         scheduled = {name: value for group, name, value in self._scheduled if group == 0}
         # What is 0 is left out, unless a schedule may change that.
         values = {name: math.nan if name in scheduled else self._engine.hyper(0, name) for name in [*rule, *_COMMON]}
@@ -391,7 +415,7 @@ class Optimizer:
         decay = self._decay_formula(values) if values["weight_decay"] and "weight_decay" not in rule else None
         after = values["decay_after"] or values["decay_implicit"]
         lines += [decay] if decay and not after else []
-        lines += _core.formula(self._rule, [values[name] for name in rule]).splitlines()
+        lines += self._formula_lines(values)
         if decay:
             lines += [decay] if after else []
             symbols["weight_decay"] = values["weight_decay"]
@@ -400,6 +424,44 @@ class Optimizer:
         used = {n: value for n, value in symbols.items() if (value and _core.symbol(n) in text) or n == "lr"}
         lines.append(", ".join(f"{_core.symbol(name)} = {scheduled.get(name, value)}" for name, value in used.items()))
         return "\n".join(lines)
+
+    def _formula_lines(self, values: Mapping[str, float]) -> list[str]:
+        """Return the rule's own lines."""
+        return _core.formula(self._rule, [values[name] for name in self._about["hyperparameters"]]).splitlines()
+
+    @property
+    def _about(self) -> Mapping[Any, Mapping[str, str]]:
+        """The rule's hyperparameters and states."""
+        return _core.rules()[self._rule]
+
+    def _states(self) -> dict[str, dict[str, Any]]:
+        """Give the arrays that are the states of each parameter, by name."""
+        kinds, engine = self._about["states"], self._engine
+        return {
+            name: dict(zip(kinds, states, strict=True))
+            for name, states in zip(engine.names, engine.states, strict=True)
+        }
+
+    def _new_engine(self, params: Any, group_of: Callable[[list[str]], list[int]]) -> Any:
+        """Bind the parameters, with new states."""
+        backend = self._backend
+        return backend.Engine(
+            self._rule,
+            params,
+            group_of,
+            lambda parameter, dtype: backends.new_states(backend, self._rule, parameter.shape, dtype),
+            self._options["clip_value"],
+            self._options["clip_norm"],
+            self._options["nonfinite"],
+            self._after_rule(),
+            self._options["clip_eps"],
+        )
+
+    def _after_rule(self) -> Any:
+        """Describe to an engine what follows the rule."""
+        return after_rule(
+            self._backend.zeros, lookahead=self._lookahead, average=self._averaging, master=self._master
+        )
 
     def _decay_formula(self, values: Mapping[str, Any]) -> str:
         lam = _core.symbol("weight_decay")
@@ -495,9 +557,8 @@ class Optimizer:
 
     def _arrays(self) -> dict[str, dict[str, Any]]:
         """Give, of each parameter, the states and what else is kept, by their names."""
-        engine, kinds = self._engine, list(_core.rules()[self._rule]["states"])
-        rows = zip(engine.names, engine.states, engine.kept, strict=True)
-        return {name: {**dict(zip(kinds, states, strict=True)), **kept} for name, states, kept in rows}
+        states, engine = self._states(), self._engine
+        return {name: {**states[name], **kept} for name, kept in zip(engine.names, engine.kept, strict=True)}
 
     def _settle_masters(self) -> None:
         """Take changes from outside into the exact copies, as the next step would."""
@@ -633,17 +694,17 @@ class Optimizer:
 
     def _parts(self, name: str) -> list[str]:
         """Give the core's names of an argument."""
-        parts = [part for part in _TUPLES.get(name, ()) if part in _core.rules()[self._rule]["hyperparameters"]]
+        parts = [part for part in _TUPLES.get(name, ()) if part in self._about["hyperparameters"]]
         return parts or [_CORE_NAMES.get(name, name)]
 
     def _numbers(self, name: str, value: Any) -> dict[str, float]:
         """Give an argument's numbers by the core's names."""
-        flat = _engine_values({name: value}, self._rule)
+        flat = _engine_values({name: value}, self._about["hyperparameters"])
         return {part: _number(part, number, "a number") for part, number in flat.items()}
 
     def _flat_values(self, group: int) -> dict[str, Any]:
         """Give a group's values by the core's names."""
-        return _engine_values(self._values[group], self._rule)
+        return _engine_values(self._values[group], self._about["hyperparameters"])
 
     def _set_number(self, group: int, name: str, value: float) -> None:
         """Set a number of a group by the core's name, checked before."""
@@ -651,7 +712,7 @@ class Optimizer:
         values = self._values[group]
         for whole, parts in _TUPLES.items():
             if name in parts and whole in values:
-                known = [part for part in parts if part in _core.rules()[self._rule]["hyperparameters"]]
+                known = [part for part in parts if part in self._about["hyperparameters"]]
                 values[whole] = tuple(value if p == name else v for p, v in zip(known, values[whole], strict=True))
                 return
         values["momentum_before" if name == "momentum" and name not in values else name] = value
@@ -741,6 +802,8 @@ _TUPLES = {
     "betas": ("beta1", "beta2", "beta3"),
     "etas": ("eta_minus", "eta_plus"),
     "step_sizes": ("step_min", "step_max"),
+    "eps": ("eps1", "eps2"),
+    "ns_coefficients": ("ns_a", "ns_b", "ns_c"),
 }
 
 
@@ -748,9 +811,8 @@ _TUPLES = {
 _CORE_NAMES = {"momentum_before": "momentum"}
 
 
-def _engine_values(values: Mapping[str, Any], rule: str) -> dict[str, Any]:
+def _engine_values(values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """Give the core's names: ``betas`` are two or three, and where momentum stands is the rule's business."""
-    known = _core.rules()[rule]["hyperparameters"]
     flat: dict[str, Any] = {}
     for name, value in values.items():
         parts = [part for part in _TUPLES.get(name, ()) if part in known]
@@ -1794,6 +1856,46 @@ class NovoGrad(Optimizer):
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
         super().__init__(params, "novograd", hyper, options)
+
+
+class MADGRAD(Optimizer):
+    r"""Average all gradients, step from where the run began, and divide by the cube root of their squares.
+
+    .. math:: s \leftarrow s + \gamma \sqrt t\, g, \qquad v \leftarrow v + \gamma \sqrt t\, g^2, \qquad
+        w \leftarrow \mu w + (1-\mu) \left(x_0 - \frac{s}{\sqrt[3]{v} + \epsilon}\right)
+
+    x₀ is the parameter before its first update, and is kept: a change of w from outside is undone in the long run.
+
+    Args:
+        params: array, or any nesting of dict, list and tuple of arrays; changed in place.
+        lr: γ ≥ 0 (0.01), or a schedule.
+        momentum: μ in [0, 1) (0.9), or a schedule; the paper's c is 1 − μ.
+        eps: ε ≥ 0 (1e-6), added to ∛v. Where the denominator is 0 that part of the update is 0.
+        options: see :class:`Options`. The authors' code couples its decay: ``l2``. ``weight_decay`` pulls w to 0, and
+            the rule pulls it back to x₀.
+
+    Raises:
+        ValueError: a value out of range, named.
+        TypeError: a parameter that is not a writable float array, named by its path.
+
+    Source: Defazio and Jelassi, "Adaptivity without Compromise: A Momentumized, Adaptive, Dual Averaged Gradient Method
+    for Stochastic Optimization", 2021, Algorithm 1.
+
+    >>> w = np.array([1.0, -2.0]); opt = rv.MADGRAD(w, lr=0.125, momentum=0.0, eps=0.0)
+    >>> _ = opt.step(np.array([8.0, -1.0])); w  # s = g/8, ∛v = ∛(g²/8): 2 and 1/2
+    array([ 0.5 , -1.75])
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Value = 0.01,
+        *,
+        momentum: Value = 0.9,
+        eps: Value = 1e-6,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(params, "madgrad", {"lr": lr, "momentum": momentum, "eps": eps}, options)
 
 
 class _Averaging(Optimizer):

@@ -4,11 +4,13 @@ mod arrays;
 mod norm;
 mod onebit;
 mod optimizer;
+mod rows;
 mod tree;
 
 use self::arrays::{Place, Units};
 use crate::element::View;
 use crate::error::Error;
+use crate::real::Scalar;
 use crate::rules::{self, Entry, Moment, Range};
 use crate::simd::Level;
 use crate::step::{NonFinite, Options, Step};
@@ -59,6 +61,9 @@ mod _core {
 
     #[pymodule_export]
     use super::optimizer::{Engine, StepInfo};
+
+    #[pymodule_export]
+    use super::rows::sum_rows;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -113,6 +118,13 @@ mod _core {
             return Err(PyValueError::new_err(format!("values: expected one for each of {:?}", entry.hyperparameters)));
         }
         Ok(entry.trace_configured(&values).formula())
+    }
+
+    /// base to an exponent ≥ 0 that need not be whole, with the same bits everywhere.
+    #[pyfunction]
+    fn raised(base: f64, exponent: f64) -> f64 {
+        let _default = simd::DefaultEnvironment::enter();
+        base.raised(exponent)
     }
 
     /// How the formula writes a name.

@@ -96,6 +96,8 @@ struct Binding {
     bonds: Vec<Bond>,
     occupied: Occupied,
     elements: usize,
+    /// Whether gradients may be of the dtype that their parameters compute in.
+    wide: bool,
     /// The gradients of the step that is running: another thread may empty the container they came in.
     held: Vec<Py<PyAny>>,
     /// The gradients as they were last described to the device.
@@ -142,9 +144,12 @@ fn after_of(rule: Option<&AfterRule<'_>>) -> After {
 #[pymethods]
 impl Engine {
     /// Binds the arrays of `params`. `group_of` maps a list of names to the groups' numbers, `new_states` a parameter
-    /// to its state arrays; both are called before anything is bound.
+    /// to its state arrays; both are called before anything is bound. With `wide`, gradients may be of the dtype that the
+    /// parameters compute in.
     #[new]
-    #[pyo3(signature = (rule, params, group_of, new_states, clip_value, clip_norm, nonfinite, after = None, clip_eps = 0.0))]
+    #[pyo3(signature = (
+        rule, params, group_of, new_states, clip_value, clip_norm, nonfinite, after = None, clip_eps = 0.0, wide = false
+    ))]
     #[expect(clippy::too_many_arguments, reason = "Python's keywords")]
     fn new(
         rule: &str,
@@ -156,6 +161,7 @@ impl Engine {
         nonfinite: &str,
         after: Option<AfterRule<'_>>,
         clip_eps: f64,
+        wide: bool,
     ) -> PyResult<Self> {
         let rule = rules::find(rule).ok_or_else(|| Error::UnknownRule(rule.to_owned()))?;
         let options = options(clip_value, clip_norm, clip_eps, nonfinite)?;
@@ -221,7 +227,7 @@ impl Engine {
         }
         let occupied = Occupied::new(ranges);
         let (held, described, sums) = (Vec::new(), Vec::new(), Sums::default());
-        let bound = Binding { place, step, tree, bonds, occupied, elements, held, described, sums };
+        let bound = Binding { place, step, tree, bonds, occupied, elements, wide, held, described, sums };
         Ok(Self { bound: Mutex::new(bound), steps: AtomicU64::new(0), lr: AtomicU64::new(0) })
     }
 
@@ -388,6 +394,14 @@ impl Engine {
             bound.step.set_hyper(group, &name, value)?;
         }
         Ok(news)
+    }
+
+    /// Checks the gradients of a step as `step` does, and takes none of them.
+    fn check<'py>(&self, py: Python<'py>, grads: &Bound<'py, PyAny>) -> PyResult<()> {
+        let mut bound = self.bound()?;
+        bound.take(py, grads)?;
+        bound.held.clear();
+        Ok(())
     }
 
     /// Whether a hyperparameter or common option may have this value.
@@ -620,7 +634,8 @@ impl Step {
         let ranges = views.iter().filter_map(View::extent).map(|(low, high)| (low, high, 0)).collect();
         let (names, called) = (["p".to_owned()], || "g".to_owned());
         // The caller keeps the gradient, too.
-        let (gradient, _) = checked_gradient(place, &[bond], 0, &names, &called, &Occupied::new(ranges), gradient)?;
+        let (gradient, _) =
+            checked_gradient(place, &[bond], 0, &|_, _| false, &names, &called, &Occupied::new(ranges), gradient)?;
         let parameter = views.remove(0);
         // SAFETY: the arrays are alive as long as `self` is used, writable, of the same shape, and none overlaps another.
         unsafe { self.bind(parameter, views, 0) };
@@ -801,13 +816,14 @@ impl Binding {
     /// Checks all gradients and then takes them; nothing is taken if anything is wrong.
     fn take<'py>(&mut self, py: Python<'py>, grads: &Bound<'py, PyAny>) -> PyResult<()> {
         self.check_own(py)?;
-        let Self { place, step, tree, bonds, occupied, held, .. } = self;
+        let Self { place, step, tree, bonds, occupied, held, wide, .. } = self;
         held.clear();
+        let takes = |bond: &Bond, dtype| *wide && dtype == bond.dtype.compute();
         let mut wrong: Vec<PyErr> = Vec::new();
         let mut take = |i: usize, leaf: &Bound<'py, PyAny>| {
             let name = &tree.names[i];
             let called = || if name == "params" { "grads".to_owned() } else { format!("grads['{name}']") };
-            match checked_gradient(*place, bonds, i, &tree.names, &called, occupied, leaf) {
+            match checked_gradient(*place, bonds, i, &takes, &tree.names, &called, occupied, leaf) {
                 Ok((gradient, array)) => {
                     // Only what `Look::again` describes completely may be let through by its address alone.
                     let plain = gradient.as_ref().filter(|view| view.is_contiguous() && view.dtype() == bonds[i].dtype);
@@ -828,7 +844,8 @@ impl Binding {
             for (name, leaf) in given.names.iter().zip(&leaves) {
                 if let Some(i) = tree.names.iter().position(|own| own == name) {
                     let called = || format!("grads['{name}']");
-                    wrong.extend(checked_gradient(*place, bonds, i, &tree.names, &called, occupied, leaf).err());
+                    wrong
+                        .extend(checked_gradient(*place, bonds, i, &takes, &tree.names, &called, occupied, leaf).err());
                 }
             }
             wrong.insert(0, PyValueError::new_err(differences));
@@ -876,6 +893,7 @@ fn checked_gradient(
     place: Place,
     bonds: &[Bond],
     i: usize,
+    takes: &dyn Fn(&Bond, Dtype) -> bool,
     names: &[String],
     called: &dyn Fn() -> String,
     occupied: &Occupied,
@@ -912,7 +930,8 @@ fn checked_gradient(
         return Err(PyValueError::new_err(text));
     }
     // Half-precision gradients of float32 parameters are widened, exactly; anything else would hide a mistake.
-    if gradient.dtype != bond.dtype && (bond.dtype != Dtype::F32 || gradient.dtype == Dtype::F64) {
+    let widened = bond.dtype == Dtype::F32 && gradient.dtype != Dtype::F64;
+    if gradient.dtype != bond.dtype && !widened && !takes(bond, gradient.dtype) {
         let text = format!(
             "{}: expected {} like its parameter, got {}; convert it with g.astype(w.dtype)",
             called(),

@@ -14,6 +14,7 @@ pub mod asgd;
 pub mod lamb;
 pub mod lars;
 pub mod lion;
+pub mod madgrad;
 pub mod nadam;
 pub mod novograd;
 pub mod radam;
@@ -459,6 +460,7 @@ registry! {
     lars::Lars: 1 layerwise,
     lamb::Lamb: 2 layerwise,
     novograd::NovoGrad: 1 layerwise,
+    madgrad::Madgrad: 3,
 }
 
 /// The rule of that name.

@@ -21,7 +21,7 @@ pub unsafe fn adaptive_clip(parameters: &[View], gradients: &[View], clipping: f
     let blocks = plan.blocks[gradients.len()];
     let [of_parameters, of_gradients]: [Vec<AtomicU64>; 2] =
         std::array::from_fn(|_| (0..blocks).map(|_| AtomicU64::new(0)).collect());
-    let asked = Measure { clip_value: f64::INFINITY, limit: None, squares: true };
+    let asked = Measure { unscale: None, clip_value: f64::INFINITY, limit: None, squares: true };
     plan.for_each(&|chunk| {
         for (view, squares) in [(&parameters[chunk.tensor], &of_parameters), (&gradients[chunk.tensor], &of_gradients)]
         {
@@ -32,7 +32,7 @@ pub unsafe fn adaptive_clip(parameters: &[View], gradients: &[View], clipping: f
     });
     let scale = |unit: usize| {
         let limit = clipping * plan.sum(unit, &of_parameters).sqrt().larger(eps);
-        clip_scale(limit, plan.sum(unit, &of_gradients).sqrt())
+        clip_scale(limit, plan.sum(unit, &of_gradients).sqrt(), 0.0)
     };
     let scales: Vec<Option<f64>> = (0..gradients.len()).map(scale).collect();
     plan.for_each(&|chunk| {

@@ -714,6 +714,20 @@ def rprop(
     return w - size * np.sign(g), {"g_prev": g, "step": size}
 
 
+@rule("s", "nu", "x0")
+def madgrad(w: Array, g: Array, state: State, t: int, *, lr: float, momentum: float, eps: float) -> Step:
+    """λ = γ√t; s ← s + λg; ν ← ν + λg²; z = x₀ − s/(∛ν + ε); w ← (1−c)w + cz, c = 1 − μ.
+
+    Source: Defazio and Jelassi, "Adaptivity without Compromise", 2021, Algorithm 1, whose k is t − 1.
+    """
+    x0 = w if t == 1 else state["x0"]
+    step = lr * math.sqrt(t)
+    s, nu = state["s"] + step * g, state["nu"] + step * g**2
+    z = x0 - divide(s, np.cbrt(nu) + eps)
+    c = 1 - momentum
+    return (1 - c) * w + c * z, {"s": s, "nu": nu, "x0": x0}
+
+
 # Averages of the iterates.
 
 

@@ -19,16 +19,20 @@ from ravine._core import (
     onebit_decode,
     onebit_encode,
     tensor_norms,
+    sum_rows,
 )
 
 __all__ = [
+    "AT_ONCE",
     "Engine",
     "adaptive_clip",
     "apply",
     "assign",
     "batch_norm",
     "batch_norm_backward",
+    "capturing",
     "clip_by_global_norm",
+    "copy_counters",
     "empty",
     "global_norm",
     "layer_norm",
@@ -37,8 +41,13 @@ __all__ = [
     "onebit_encode",
     "put",
     "tensor_norms",
+    "sum_rows",
     "zeros",
 ]
+
+
+#: Elements that array code works on at a time: a few float64 arrays of them fit into the second-level cache.
+AT_ONCE = 1 << 16
 
 
 def zeros(shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
@@ -59,3 +68,13 @@ def put(x: Any) -> Any:
 def assign(array: np.ndarray[Any, Any], value: Any) -> None:
     """Overwrite an array's elements by those of a NumPy array, or of one on a device."""
     array[...] = put(value)
+
+
+def copy_counters(to: Engine, source: Engine) -> None:
+    """Set the counts of steps and updates to those of another engine."""
+    to.set_counters(source.steps, source.updates)
+
+
+def capturing() -> bool:
+    """Whether what is called now is recorded instead of done."""
+    return False

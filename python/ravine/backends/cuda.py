@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ravine import _core
-from ravine.cuda import norm, onebit, step
+from ravine.cuda import norm, onebit, rows, step
 from ravine.cuda.device import Device, Kernel, alone
 
 __all__ = ["Backend", "CupyDevice", "backend", "backend_on", "from_dlpack", "on_stream"]
@@ -83,6 +83,9 @@ class CupyDevice:
 class Backend:
     """What `ravine.backends.cpu` has, on one device."""
 
+    #: Elements that array code works on at a time: enough to fill a GPU, in few launches.
+    AT_ONCE = 1 << 24
+
     def __init__(self, device: Device) -> None:
         self.device = device
         self.Engine = self._here(step.Engine)
@@ -96,6 +99,7 @@ class Backend:
         self.batch_norm_backward = self._here(norm.batch_norm_backward, _core.check_batch_norm_backward)
         self.layer_norm = self._here(norm.layer_norm, _core.check_layer_norm)
         self.layer_norm_backward = self._here(norm.layer_norm_backward, _core.check_layer_norm_backward)
+        self.sum_rows = self._here(rows.sum_rows)
         self.onebit_encode = self._here(onebit.encode)
         self.onebit_decode = self._here(onebit.decode)
 
@@ -127,6 +131,15 @@ class Backend:
         """Overwrite an array's elements by those of an array here, or of NumPy's."""
         with self.device.here():
             array[...] = self.put(value)
+
+    def copy_counters(self, to: step.Engine, source: step.Engine) -> None:
+        """Set the counts of steps and updates to those of another engine, without waiting for either."""
+        with self.device.here():
+            to.copy_counters(source)
+
+    def capturing(self) -> bool:
+        """Whether what is called now is recorded instead of done."""
+        return self.device.capturing()
 
 
 _backends: dict[int, Backend] = {}

@@ -242,8 +242,9 @@ class Engine:
         nonfinite: str,
         after: After | None = None,
         clip_eps: float = 0.0,
+        wide: bool = False,
     ) -> None:
-        options = (clip_value, clip_norm, nonfinite, after, clip_eps)
+        options = (clip_value, clip_norm, nonfinite, after, clip_eps, wide)
         self._core = _core.Engine(rule, params, group_of, new_states, *options)
         self._device, self._rule, self._lock = device, rule, threading.Lock()
         self._clip_norm, self._nonfinite = clip_norm, nonfinite
@@ -551,8 +552,12 @@ class Engine:
         if self._calls - call > _REMEMBERED:
             raise RuntimeError(f"info: only the last {_REMEMBERED} steps are remembered; look at it earlier")
 
-    def check_hyper(self, name: str, value: float) -> None:
+    def check(self, grads: Any) -> None:
         """See ``ravine._core.Engine``, as for all that follows."""
+        self._core.check(grads)
+
+    def check_hyper(self, name: str, value: float) -> None:
+        """Check a value."""
         self._core.check_hyper(name, value)
 
     def set_hyper(self, group: int, name: str, value: float) -> None:
@@ -592,6 +597,13 @@ class Engine:
         self._steps = steps
         self._enter()
         self._arrays["counters"].set(np.array([steps, *updates], np.uint64))
+
+    def copy_counters(self, source: Engine) -> None:
+        """Set both to what they are of another engine, on the device."""
+        source._enter()
+        self._enter()
+        self._steps = source._steps
+        self._arrays["counters"][...] = source._arrays["counters"]
 
     @property
     def parameters(self) -> list[Any]:
