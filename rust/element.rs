@@ -327,6 +327,10 @@ impl View {
     /// # Safety
     /// As [`View::load`]; `T` is the type of `dtype`.
     unsafe fn gather<T: Copy>(&self, at: usize, n: usize, block: &mut Block<T>) {
+        if self.strided.is_none() {
+            // SAFETY: at + n ≤ len, and n ≤ BLOCK.
+            return unsafe { self.data.cast::<T>().wrapping_add(at).copy_to_nonoverlapping(block.as_mut_ptr(), n) };
+        }
         let mut filled = 0;
         self.runs(at, n, |first, stride, count| {
             for (i, slot) in block[filled..filled + count].iter_mut().enumerate() {
@@ -340,6 +344,10 @@ impl View {
     /// # Safety
     /// As [`View::store`]; `T` is the type of `dtype`.
     unsafe fn scatter<T: Copy>(&self, at: usize, n: usize, block: &Block<T>) {
+        if self.strided.is_none() {
+            // SAFETY: at + n ≤ len, and n ≤ BLOCK; views of parameters and states may be written.
+            return unsafe { self.data.cast::<T>().wrapping_add(at).copy_from_nonoverlapping(block.as_ptr(), n) };
+        }
         let mut emptied = 0;
         self.runs(at, n, |first, stride, count| {
             for (i, value) in block[emptied..emptied + count].iter().enumerate() {
