@@ -562,27 +562,78 @@ unsafe fn scale_chunk<A: Arithmetic>(view: &View, chunk: &Chunk, scale: f64) {
     }
 }
 
-/// Adds `weight` · x to the sum of an array, which computes in `A`; the first one is stored, or 0 for no x.
-///
-/// # Safety
-/// The promise of [`View::new`] holds for both, `sum` is as long as the chunk's tensor and plain, may be written, and
-/// nobody else is at this chunk.
-unsafe fn add_chunk<A: Arithmetic>(sum: &View, x: Option<&View>, chunk: &Chunk, weight: Option<f64>, first: bool) {
-    let weight = weight.map(A::constant);
-    for at in (chunk.start..chunk.start + chunk.len).step_by(BLOCK) {
-        let n = BLOCK.min(chunk.start + chunk.len - at);
-        // SAFETY: at + n ≤ the end of the chunk ≤ len; the rest is the contract of this function.
-        let mut term = x.map_or([A::ZERO; BLOCK], |x| unsafe { x.load::<A>(at, n) });
-        if let Some(weight) = weight {
+/// Adds `weight` · x to elements `start..start + len` of a sum; the first x is stored, or 0 for none.
+struct Add<'a, A> {
+    sum: &'a View,
+    x: Option<&'a View>,
+    weight: Option<A>,
+    first: bool,
+    start: usize,
+    len: usize,
+}
+
+impl<A: Arithmetic> Kernel for Add<'_, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let mut room = Room::uninit();
+        let most = if self.x.is_some_and(|x| x.plain::<A>().is_some()) { self.len } else { BLOCK };
+        let Some(sums) = self.sum.plain::<A>() else { return };
+        let (mut at, end) = (self.start, self.start + self.len);
+        while at < end {
+            let n = most.min(end - at);
+            let sum = sums.wrapping_add(at);
+            if let Some(x) = self.x {
+                // SAFETY: at + n ≤ start + len ≤ its length, and n ≤ BLOCK unless it is plain; the rest is the contract of
+                // `Step::accumulate`.
+                let x = unsafe { x.open(at, n, &mut room) };
+                // SAFETY: n elements are there, as above.
+                unsafe { self.apply(sum, x, n) };
+            } else {
+                // SAFETY: as above; 0 is all zero bits.
+                unsafe { sum.write_bytes(0, n) };
+            }
+            at += n;
+        }
+    }
+}
+
+impl<A: Arithmetic> Add<'_, A> {
+    /// # Safety
+    /// `count` elements can be read at both pointers, and written at `sum`; nobody else does meanwhile.
+    #[inline(always)]
+    unsafe fn apply(&self, sum: *mut A, x: *const A, count: usize) {
+        let whole = count - count % LANES;
+        for at in (0..whole).step_by(LANES) {
+            // SAFETY: at + LANES ≤ count.
+            unsafe { self.apply_group::<LANES>(sum, x, at) };
+        }
+        for at in whole..count {
+            // SAFETY: at < count.
+            unsafe { self.apply_group::<1>(sum, x, at) };
+        }
+    }
+
+    /// # Safety
+    /// As [`Add::apply`], with `at + W` ≤ count.
+    #[inline(always)]
+    unsafe fn apply_group<const W: usize>(&self, sum: *mut A, x: *const A, at: usize) {
+        let to = sum.wrapping_add(at).cast::<[A; W]>();
+        // SAFETY: at + W ≤ count elements can be read.
+        let mut term = unsafe { x.wrapping_add(at).cast::<[A; W]>().read() };
+        if let Some(weight) = self.weight {
             term = term.map(|x| x * weight);
         }
-        if !first {
+        if !self.first {
             // SAFETY: as above.
-            let before = unsafe { sum.load::<A>(at, n) };
-            term = std::array::from_fn(|i| before[i] + term[i]);
+            let before = unsafe { to.read() };
+            for (term, before) in term.iter_mut().zip(before) {
+                *term = before + *term;
+            }
         }
-        // SAFETY: as above.
-        unsafe { sum.store(at, n, &term) };
+        // SAFETY: as above, and they can be written.
+        unsafe { to.write(term) };
     }
 }
 
@@ -867,11 +918,12 @@ impl Step {
             if gradient.is_none() && !first {
                 return;
             }
-            match sum.dtype() {
-                // SAFETY: the contract of this function; the dtype was just compared, and chunks do not overlap.
-                Dtype::F64 => unsafe { add_chunk::<f64>(sum, gradient, chunk, weight, first) },
-                // SAFETY: as above.
-                _ => unsafe { add_chunk::<f32>(sum, gradient, chunk, weight, first) },
+            let (start, len) = (chunk.start, chunk.len);
+            if sum.dtype() == Dtype::F64 {
+                simd::dispatch(Add::<f64> { sum, x: gradient, weight, first, start, len });
+            } else {
+                let weight = weight.map(|weight| weight as f32);
+                simd::dispatch(Add::<f32> { sum, x: gradient, weight, first, start, len });
             }
         });
     }

@@ -190,7 +190,7 @@ rv_status rv_optimizer_add(rv_optimizer *optimizer, size_t group, const rv_tenso
 typedef struct rv_step_info {
     uint64_t step;       /* steps completed, this one included */
     double lr;           /* the learning rate of group 0 */
-    double grad_norm;    /* the norm of all gradients, after clip_value and before clip_norm; NaN if clip_norm is off */
+    double grad_norm;    /* the norm of all gradients, unscaled, after clip_value and before clip_norm; NaN if that is off */
     size_t nonfinite;    /* of how many parameters the gradient was not finite; 0 under RV_PROPAGATE, which does not look */
     int32_t skipped;     /* 1 if the step did not happen because of them, else 0 */
     uint32_t reserved[9]; /* 0; room for later versions */

@@ -245,7 +245,7 @@ impl Engine {
         let mut bound = self.on_host()?;
         bound.check_nothing_pending()?;
         bound.take(py, grads)?;
-        self.run(py, bound, values, grad_scale, skip)
+        self.run(py, &mut bound, values, grad_scale, skip)
     }
 
     /// One step with the mean of the gradients that were accumulated, which are gone then.
@@ -259,7 +259,7 @@ impl Engine {
     ) -> PyResult<StepInfo> {
         let mut bound = self.on_host()?;
         let scale = bound.take_accumulated(py, grad_scale)?;
-        self.run(py, bound, values, Some(scale), skip)
+        self.run(py, &mut bound, values, Some(scale), skip)
     }
 
     /// Adds the gradients of a micro-batch, times a weight, to those before; see `Optimizer.accumulate`. `new_sum` maps a
@@ -508,7 +508,7 @@ impl Engine {
     fn run(
         &self,
         py: Python<'_>,
-        mut bound: MutexGuard<'_, Binding>,
+        bound: &mut Binding,
         values: Vec<(usize, String, f64)>,
         grad_scale: Option<f64>,
         skip: bool,
@@ -517,7 +517,7 @@ impl Engine {
         for (group, name, value) in values {
             bound.step.set_hyper(group, &name, value)?;
         }
-        let Binding { step, elements, .. } = &mut *bound;
+        let Binding { step, elements, .. } = bound;
         let nonfinite = if skip { NonFinite::Skip } else { step.options().nonfinite };
         let info = arrays::detach(py, *elements, || step.run_scaled(grad_scale, nonfinite));
         bound.held.clear();
