@@ -10,7 +10,7 @@ mod layerwise;
 mod units;
 
 pub(crate) use self::layerwise::{Gauge, gauge};
-pub use self::units::adaptive_clip;
+pub use self::units::{Columns, adaptive_clip};
 use crate::element::{Arithmetic, BLOCK, Dtype, Room, View};
 use crate::error::Error;
 use crate::pool;

@@ -4,6 +4,7 @@
 use crate::element::{Dtype, View};
 use crate::error::Error;
 use crate::overlap::{Occupied, overlaps_itself};
+use crate::step::Columns;
 use numpy::npyffi::{NPY_ARRAY_ALIGNED, NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_WRITEABLE, PyArrayObject};
 use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::intern;
@@ -339,8 +340,10 @@ pub(crate) fn views(place: Place, arrays: &[(String, Bound<'_, PyAny>)], written
 pub(crate) struct Units {
     /// Parameters and gradients with the units' axis first, and how many units each has; 0 of nothing.
     pub(crate) whole: Vec<([View; 2], usize)>,
-    /// A view of each unit.
-    pub(crate) each: [Vec<View>; 2],
+    /// A view of each unit, but of those in `columns`.
+    pub(crate) rows: [Vec<View>; 2],
+    /// Arrays that are better read as they lie, their last axis being the units'.
+    pub(crate) columns: Vec<Columns>,
 }
 
 impl Units {
@@ -355,7 +358,7 @@ impl Units {
         let ranges = known.iter().enumerate().filter_map(|(i, view)| view.extent().map(|(low, high)| (low, high, i)));
         let occupied = Occupied::new(ranges.collect());
         views(place, gradients, true)?;
-        let mut units = Self { whole: Vec::new(), each: [Vec::new(), Vec::new()] };
+        let mut units = Self { whole: Vec::new(), rows: [Vec::new(), Vec::new()], columns: Vec::new() };
         for ((name, parameter), (called, gradient)) in parameters.iter().zip(gradients) {
             let pair = [array_at(place, parameter, &|| name.clone())?, array_at(place, gradient, &|| called.clone())?];
             let shape = pair[0].shape();
@@ -391,17 +394,26 @@ impl Units {
             }
             (array.data, array.dtype, shape, strides)
         });
-        for (units, (data, dtype, shape, strides)) in self.each.iter_mut().zip(&whole) {
-            for unit in 0..count {
-                let (rest, steps) = axis.map_or((&shape[..], &strides[..]), |_| (&shape[1..], &strides[1..]));
-                let offset = axis.map_or(0, |_| unit.cast_signed() * strides[0]);
-                // SAFETY: a part of the library's own array, aligned; who uses the view keeps the array alive.
-                units.push(unsafe { View::new(data.wrapping_offset(offset), *dtype, rest, steps) });
-            }
+        let last = axis.is_some_and(|axis| axis + 1 == pair[0].shape.len());
+        if last && pair.iter().all(|array| array.contiguous) && count > 0 {
+            self.columns.push((pair.each_ref().map(Array::view), count));
+        } else {
+            self.push_rows(&whole, axis.is_some(), count);
         }
         // SAFETY: the library's own shape and strides in another order, aligned; kept alive as above.
         let whole = whole.map(|(data, dtype, shape, strides)| unsafe { View::new(data, dtype, &shape, &strides) });
         self.whole.push((whole, count));
+    }
+
+    fn push_rows(&mut self, whole: &[(*mut u8, Dtype, Vec<usize>, Vec<isize>); 2], several: bool, count: usize) {
+        for (units, (data, dtype, shape, strides)) in self.rows.iter_mut().zip(whole) {
+            for unit in 0..count {
+                let (axes, offset) = if several { (1, unit.cast_signed() * strides[0]) } else { (0, 0) };
+                let (rest, steps) = (&shape[axes..], &strides[axes..]);
+                // SAFETY: a part of the library's own array, aligned; who uses the view keeps the array alive.
+                units.push(unsafe { View::new(data.wrapping_offset(offset), *dtype, rest, steps) });
+            }
+        }
     }
 }
 

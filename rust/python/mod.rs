@@ -225,10 +225,10 @@ mod _core {
         eps: f64,
         axis: isize,
     ) -> PyResult<()> {
-        let Units { each: [params, grads], .. } = Units::new(Place::Host, &params, &grads, axis)?;
+        let Units { rows: [params, grads], columns, .. } = Units::new(Place::Host, &params, &grads, axis)?;
         // SAFETY: the arrays are alive in this call, aligned, of a dtype that is computed with and of the same shapes;
         // gradients are writable and share memory with nothing.
-        py.detach(|| unsafe { step::adaptive_clip(&params, &grads, clipping, eps) });
+        py.detach(|| unsafe { step::adaptive_clip([&params, &grads], &columns, clipping, eps) });
         Ok(())
     }
 

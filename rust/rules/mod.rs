@@ -297,8 +297,10 @@ pub(crate) struct Measuring {
     /// The same in float64 arithmetic.
     pub(crate) gauge_f64: Gauge,
     /// The coefficients of update number t with the norms, and the new number of the tensor.
-    pub(crate) adapted: fn(hyper: &[f64], t: u64, norms: Norms<f64>) -> (CoefficientRow, f64),
+    pub(crate) adapted: Adapted,
 }
+
+type Adapted = fn(hyper: &[f64], t: u64, norms: Norms<f64>) -> (CoefficientRow, f64);
 
 impl Entry {
     const fn of<R: Rule<N>, const N: usize>() -> Self {

@@ -1,4 +1,4 @@
-//! NovoGrad: gradients over a running norm of their tensor, then momentum.
+//! `NovoGrad`: gradients over a running norm of their tensor, then momentum.
 //!
 //! Ginsburg et al., "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training of Deep Networks", 2019,
 //! Algorithm 1.

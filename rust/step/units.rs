@@ -1,22 +1,61 @@
-//! Clipping unit by unit: each row of a gradient by the norm of the same row of its parameter.
+//! Clipping unit by unit: each row, or column, of a gradient by the norm of the same one of its parameter.
 //!
 //! Brock, De, Smith and Simonyan, "High-Performance Large-Scale Image Recognition Without Normalization", 2021, equation 3.
+//!
+//! A unit's sum has the tree of a tensor of its own, however its elements lie.
 
 use super::{Plan, clip_scale, measure_block, scale_chunk};
-use crate::element::{Dtype, View};
+use crate::element::{Arithmetic, Dtype, View};
+use crate::pool;
 use crate::real::Real;
-use crate::reduce::Measure;
-use crate::simd::DefaultEnvironment;
+use crate::reduce::{self, LANES, Measure, Pairs};
+use crate::simd::{self, DefaultEnvironment, Kernel};
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Scales each gradient so that its norm is at most `clipping` times its parameter's, of which `eps` is the least; every
-/// view is one unit, and a sum has the tree of a tensor.
+/// What the norms of a gradient are held against.
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    clipping: f64,
+    eps: f64,
+}
+
+impl Limit {
+    /// What a unit is multiplied by, from the sums of squares of its parameters and of its gradient.
+    fn scale(self, of_parameter: f64, of_gradient: f64) -> Option<f64> {
+        clip_scale(self.clipping * of_parameter.sqrt().larger(self.eps), of_gradient.sqrt(), 0.0)
+    }
+}
+
+/// Parameters and their gradients, each an array whose units are the columns: what has one index of the last axis.
+pub type Columns = ([View; 2], usize);
+
+/// Scales each unit of the gradients so that its norm is at most `clipping` times its parameter's, of which `eps` is the
+/// least. Of `rows`, parameters and gradients, every view is a unit.
 ///
 /// # Safety
 /// The promise of [`View::new`] holds for all of them; gradients are as long as their parameters, may be written, and
-/// overlap nothing.
-pub unsafe fn adaptive_clip(parameters: &[View], gradients: &[View], clipping: f64, eps: f64) {
+/// overlap nothing. Arrays of columns are contiguous, and as long as a multiple of their number.
+pub unsafe fn adaptive_clip(rows: [&[View]; 2], columns: &[Columns], clipping: f64, eps: f64) {
     let _default = DefaultEnvironment::enter();
+    let limit = Limit { clipping, eps };
+    // SAFETY: the same contract.
+    unsafe { clip_rows(rows, limit) };
+    let tiles: Vec<(&Columns, usize)> =
+        columns.iter().flat_map(|columns| (0..columns.1).step_by(TILE).map(move |first| (columns, first))).collect();
+    let elements = columns.iter().map(|([_, gradient], _)| gradient.len()).sum();
+    pool::share(tiles.len(), elements, &|i| {
+        let (([parameter, gradient], count), first) = tiles[i];
+        let tile = |view| Tile { view, count: *count, first };
+        let (of_parameter, of_gradient) = (tile(parameter).squares(), tile(gradient).squares());
+        let scales = std::array::from_fn(|k| limit.scale(of_parameter[k], of_gradient[k]));
+        tile(gradient).scale(&scales);
+    });
+}
+
+/// # Safety
+/// As [`adaptive_clip`].
+unsafe fn clip_rows([parameters, gradients]: [&[View]; 2], limit: Limit) {
     let plan = Plan::of(gradients);
     let blocks = plan.blocks[gradients.len()];
     let [of_parameters, of_gradients]: [Vec<AtomicU64>; 2] =
@@ -30,11 +69,9 @@ pub unsafe fn adaptive_clip(parameters: &[View], gradients: &[View], clipping: f
             }
         }
     });
-    let scale = |unit: usize| {
-        let limit = clipping * plan.sum(unit, &of_parameters).sqrt().larger(eps);
-        clip_scale(limit, plan.sum(unit, &of_gradients).sqrt(), 0.0)
-    };
-    let scales: Vec<Option<f64>> = (0..gradients.len()).map(scale).collect();
+    let sums = |unit| (plan.sum(unit, &of_parameters), plan.sum(unit, &of_gradients));
+    let scales: Vec<Option<f64>> =
+        (0..gradients.len()).map(sums).map(|(parameter, gradient)| limit.scale(parameter, gradient)).collect();
     plan.for_each(&|chunk| {
         let (view, Some(scale)) = (&gradients[chunk.tensor], scales[chunk.tensor]) else { return };
         match view.dtype().compute() {
@@ -44,4 +81,104 @@ pub unsafe fn adaptive_clip(parameters: &[View], gradients: &[View], clipping: f
             _ => unsafe { scale_chunk::<f32>(view, chunk, scale) },
         }
     });
+}
+
+/// Columns that are measured side by side, so that memory is read as it lies.
+const TILE: usize = 32;
+
+/// Some neighbours among the columns of an array.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    view: &'a View,
+    /// How many columns the array has.
+    count: usize,
+    first: usize,
+}
+
+impl Tile<'_> {
+    /// The sums of squares of the columns; 0 of those that are not there.
+    fn squares(self) -> [f64; TILE] {
+        match self.view.dtype().compute() {
+            Dtype::F64 => simd::dispatch(Squares::<f64>(self, PhantomData)),
+            _ => simd::dispatch(Squares::<f32>(self, PhantomData)),
+        }
+    }
+
+    /// Multiplies each column by its factor, if it has one.
+    fn scale(self, scales: &[Option<f64>; TILE]) {
+        if scales.iter().all(Option::is_none) {
+            return;
+        }
+        match self.view.dtype().compute() {
+            Dtype::F64 => simd::dispatch(Scale::<f64>(self, scales, PhantomData)),
+            _ => simd::dispatch(Scale::<f32>(self, scales, PhantomData)),
+        }
+    }
+
+    fn rows(self) -> usize {
+        self.view.len() / self.count
+    }
+
+    /// Where the row's part of the tile begins, and how long it is.
+    #[inline(always)]
+    fn part(self, row: usize) -> (usize, usize) {
+        (row * self.count + self.first, TILE.min(self.count - self.first))
+    }
+}
+
+struct Squares<'a, A>(Tile<'a>, PhantomData<A>);
+
+impl<A: Arithmetic> Kernel for Squares<'_, A> {
+    type Output = [f64; TILE];
+
+    #[inline(always)]
+    fn run(self) -> [f64; TILE] {
+        let tile = self.0;
+        let (rows, mut totals, mut x) = (tile.rows(), [Pairs::new(); TILE], [A::constant(0.0); TILE]);
+        for start in (0..rows).step_by(reduce::BLOCK) {
+            let mut lanes = [[0.0f64; TILE]; LANES];
+            for row in start..rows.min(start + reduce::BLOCK) {
+                let (at, n) = tile.part(row);
+                // SAFETY: the row's n elements from `at` are in the array; the rest is the contract of `adaptive_clip`.
+                unsafe { tile.view.read::<A>(at, &mut x[..n]) };
+                for (sum, x) in lanes[row % LANES].iter_mut().zip(x) {
+                    let x = x.to_f64();
+                    *sum += x * x;
+                }
+            }
+            let mut half = LANES / 2;
+            while half > 0 {
+                let (low, high) = lanes.split_at_mut(half);
+                for (low, high) in low.iter_mut().flatten().zip(high.iter().flatten()) {
+                    *low += high;
+                }
+                half /= 2;
+            }
+            totals.iter_mut().zip(lanes[0]).for_each(|(total, sum)| total.push(sum));
+        }
+        totals.map(|total| total.total())
+    }
+}
+
+struct Scale<'a, A>(Tile<'a>, &'a [Option<f64>; TILE], PhantomData<A>);
+
+impl<A: Arithmetic> Kernel for Scale<'_, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let (tile, mut x) = (self.0, [A::constant(0.0); TILE]);
+        // Nothing but a NaN is changed by 1, and that into a NaN.
+        let scales = self.1.map(|scale| A::constant(scale.unwrap_or(1.0)));
+        for row in 0..tile.rows() {
+            let (at, n) = tile.part(row);
+            // SAFETY: the row's n elements from `at` are in the array; the rest is the contract of `adaptive_clip`.
+            unsafe { tile.view.read::<A>(at, &mut x[..n]) };
+            for (x, scale) in x.iter_mut().zip(scales) {
+                *x = *x * scale;
+            }
+            // SAFETY: as above; it may be written, and tiles do not overlap.
+            unsafe { tile.view.write::<A>(at, &x[..n]) };
+        }
+    }
 }
