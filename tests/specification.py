@@ -581,10 +581,10 @@ def adan(
     look_less: float = 0.0,
 ) -> Update:
     share = 1.0 - beta2 if look_less else beta2
-    known, ahead = rounded(w, 0.0 if t == 1 else 1.0, share)
-    d = known * (g - previous)
+    past, of_d, ahead = rounded(w, beta2, *((0.0, 0.0) if t == 1 else (1.0 - beta2, share)))
+    d = g - previous
     m = running(w, m, g, t, beta1, False)
-    v = running(w, v, d, t, beta2, False)
+    v = past * v + of_d * d
     look = g + ahead * d
     n = running(w, n, look * look, t, beta3, False)
     c1, c2, c3 = (1.0 - power(beta, t) if bias_correction else 1.0 for beta in (beta1, beta2, beta3))
@@ -742,6 +742,8 @@ def novograd(
     lr, beta1, below, decay = rounded(w, lr, beta1, np.sqrt(v) + eps, weight_decay)
     m = beta1 * m + (divide_or_zero(g, below) + decay * w)
     return w - lr * m, m, np.asarray(v)
+
+
 def cube_root(v: Array) -> Array:
     """Multiply roots of 4 to come near, then take five steps of Newton's; 0 and ∞ are their own."""
     (third,) = rounded(v, 1.0 / 3.0)

@@ -251,3 +251,104 @@ def test_the_command_line_takes_settings_beside_like(capsys):
     with pytest.raises(SystemExit):
         main(["formula", "adamw", "--like", "kears"])
     assert "'kears'" in capsys.readouterr().err
+
+
+# Textbook by textbook.
+
+
+def textbook_formulas():
+    """Give the formulas of docs/conventions.md as the texts write them, and the calls beside them."""
+    lr, mu, lam, beta, eps = 0.125, 0.75, 0.25, 0.9, 1e-3
+
+    def sgd(w, g, s):
+        return w - lr * g
+
+    def accumulate(w, g, s):
+        s["p"] = mu * s.get("p", 0) + g
+        return w - lr * s["p"]
+
+    def heavy_ball(w, g, s):
+        new = w - lr * g + mu * (w - s.get("w", w))
+        s["w"] = w
+        return new
+
+    def velocity(w, g, s):
+        s["p"] = mu * s.get("p", 0) - lr * g
+        return w + s["p"]
+
+    def average(w, g, s):
+        s["p"] = mu * s.get("p", 0) + (1 - mu) * g
+        return w - lr * s["p"]
+
+    def decoupled(w, g, s):
+        s["v"] = mu * s.get("v", 0) + g
+        return w - lr * (s["v"] + lam * w)
+
+    def coupled(w, g, s):
+        s["v"] = mu * s.get("v", 0) + g + lam * w
+        return w - lr * s["v"]
+
+    def rms_outside(w, g, s):
+        s["v"] = beta * s.get("v", 0) + (1 - beta) * g**2
+        return w - lr * g / (np.sqrt(s["v"]) + eps)
+
+    def rms_inside(w, g, s):
+        kappa = 1 - beta
+        s["s"] = (1 - kappa) * s.get("s", 0) + kappa * g**2
+        return w - lr * g / np.sqrt(s["s"] + eps)
+
+    def sigma(g, s):
+        s["σ"] = np.sqrt(beta * s["σ"] ** 2 + (1 - beta) * g**2) if "σ" in s else np.abs(g)
+        return s["σ"]
+
+    def rms_as_is(w, g, s):
+        return w - lr * g / sigma(g, s)
+
+    def all_gradients(w, g, s):
+        s["g"] = [*s.get("g", []), g]
+        return w - lr * g / np.sqrt(np.mean(np.square(s["g"]), axis=0))
+
+    def its_adam(w, g, s):
+        s["m"] = mu * s.get("m", 0) + g
+        return w - lr * s["m"] / sigma(g, s)
+
+    def adam(w, g, s, corrected=False):
+        s["t"] = s.get("t", 0) + 1
+        s["m"], s["v"] = 0.8 * s.get("m", 0) + 0.2 * g, beta * s.get("v", 0) + (1 - beta) * g**2
+        if not corrected:
+            return w - lr * s["m"] / (np.sqrt(s["v"]) + eps)
+        return w - lr * s["m"] / (1 - 0.8 ** s["t"]) / np.sqrt(s["v"] / (1 - beta ** s["t"]) + eps)
+
+    def corrected_adam(w, g, s):
+        return adam(w, g, s, corrected=True)
+
+    as_is = {"decay": beta, "eps": 0.0, "first": "square"}
+    return [
+        (sgd, rv.SGD, {}),
+        (accumulate, rv.SGD, {"momentum": mu}),
+        (heavy_ball, rv.SGD, {"momentum": mu, "form": "heavy_ball"}),
+        (velocity, rv.SGD, {"momentum": mu, "form": "velocity"}),
+        (average, rv.SGD, {"momentum": mu, "form": "average"}),
+        (decoupled, rv.SGD, {"momentum": mu, "weight_decay": lam}),
+        (coupled, rv.SGD, {"momentum": mu, "l2": lam}),
+        (rms_outside, rv.RMSprop, {"decay": beta, "eps": eps}),
+        (rms_inside, rv.RMSprop, {"decay": beta, "eps": eps, "eps_inside": True}),
+        (rms_as_is, rv.RMSprop, as_is),
+        (all_gradients, rv.Adagrad, {"accumulate": "mean", "eps": 0.0}),
+        (its_adam, rv.RMSprop, as_is | {"momentum_before": mu}),
+        (adam, rv.Adam, {"betas": (0.8, beta), "eps": eps, "bias_correction": False}),
+        (corrected_adam, rv.Adam, {"betas": (0.8, beta), "eps": eps, "eps_inside": True}),
+    ]
+
+
+@pytest.mark.parametrize("row", textbook_formulas(), ids=lambda row: row[0].__name__)
+def test_the_textbooks_formulas_are_what_the_table_says(row):
+    formula, cls, arguments = row
+    w = GOLDEN["w"].copy()
+    text, states = w.copy(), {}
+    opt = cls(w, lr=0.125, **arguments)
+    for g in GRADIENTS[1:]:  # in the first, one is 0
+        g = np.where(g == 0, 1.0, g.astype(np.float64))
+        opt.step(g)
+        text = formula(text, g, states)
+        np.testing.assert_allclose(w, text, rtol=1e-12, atol=1e-13)

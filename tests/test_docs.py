@@ -66,7 +66,6 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 WITHOUT_CODE = {
     "bits.md": "each line names its test",
     "c.md": "shows C, which tests/test_capi.py compiles and runs",
-    "conventions.md": "tables, and the names of tests",
     "performance.md": "figures",
     "rules.md": "made from the registry",
 }

@@ -257,6 +257,60 @@ def _argument(name: str) -> str:
     return name
 
 
+# The conventions
+
+#: Arguments that choose between formulas of one class in some system.
+_CHOICES: list[dict[str, Any]] = [
+    {"momentum": 0.9},
+    {"momentum": 0.9, "nesterov": True},
+    {"momentum": 0.9, "dampening": 0.1},
+    {"form": "accumulate"},
+    {"amsgrad": True},
+    {"centered": True},
+]
+
+
+def conventions() -> str:
+    """Tell what each system has under the name of each class: what differs from the class without ``like``."""
+    lines = ["| Class | System | What differs |", "|---|---|---|"]
+    for cls in CLASSES:
+        for system in rv.conventions.systems(cls):
+            line = rv.conventions.convention(cls, system)
+            first = _differences(cls, line, {})
+            parts = [", ".join(first)]
+            for choice in _CHOICES:
+                chosen = rv.conventions.convention(cls, system, **choice)
+                refused = any(v not in chosen.refused.get(k, ((v,), ""))[0] for k, v in choice.items())
+                if chosen != line and not refused and choice.keys() <= inspect.signature(cls).parameters.keys():
+                    with_ = ", ".join(f"{k}={v!r}" for k, v in choice.items())
+                    more = [part for part in _differences(cls, chosen, choice) if part not in first]
+                    called = f", {chosen.name}" if chosen.name != line.name else ""
+                    parts.append(f"with `{with_}`{called}: {', '.join(more)}" if more else "")
+            what = "; ".join(part for part in parts if part) or "nothing"
+            lines.append(f"| `{cls.__name__}` | {_named(system, line)} | {what} |")
+    return "\n".join(lines)
+
+
+def _named(system: str, line: Any) -> str:
+    return line.name if system == "paper" else f"{system}: {line.name}"
+
+
+def _differences(cls: type, line: Any, choice: dict[str, Any]) -> list[str]:
+    own = {p.name: p.default for p in inspect.signature(cls).parameters.values()}
+    own |= dict.fromkeys(("weight_decay",), own.get("weight_decay", 0.0)) | {
+        "decay_implicit": False,
+        "decay_unscaled": False,
+    }
+    changed = {k: v for k, v in {**line.defaults, **line.fixed}.items() if own.get(k) != v and k not in choice}
+    parts = [f"`{k}={v!r}`" for k, v in changed.items()]
+    parts += [f"`{k}={v!r}` is `{k}={m!r}`" for k, values in line.meaning.items() for v, m in values.items()]
+    parts += [f"`{name}` must be given" for name in line.needs if own.get(name) is not inspect.Parameter.empty]
+    if "weight_decay" in line.refused:
+        parts.append("its decay is `l2`" if "coupled" in line.refused["weight_decay"][1] else "no `weight_decay`")
+    parts += ["no `warmup_steps`"] if "warmup_steps" in line.refused else []
+    return parts
+
+
 # Files of the repository
 
 IMAGE = re.compile(r"(!\[[^\]\n]*\])\(([^)\s]+)\)")
@@ -346,8 +400,9 @@ TEST = re.compile(r"`(?:(tests/\w+\.py)::)?(test_\w+)`")
 
 def filled(name: str, text: str) -> str:
     """Give a page's text with what is generated in its place, and the tests and files that it names as links."""
-    if name == "rules.md":
-        text = text.replace("<!-- rules -->", rules()).replace("<!-- registry -->", registry())
+    made = {"rules.md": {"registry": registry, "rules": rules}, "conventions.md": {"conventions": conventions}}
+    for marker, make in made.get(name, {}).items():
+        text = text.replace(f"<!-- {marker} -->", make())
     text = include(text)
     if not (DOCS / name).exists():
         return text

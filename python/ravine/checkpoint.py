@@ -195,9 +195,7 @@ def _tensors(opt: Optimizer, params: bool) -> dict[str, dict[str, Any]]:
         name: {f"{opt._rule}/{kind}/{name}": state for kind, state in states[name].items()}
         | {f"{kind}/{name}": array for kind, array in kept.items()}
         | ({f"params/{name}": parameter} if params else {})
-        for name, kept, parameter in zip(
-            opt._engine.names, opt._engine.kept, opt._engine.parameters, strict=True
-        )
+        for name, kept, parameter in zip(opt._engine.names, opt._engine.kept, opt._engine.parameters, strict=True)
     }
 
 

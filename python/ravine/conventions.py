@@ -118,17 +118,16 @@ def _with_fixed(line: Convention, switch: str, fixed: Given, **defaults: Any) ->
     return lambda given: more if given.get(switch) else line
 
 
-_GRAVES = _line(
-    "RMSpropGraves",
+#: Defaults, and what makes up the formula.
+_GRAVES: tuple[Given, Given] = (
     {"lr": 1e-4, "decay": 0.95, "eps": 1e-4, "momentum": 0.9},
     {"eps_inside": True, "first": "zero", "lr_inside": True},
-    _COUPLED,
-    _NO_BEFORE,
 )
 
 
-def _or_graves(line: Convention) -> Line:
-    return lambda given: _GRAVES if given.get("centered") else line
+def _or_graves(line: Convention, name: str, *refused: Given) -> Line:
+    graves = _line(name, *_GRAVES, _NO_BEFORE, *refused)
+    return lambda given: graves if given.get("centered") else line
 
 
 _KERAS_ADAM = {**_BETAS, "lr": 1e-3, "eps": 1e-7}
@@ -238,7 +237,9 @@ TABLE: dict[str, dict[str, Line]] = {
                 {"first": "zero"},
                 _COUPLED,
                 _NO_MOMENTUM,
-            )
+            ),
+            "RMSpropGraves",
+            _COUPLED,
         ),
         "Adam": _line("Adam", _TORCH_ADAM, {**_EPS_HAT, "max_corrected": False, "decay_unscaled": True}),
         "AdamW": _line(
@@ -297,7 +298,8 @@ TABLE: dict[str, dict[str, Line]] = {
                 {"decay": 0.9, "eps": 0.0},
                 {"eps_inside": False, "first": "zero"},
                 _NO_MOMENTUM,
-            )
+            ),
+            "Graves 2013",
         ),
         "Adam": _with_fixed(
             _line("Kingma and Ba 2015, Algorithm 1", _TORCH_ADAM, {"eps_inside": False, "eps_hat": False}),

@@ -129,7 +129,9 @@ class Optimizer:
     """
 
     #: Rules whose states hold where the parameter was, or lie about it: it must not be moved behind their back.
-    _sequences: frozenset[str] = frozenset({"heavy_ball", "asgd", "madgrad", "schedule_free_sgd", "schedule_free_adamw"})
+    _sequences: frozenset[str] = frozenset(
+        {"heavy_ball", "asgd", "madgrad", "schedule_free_sgd", "schedule_free_adamw"}
+    )
     #: Whether the averages stand in the parameters' place.
     _swapped = False
 
@@ -459,9 +461,7 @@ class Optimizer:
 
     def _after_rule(self) -> Any:
         """Describe to an engine what follows the rule."""
-        return after_rule(
-            self._backend.zeros, lookahead=self._lookahead, average=self._averaging, master=self._master
-        )
+        return after_rule(self._backend.zeros, lookahead=self._lookahead, average=self._averaging, master=self._master)
 
     def _decay_formula(self, values: Mapping[str, Any]) -> str:
         lam = _core.symbol("weight_decay")

@@ -158,7 +158,9 @@ class Driver:
 
     def accumulate(self, *_: Any) -> None:
         """Refuse."""
-        raise TypeError(f"accumulate: {type(self._opt).__name__} takes one gradient a step; add them up, and pass the mean")
+        raise TypeError(
+            f"accumulate: {type(self._opt).__name__} takes one gradient a step; add them up, and pass the mean"
+        )
 
     def step_accumulated(self, *_: Any) -> StepInfo:
         """Refuse, as an optimizer without accumulated gradients does."""

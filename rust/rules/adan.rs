@@ -14,13 +14,14 @@ hyperparameters! {
 }
 coefficients! {
     AdanCoefficients {
-        fast, ahead, beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3, eps_root, eps, known, look
+        fast, ahead, beta1, one_minus_beta1, beta2, of_difference, beta3, one_minus_beta3, eps_root, eps, look
     }
 }
 
 /// d = g − g⁻ (0 at t = 1),  m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)d,  n ← β₃n + (1−β₃)(g + β₂d)²,
 /// w ← w − γ·(m̂ + β₂v̂)/(√(n̂ + ε_root) + ε),  g⁻ ← g
 ///
+/// That d is 0 at first is a matter of what multiplies it: a coefficient less, or float64 does not fit into a GPU's registers.
 /// With `look_less` 1−β₂ stands in the place of β₂ before d and v̂, as in optax.
 #[derive(Debug)]
 pub struct Adan;
@@ -48,21 +49,20 @@ impl Rule<4> for Adan {
             beta1: h.beta1,
             one_minus_beta1: one - h.beta1,
             beta2: h.beta2,
-            one_minus_beta2: one - h.beta2,
+            of_difference: S::at_first(t, zero, one - h.beta2),
             beta3: h.beta3,
             one_minus_beta3: one - h.beta3,
             eps_root: h.eps_root * c3,
             eps: h.eps * c3.sqrt(),
-            known: S::at_first(t, zero, one),
-            look,
+            look: S::at_first(t, zero, look),
         }
     }
 
     #[inline(always)]
     fn update<A: Real>(c: &AdanCoefficients<A>, p: A, g: A, [m, v, n, g_previous]: [A; 4]) -> (A, [A; 4]) {
-        let d = c.known * (g - g_previous);
+        let d = g - g_previous;
         let m = c.beta1 * m + c.one_minus_beta1 * g;
-        let v = c.beta2 * v + c.one_minus_beta2 * d;
+        let v = c.beta2 * v + c.of_difference * d;
         let look = g + c.look * d;
         let n = c.beta3 * n + c.one_minus_beta3 * (look * look);
         (p - (c.fast * m + c.ahead * v).divide_or_zero((n + c.eps_root).sqrt() + c.eps), [m, v, n, g])

@@ -257,7 +257,7 @@ macro_rules! hyperparameters {
 pub(crate) use {coefficients, fields, hyperparameters};
 
 /// The most coefficients that a rule may have.
-pub const MAX_COEFFICIENTS: usize = 12;
+pub const MAX_COEFFICIENTS: usize = 11;
 /// The most state arrays that a rule may have.
 pub const MAX_STATES: usize = 4;
 

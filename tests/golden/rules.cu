@@ -1177,7 +1177,7 @@ struct adopt {
 struct adan {
     static constexpr unsigned STATES = 4;
     struct Hyper { double lr, beta1, beta2, beta3, eps, eps_root, bias_correction, look_less; };
-    template <typename A> struct Coefficients { A fast, ahead, beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3, eps_root, eps, known, look; };
+    template <typename A> struct Coefficients { A fast, ahead, beta1, one_minus_beta1, beta2, of_difference, beta3, one_minus_beta3, eps_root, eps, look; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
@@ -1198,49 +1198,49 @@ struct adan {
         const double x24 = h.bias_correction == double(0.0) ? double(1.0) : x23;
         const double x25 = x21 / x24;
         const double x26 = double(1.0) - h.beta1;
-        const double x27 = double(1.0) - h.beta3;
-        const double x28 = h.eps_root * x12;
-        const double x29 = h.eps * x13;
-        const double x30 = t == 1 ? double(0.0) : double(1.0);
-        return {x20, x25, h.beta1, x26, h.beta2, x15, h.beta3, x27, x28, x29, x30, x16};
+        const double x27 = t == 1 ? double(0.0) : x15;
+        const double x28 = double(1.0) - h.beta3;
+        const double x29 = h.eps_root * x12;
+        const double x30 = h.eps * x13;
+        const double x31 = t == 1 ? double(0.0) : x16;
+        return {x20, x25, h.beta1, x26, h.beta2, x27, h.beta3, x28, x29, x30, x31};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
-        return {A(c.fast), A(c.ahead), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.beta3), A(c.one_minus_beta3), A(c.eps_root), A(c.eps), A(c.known), A(c.look)};
+        return {A(c.fast), A(c.ahead), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.of_difference), A(c.beta3), A(c.one_minus_beta3), A(c.eps_root), A(c.eps), A(c.look)};
     }
 
     template <typename A>
     static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
         A &m = s[0], &v = s[1], &n = s[2], &g_previous = s[3];
         const A x5 = g;
-        const A x18 = g - g_previous;
-        const A x19 = c.known * x18;
-        const A x20 = c.beta1 * m;
-        const A x21 = c.one_minus_beta1 * g;
-        const A x22 = x20 + x21;
-        const A x23 = c.beta2 * v;
-        const A x24 = c.one_minus_beta2 * x19;
-        const A x25 = x23 + x24;
-        const A x26 = c.look * x19;
-        const A x27 = g + x26;
-        const A x28 = c.beta3 * n;
-        const A x29 = x27 * x27;
-        const A x30 = c.one_minus_beta3 * x29;
-        const A x31 = x28 + x30;
-        const A x32 = c.fast * x22;
-        const A x33 = c.ahead * x25;
-        const A x34 = x32 + x33;
-        const A x35 = x31 + c.eps_root;
-        const A x36 = sqrt(x35);
-        const A x37 = x36 + c.eps;
-        const A x39 = x34 / x37;
-        const A x40 = x37 == A(0.0) ? A(0.0) : x39;
-        const A x41 = p - x40;
-        m = x22;
-        v = x25;
-        n = x31;
+        const A x17 = g - g_previous;
+        const A x18 = c.beta1 * m;
+        const A x19 = c.one_minus_beta1 * g;
+        const A x20 = x18 + x19;
+        const A x21 = c.beta2 * v;
+        const A x22 = c.of_difference * x17;
+        const A x23 = x21 + x22;
+        const A x24 = c.look * x17;
+        const A x25 = g + x24;
+        const A x26 = c.beta3 * n;
+        const A x27 = x25 * x25;
+        const A x28 = c.one_minus_beta3 * x27;
+        const A x29 = x26 + x28;
+        const A x30 = c.fast * x20;
+        const A x31 = c.ahead * x23;
+        const A x32 = x30 + x31;
+        const A x33 = x29 + c.eps_root;
+        const A x34 = sqrt(x33);
+        const A x35 = x34 + c.eps;
+        const A x37 = x32 / x35;
+        const A x38 = x35 == A(0.0) ? A(0.0) : x37;
+        const A x39 = p - x38;
+        m = x20;
+        v = x23;
+        n = x29;
         g_previous = x5;
-        p = x41;
+        p = x39;
     }
 };
 
