@@ -866,7 +866,7 @@ def step(
     decay_implicit: float = False,
     decay_unscaled: float = False,
 ) -> tuple[Array, list[Array]]:
-    """One step of one parameter: unscale → sign → clip by value and norm → l2 → decay of the old w → rule → after → store.
+    """One step: unscale → sign → clip by value and norm → l2 → decay of the old w → rule → what follows it → store.
 
     Decay of the new w, of a form that comes later, stands between the rule and what comes after.
 

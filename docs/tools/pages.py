@@ -190,7 +190,7 @@ def call(cls: type, arguments: dict[str, Any]) -> str:
 
 def rules() -> str:
     """Describe every class: formulas as printed by the rule that runs, states, ranges."""
-    kinds, own, lines = rv._core.rules(), own_tests(), []
+    own, lines = own_tests(), []
     for cls in CLASSES:
         summary = inspect.cleandoc(cls.__doc__ or "").splitlines()[0]
         lines += [f"## {cls.__name__}", "", f"{summary} [Reference][{cls.__module__}.{cls.__name__}].", ""]

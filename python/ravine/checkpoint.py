@@ -11,8 +11,8 @@ Any reader of that format finds the arrays: ``<rule>/<state>/<parameter>``, such
 ``rule``        its name in the core
 ``step``        completed steps
 ``updates``     t of each parameter
-``options``     ``values`` of ``clip_value``, ``clip_norm``, ``nonfinite``, ``clip_eps``, and of ``lookahead``, ``average`` and
-                ``master`` if they are on; ``exact``: its numbers, in hexadecimal
+``options``     ``values`` of ``clip_value``, ``clip_norm``, ``nonfinite``, ``clip_eps``, and of ``lookahead``,
+                ``average`` and ``master`` if they are on; ``exact``: its numbers, in hexadecimal
 ``groups``      ``names`` of the parameters, ``values``: numbers, and of schedules the expression; ``exact``
 ``checksums``   CRC-32 of each tensor's bytes
 ==============  =================================================================================================

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, overload
 
-from ravine import _core
-
 if TYPE_CHECKING:
     from ravine.optimizers import Optimizer
 

@@ -18,8 +18,8 @@ from ravine._core import (
     layer_norm_backward,
     onebit_decode,
     onebit_encode,
-    tensor_norms,
     sum_rows,
+    tensor_norms,
 )
 
 __all__ = [
@@ -40,8 +40,8 @@ __all__ = [
     "onebit_decode",
     "onebit_encode",
     "put",
-    "tensor_norms",
     "sum_rows",
+    "tensor_norms",
     "zeros",
 ]
 

@@ -95,7 +95,10 @@ _REMEMBERED = 16
 
 @cache
 def step_source(rule: str, kinds: frozenset[tuple[int, int]], after: tuple[str, ...] = ()) -> str:
-    """Return the text of a rule's step, for these storages of parameter and gradient, of what comes before and after."""
+    """Return the text of a rule's step, for these storages of parameter and gradient, with what comes before and after.
+
+    ``after``: MASTER, AVERAGE, LOOKAHEAD, as far as they are on.
+    """
     pairs = " ".join(f"X({_STORAGES[p]}, {_STORAGES[g]})" for p, g in sorted(kinds))
     layerwise = bool(_core.rules()[rule]["norms"])
     names = f"typedef rules::{rule} Rule;\nconstexpr bool LAYERWISE = {str(layerwise).lower()};\n"
