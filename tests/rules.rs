@@ -61,7 +61,6 @@ fn run(entry: &'static Entry, len: usize, stride: usize, stages: bool) -> Vec<u3
         };
         step.set_hyper(0, name, value).unwrap();
     }
-    step.set_grad_scale(stages.then_some(3.0)).unwrap();
     for (name, value) in [("weight_decay", 0.1), ("l2", 0.2), ("maximize", 1.0)] {
         step.set_hyper(0, name, if stages { value } else { 0.0 }).unwrap();
     }
