@@ -1595,3 +1595,86 @@ struct novograd {
     }
 };
 
+struct madgrad {
+    static constexpr unsigned STATES = 3;
+    struct Hyper { double lr, momentum, eps; };
+    template <typename A> struct Coefficients { A rate, momentum, one_minus_momentum, eps, first; };
+
+    // Of update number t.
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+        const double x4 = double(t);
+        const double x5 = sqrt(x4);
+        const double x6 = h.lr * x5;
+        const double x8 = double(1.0) - h.momentum;
+        const double x10 = t == 1 ? double(1.0) : double(0.0);
+        return {x6, h.momentum, x8, h.eps, x10};
+    }
+
+    template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
+        return {A(c.rate), A(c.momentum), A(c.one_minus_momentum), A(c.eps), A(c.first)};
+    }
+
+    template <typename A>
+    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+        A &g_sum = s[0], &v = s[1], &start = s[2];
+        const A x11 = c.first == A(1.0) ? p : start;
+        const A x12 = c.rate * g;
+        const A x13 = g_sum + x12;
+        const A x14 = g * g;
+        const A x15 = c.rate * x14;
+        const A x16 = v + x15;
+        const A x17 = sqrt(x16);
+        const A x18 = sqrt(x17);
+        const A x19 = sqrt(x18);
+        const A x20 = sqrt(x19);
+        const A x21 = x18 * x20;
+        const A x22 = sqrt(x20);
+        const A x23 = sqrt(x22);
+        const A x24 = x21 * x23;
+        const A x25 = sqrt(x23);
+        const A x26 = sqrt(x25);
+        const A x27 = x24 * x26;
+        const A x28 = sqrt(x26);
+        const A x29 = sqrt(x28);
+        const A x30 = x27 * x29;
+        const A x31 = x30 * x30;
+        const A x32 = x16 / x31;
+        const A x33 = x30 - x32;
+        const A x35 = x33 * A(0.3333333333333333);
+        const A x36 = x30 - x35;
+        const A x37 = x36 * x36;
+        const A x38 = x16 / x37;
+        const A x39 = x36 - x38;
+        const A x40 = x39 * A(0.3333333333333333);
+        const A x41 = x36 - x40;
+        const A x42 = x41 * x41;
+        const A x43 = x16 / x42;
+        const A x44 = x41 - x43;
+        const A x45 = x44 * A(0.3333333333333333);
+        const A x46 = x41 - x45;
+        const A x47 = x46 * x46;
+        const A x48 = x16 / x47;
+        const A x49 = x46 - x48;
+        const A x50 = x49 * A(0.3333333333333333);
+        const A x51 = x46 - x50;
+        const A x52 = x51 * x51;
+        const A x53 = x16 / x52;
+        const A x54 = x51 - x53;
+        const A x55 = x54 * A(0.3333333333333333);
+        const A x56 = x51 - x55;
+        const A x57 = x16 + x16;
+        const A x58 = x16 == x57 ? x16 : x56;
+        const A x59 = x58 + c.eps;
+        const A x61 = x13 / x59;
+        const A x62 = x59 == A(0.0) ? A(0.0) : x61;
+        const A x63 = x11 - x62;
+        const A x64 = c.momentum * p;
+        const A x65 = c.one_minus_momentum * x63;
+        const A x66 = x64 + x65;
+        g_sum = x13;
+        v = x16;
+        start = x11;
+        p = x66;
+    }
+};
+
