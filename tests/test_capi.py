@@ -190,6 +190,8 @@ def add_steps(calls, rule, dtype, hyper, options, layout, shapes, rng):
         state for p in params for state in zero_states(rule, p.shape, np.float64 if dtype == np.float64 else np.float32)
     ]
     common = {"l2": 0.01, "maximize": 1.0, "weight_decay": 0.1} if options else {}
+    if options and "weight_decay" not in RULES[rule]["hyperparameters"]:
+        common |= {"decay_after": 1.0, "decay_unscaled": 1.0}
     hyper = (
         {**hyper, **common}
         if "weight_decay" not in RULES[rule]["hyperparameters"]
@@ -200,7 +202,7 @@ def add_steps(calls, rule, dtype, hyper, options, layout, shapes, rng):
     if options:
         grads[1][0] = None
         grads[2][-1].reshape(-1)[-2:] = np.inf, np.nan
-    limits = {"clip_value": 0.9, "clip_norm": 0.7, "nonfinite": 1.0} if options else {}
+    limits = {"clip_value": 0.9, "clip_norm": 0.7, "clip_eps": 0.01, "nonfinite": 1.0} if options else {}
     scale = {"grad_scale": 1.7} if options else {}
 
     def call():

@@ -10,7 +10,7 @@ hyperparameters! {
 }
 coefficients! { AdaBeliefCoefficients { rate, beta1, one_minus_beta1, beta2, one_minus_beta2, eps_root, eps } }
 
-/// m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)(g−m)² + ε_root,  w ← w − γ·m̂/(√v̂ + ε)
+/// m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)(g−m)² + ε₀,  w ← w − γ·m̂/(√v̂ + ε)
 #[derive(Debug)]
 pub struct AdaBelief;
 

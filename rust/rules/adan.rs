@@ -19,7 +19,7 @@ coefficients! {
 }
 
 /// d = g − g⁻ (0 at t = 1),  m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)d,  n ← β₃n + (1−β₃)(g + β₂d)²,
-/// w ← w − γ·(m̂ + β₂v̂)/(√(n̂ + ε_root) + ε),  g⁻ ← g
+/// w ← w − γ·(m̂ + β₂v̂)/(√(n̂ + ε₀) + ε),  g⁻ ← g
 ///
 /// That d is 0 at first is a matter of what multiplies it: a coefficient less, or float64 does not fit into a GPU's registers.
 /// With `look_less` 1−β₂ stands in the place of β₂ before d and v̂, as in optax.

@@ -114,7 +114,7 @@ coefficients! { ChainerNesterovCoefficients { lr, momentum, momentum_squared, on
 
 /// v ← μv − γg,  w ← w + μ²v − (1+μ)γg
 ///
-/// Chainer's NesterovAG, which takes the new v where the look-ahead of w + v has the old one.
+/// Chainer's `NesterovAG`, which takes the new v where the look-ahead of w + v has the old one.
 #[derive(Debug)]
 pub struct ChainerNesterov;
 
