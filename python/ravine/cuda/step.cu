@@ -89,27 +89,26 @@ __device__ __forceinline__ void follow(Row &row, const StepArgs &a, const u64 t)
 // change NaN, -0 and infinities.
 template <typename A> struct Formula {
     Rule::Coefficients<A> coefficients;
-    const Row &row; // in shared memory: what stays there takes no registers
-    A clip, scale, keep;
+    A clip, scale, l2, keep, unscale;
     bool unscales, maximize, clips, scales, couple, decay, later;
 
     __device__ __forceinline__ Formula(const Row &row, const StepArgs &a)
-        : coefficients(Rule::rounded<A>(row.coefficients)), row(row), clip(A(a.clip_value)),
-          scale(a.verdict ? A(a.verdict->scale) : A(1.0)), keep(A(row.keep)), unscales(row.unscale != 0.0),
-          maximize(row.maximize),
+        : coefficients(Rule::rounded<A>(row.coefficients)), clip(A(a.clip_value)),
+          scale(a.verdict ? A(a.verdict->scale) : A(1.0)), l2(A(row.l2)), keep(A(row.keep)),
+          unscale(A(row.unscale)), unscales(row.unscale != 0.0), maximize(row.maximize),
           clips(a.clip_value < __longlong_as_double(0x7ff0000000000000LL)), scales(a.verdict && a.verdict->scales),
           couple(row.couple), decay(row.decay), later(row.later) {}
 
     // What happens to gradients before the rule sees them.
     __device__ __forceinline__ A prepared(const A p, A g) const {
-        if (unscales) g = g * A(row.unscale);
+        if (unscales) g = g * unscale;
         if (maximize) g = -g;
         if (clips) {
             g = -clip < g ? g : g == g ? -clip : g;
             g = g < clip ? g : g == g ? clip : g;
         }
         if (scales) g = g * scale;
-        if (couple) g = g + A(row.l2) * p;
+        if (couple) g = g + l2 * p;
         return g;
     }
 
@@ -205,8 +204,9 @@ __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const 
     typedef typename P::Computed A;
     typedef typename P::Stored PS;
     typedef typename G::Stored GS;
-    // 16 bytes of the narrower array.
-    constexpr unsigned WIDTH = 16 / (sizeof(PS) < sizeof(GS) ? sizeof(PS) : sizeof(GS));
+    // 16 bytes of the narrower array; four float64 states leave registers for one element only.
+    constexpr unsigned NARROW = sizeof(PS) < sizeof(GS) ? sizeof(PS) : sizeof(GS);
+    constexpr unsigned WIDTH = sizeof(A) == 8 && STATES > 3 ? 1 : 16 / NARROW;
     const Array &parameter = a.parameters[tensor], &gradient = a.gradients[tensor];
     const Formula<A> formula(row, a);
     const After<P> after(a, row, tensor);
