@@ -44,7 +44,7 @@ test-rust: | check-tools  ## the core's tests; needs no Python package
 	cargo test
 
 test-python: $(CORE) $(C_LIBRARY) $(GROUPS_INSTALLED)  ## the package's tests, with the examples of README and docstrings
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(CORE) $(GROUPS_INSTALLED)  ## what takes many gigabytes, a step over more than 2^31 elements, or minutes: damaged and interrupted checkpoints
 	RAVINE_SLOW=1 $(BIN)/python -m pytest tests/test_faults.py tests/test_cuda_faults.py tests/test_checkpoint.py \

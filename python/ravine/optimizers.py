@@ -24,6 +24,7 @@ __all__ = [
     "ASGD",
     "LAMB",
     "LARS",
+    "MADGRAD",
     "SGD",
     "AdEMAMix",
     "AdaBelief",
