@@ -59,7 +59,7 @@ def test_20_steps_are_those_of_the_system_itself_to_a_few_ulps(key, case, dtype,
         path.append(w.copy())
         top.append(np.maximum(top[-1], np.abs(w)))
     errors = [np.abs(path[t - 1] - x) / np.spacing(top[t]) for t, x in zip(KEPT, GOLDEN[f"{key}/{dtype}"], strict=True)]
-    record_property("ulps", np.max(errors))
+    record_property("ulps", float(np.max(errors)))
     assert np.max(errors) <= bound(key, case, dtype)
 
 

@@ -258,7 +258,11 @@ def test_the_function_changes_nothing_if_any_array_is_read_only():
     assert_same_bits(a, np.full(3, 5.0))
 
 
-@pytest.mark.parametrize("leaf", [1.0, [2.0], "g", np.ones(2, np.int64), np.ones(2, np.complex128), object()], ids=repr)
+@pytest.mark.parametrize(
+    "leaf",
+    [1.0, [2.0], "g", np.ones(2, np.int64), np.ones(2, np.complex128), object()],
+    ids=lambda leaf: type(leaf).__name__,
+)
 def test_what_is_not_a_float_array_raises_by_name(leaf):
     with pytest.raises(TypeError, match="bias"):
         rv.global_norm({"w": np.ones(2), "bias": leaf})

@@ -207,7 +207,7 @@ def test_a_float32_step_lies_within_4_ulps_of_the_reference(case, from_zero, rec
         rv._core.apply(rule, list(hyper.items()), t, p, g, list(zip(kinds, s, strict=True)))
         pairs = zip([p, *s], [expected, *new], strict=True)
         ulps = max(np.max(np.abs(got - exact)) / np.spacing(np.float32(np.max(np.abs(got)))) for got, exact in pairs)
-        record_property("ulps", ulps)
+        record_property("ulps", float(ulps))
         assert ulps < {"adadelta": 7, "ademamix": 6, "adam_amsgrad": 5}.get(rule, 4)
 
 
