@@ -5,6 +5,7 @@ The numbers in the tests' names are the lines of the project's table of faults.
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 import ravine as rv
+from tests.conftest import assert_same_bits
 
 NAN, INF = float("nan"), float("inf")
 F32 = np.float32
@@ -741,6 +743,41 @@ def steps_in(environment, make, n, dtype):
             info = opt.step(g)
         norms.append(info.grad_norm)
     return norms, snapshot(opt, w)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, F32, np.float16])
+@pytest.mark.parametrize("device", [False, True])
+def test_fault_14_moments_below_a_threshold_are_flushed_alike_on_every_backend(dtype, device, gpu):
+    xp = gpu if device else np
+    opt = rv.AdEMAMix({"a": xp.zeros((2, 3), dtype), "b": [xp.zeros(2, dtype)]}, lr=0.1)
+    wide = np.float64 if dtype == np.float64 else F32
+    tiny = np.finfo(wide).tiny
+    values = np.array([tiny / 4, -tiny / 4, 0.9e-20, -1.1e-20, 0.0, np.nan, np.inf, 1.0], wide)
+    for states in opt._engine.states:
+        for state in states:
+            state[...] = xp.asarray(np.resize(values, state.shape))
+    opt.flush_moments(1e-20)
+    kept = np.where(abs(values) < 1e-20, 0, values).astype(wide)
+    for name, states in opt.state_dict()["states"].items():
+        for kind, state in states.items():
+            here = np.asarray(state.get() if hasattr(state, "get") else state)
+            assert_same_bits(here, np.resize(kept, here.shape), f"{name} {kind}")
+
+
+def test_fault_14_a_threshold_that_is_subnormal_itself_is_refused():
+    w = np.ones(3, F32)
+    opt = rv.Adam(w)
+    opt.step(w.copy())
+    before = pickle.dumps(opt.state_dict())
+    for below in (1e-39, 0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"below: expected a finite number >= 1.17.*e-38, the smallest normal one"):
+            opt.flush_moments(below)
+    assert pickle.dumps(opt.state_dict()) == before
+    rv.Adam(np.ones(3)).flush_moments(1e-300)
+    heavy = rv.SGD(np.full(2, 1e-33), lr=0.1, momentum=0.5, form="heavy_ball")
+    heavy.step(np.zeros(2))
+    heavy.flush_moments(1e-30)
+    assert heavy.state_dict()["states"]["params"]["previous"][0] == 1e-33, "a copy of the parameter"
 
 
 @pytest.mark.parametrize("dtype", [np.float64, F32, np.float16])

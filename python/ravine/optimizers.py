@@ -328,6 +328,36 @@ class Optimizer:
         """Forget what `accumulate` was given since the last step."""
         self._engine.discard()
 
+    def flush_moments(self, below: float) -> None:
+        r"""Set moments that are nearer to 0 than this to 0.
+
+        .. math:: m \leftarrow 0 \quad\text{where } |m| < \text{below}
+
+        Moments of parameters whose gradients have ended decay until they are subnormal, which makes some processors
+        slow. They are computed rightly all the same; this is for speed, now and then, with the same result on every
+        backend. Copies of parameters among the states are left alone.
+
+        Args:
+            below: at least the smallest normal number of each state's dtype: 1.2e-38 in float32, 2.3e-308 in float64.
+
+        Raises:
+            ValueError: a smaller one, or one that is not finite. Nothing was changed.
+            RuntimeError: averages stand in the parameters' place.
+
+        >>> opt = rv.Adam(np.zeros(2)); _ = opt.step(np.array([1e-25, 1.0]))
+        >>> opt.flush_moments(1e-30); opt.state_dict()["states"]["params"]["v"]
+        array([0.   , 0.001])
+        """
+        self._check_own("flush_moments")
+        kinds = self._about["states"]
+        states = [(state, kinds[kind]) for own in self._states().values() for kind, state in own.items()]
+        moments = [state for state, kind in states if kind != "weight"]
+        least = max((float(np.finfo(state.dtype).tiny) for state in moments), default=0.0)
+        if not least <= below < math.inf:
+            raise ValueError(f"below: expected a finite number >= {least}, the smallest normal one, got {below!r}")
+        for state in moments:
+            state[abs(state) < below] = 0
+
     def _check_torch_groups(self) -> None:
         for i, (group, params) in enumerate(self._torch_groups):
             if group["params"] is not params:
