@@ -27,6 +27,7 @@ from typing import Any, Literal, TypeAlias, get_args
 __all__ = ["Convention", "System", "convention", "systems"]
 
 System: TypeAlias = Literal["torch", "keras", "optax", "chainer", "mlx", "paper"]
+"""What ``like=`` takes."""
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,9 @@ class Options(OptionsButDecay, total=False):
 
     Args:
         weight_decay: decoupled decay λ ≥ 0: w ← (1 − γλ)·w before the update is subtracted.
-        l2, maximize, clip_value, clip_norm, nonfinite, groups, lookahead, average, master, like, clip_eps, decay_after,
-            decay_implicit, decay_unscaled: see :class:`OptionsButDecay`.
+        l2, maximize, clip_value, clip_norm, nonfinite, groups: see :class:`OptionsButDecay`.
+        lookahead, average, master, like, clip_eps: see :class:`OptionsButDecay`.
+        decay_after, decay_implicit, decay_unscaled: see :class:`OptionsButDecay`.
     """
 
     weight_decay: Value
