@@ -43,8 +43,9 @@ test: lint test-rust test-python  ## everything below that can fail: lint, test-
 test-rust: | check-tools  ## the core's tests; needs no Python package
 	cargo test
 
+# Not the files with most tests first: the longest have few.
 test-python: $(CORE) $(C_LIBRARY) $(GROUPS_INSTALLED)  ## the package's tests, with the examples of README and docstrings
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-slow: $(CORE) $(GROUPS_INSTALLED)  ## what takes many gigabytes, a step over more than 2^31 elements, or minutes: damaged and interrupted checkpoints
 	RAVINE_SLOW=1 $(BIN)/python -m pytest tests/test_faults.py tests/test_cuda_faults.py tests/test_checkpoint.py \
