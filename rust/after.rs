@@ -5,6 +5,7 @@
 
 use crate::element::{Arithmetic, BLOCK, Dtype, View, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::simd::{self, Kernel};
+use crate::step::LANES;
 
 /// Which stages follow the rule, for all parameters.
 #[derive(Clone, Copy, Debug, Default)]
@@ -246,9 +247,6 @@ impl<A: Arithmetic> Blend<A> {
         unsafe { self.result.wrapping_add(at).cast::<[A; W]>().write(result) };
     }
 }
-
-/// Elements that are read before any is written, as in the step's own loop.
-const LANES: usize = 32;
 
 #[inline(always)]
 fn in_groups(n: usize, group: impl Fn(usize), single: impl Fn(usize)) {

@@ -155,7 +155,7 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
 /// autovectoriser for the shortest rules, 64 spill on AVX2).
 ///
 /// So the compiler need not know that NumPy's arrays do not overlap, and we need not promise it.
-const LANES: usize = 32;
+pub(crate) const LANES: usize = 32;
 /// The same for what is left of an array.
 const FEW: usize = 8;
 

@@ -491,3 +491,65 @@ def test_a_captured_step_with_rows_is_refused(gpu, monkeypatch):
     monkeypatch.setattr(type(opt._backend.device), "capturing", lambda self: True)
     with pytest.raises(RuntimeError, match="captured step cannot take RowSparse"):
         opt.step(rv.RowSparse([0], gpu.ones((1, 2), F32)))
+
+
+# Beside the options of a step
+
+
+def test_a_start_of_the_sum_is_refused_because_it_is_added_to_every_row_at_once():
+    table = np.ones((2, 1))
+    opt = rv.Adagrad({"emb": table}, lr=1.0, initial=3.0)
+    before = everything(opt)
+    with pytest.raises(
+        ValueError, match=r"grads\['emb'\]: RowSparse, but initial is added in the parameter's first up"
+    ):
+        opt.step({"emb": rv.RowSparse([0], np.ones((1, 1)))})
+    assert everything(opt) == before
+
+
+def test_rows_are_refused_while_accumulated_gradients_wait():
+    table = np.ones((2, 1))
+    opt = rv.SGD(table, lr=1.0)
+    opt.accumulate(np.ones((2, 1)))
+    before = everything(opt)
+    with pytest.raises(ValueError, match="step: accumulated gradients are waiting"):
+        opt.step(rv.RowSparse([0], np.ones((1, 1))))
+    assert everything(opt) == before
+    opt.step()
+    assert (table == 0).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"lookahead": rv.Lookahead()}, {"average": rv.EMA()}, {"master": "float32"}],
+    ids=["lookahead", "average", "master"],
+)
+def test_what_follows_the_rule_is_refused_because_it_would_touch_every_row(options):
+    opt = rv.SGD(np.ones((2, 1), np.float16), lr=1.0, **options)
+    before = everything(opt)
+    with pytest.raises(ValueError, match=rf"got RowSparse: {next(iter(options))} would read and write every row"):
+        opt.step(rv.RowSparse([0], np.ones((1, 1), np.float16)))
+    assert everything(opt) == before
+
+
+@every_rule
+@pytest.mark.parametrize("scale", [8.0, 3.0])
+def test_scaled_rows_are_unscaled_first(make, scale):
+    one, other = np.ones((3, 2)), np.ones((2, 2))
+    sparse, dense = make(one, clip_norm=0.7), make(other, clip_norm=0.7)
+    values = np.random.default_rng(5).standard_normal((2, 2))
+    for _ in range(3):
+        info = sparse.step(rv.RowSparse([2, 0], values), grad_scale=scale)
+        assert info.grad_norm == dense.step(values[::-1].copy(), grad_scale=scale).grad_norm
+    assert_same_bits(one[[0, 2]], other)
+    assert (one[1] == 1).all()
+
+
+def test_a_dynamic_scale_leaves_out_rows_that_are_not_finite():
+    table, scale = np.ones((2, 1), F32), rv.DynamicLossScale(init_scale=4.0)
+    opt = rv.SGD(table, lr=1.0)
+    assert opt.step(rv.RowSparse([1], np.full((1, 1), np.inf, F32)), grad_scale=scale).skipped
+    assert scale.value == 2.0
+    assert (table == 1).all()
+    assert not opt.step(rv.RowSparse([1], np.full((1, 1), 2.0, F32)), grad_scale=scale).skipped
+    assert table.ravel().tolist() == [1.0, 0.0]

@@ -639,3 +639,97 @@ def test_logistic_regression_learns_real_data(learner):
     margin = (2 * y - 1) * (x @ params["w"] + params["b"])
     assert np.mean(np.logaddexp(0, -margin)) < 0.08
     assert np.mean(margin > 0) > 0.975
+
+
+# Beside the options of a step
+
+
+@every_optimizer
+def test_a_scaled_gradient_is_unscaled_first(make):
+    one, other = tree(), tree()
+    scaled, plain = make(one, clip_norm=0.9), make(other, clip_norm=0.9)
+    for t in range(1, 4):
+        grads = tree(t)
+        times = {"a": 8 * grads["a"], "b": [8 * grads["b"][0]]}
+        assert scaled.step(times, grad_scale=8.0).grad_norm == plain.step(grads).grad_norm
+    assert everything(scaled) == everything(plain)
+
+
+@every_optimizer
+def test_a_dynamic_scale_leaves_out_what_is_not_finite(make):
+    opt, scale = make(tree()), rv.DynamicLossScale(init_scale=4.0)
+    before, grads = everything(opt), tree(1)
+    grads["a"][0, 0] = np.inf
+    assert opt.step(grads, grad_scale=scale).skipped
+    assert scale.value == 2.0
+    assert everything(opt) == before
+    assert not opt.step(tree(1), grad_scale=scale).skipped
+
+
+@every_optimizer
+def test_averages_and_lookahead_follow_and_are_resumed(make):
+    options = {"average": rv.SWA(start=1), "lookahead": rv.Lookahead(2, 0.25)}
+    plain, points, w = make(tree()), [], tree()
+    opt = make(w, **options)
+    slow = {"a": w["a"].copy()}
+    for t in range(1, 5):
+        grads = tree(t)
+        before = w["a"].copy()
+        # The same update from the same place, without what follows.
+        for array, here in zip(plain._engine.parameters, opt._engine.parameters, strict=True):
+            array[...] = here
+        opt.step(grads)
+        plain.step(grads)
+        fast = plain._engine.parameters[0]
+        slow["a"] = before if t % 2 == 1 else slow["a"]
+        expected = slow["a"] + 0.25 * (fast - slow["a"]) if t % 2 == 0 else fast
+        assert_same_bits(w["a"], expected, f"update {t}")
+        points += [w["a"].copy()] if t > 1 else []
+    np.testing.assert_allclose(opt.averages()["a"], np.mean(points, axis=0), rtol=1e-14)
+    resumed = make(tree(9), **options)
+    for array, here in zip(resumed._engine.parameters, opt._engine.parameters, strict=True):
+        array[...] = here
+    resumed.load_state_dict(opt.state_dict())
+    for t in range(5, 9):
+        opt.step(tree(t))
+        resumed.step(tree(t))
+    assert pickle.dumps(opt.state_dict()) == pickle.dumps(resumed.state_dict())
+    assert everything(resumed) == everything(opt)
+
+
+@pytest.mark.parametrize("make", [MAKE["muon"], MAKE["muon, converged"]])
+def test_an_exact_copy_makes_a_half_precision_run_that_of_float32(make):
+    half, single = tree(0, BFLOAT16)["a"], tree(0, BFLOAT16)["a"].astype(F32)
+    with_copy, plain = make(half, master="float32", weight_decay=0.3), make(single, weight_decay=0.3)
+    for t in range(1, 5):
+        grads = tree(t, BFLOAT16)["a"]
+        with_copy.step(grads)
+        plain.step(grads.astype(F32))
+    assert_same_bits(half, single.astype(BFLOAT16))
+    assert_same_bits(with_copy.state_dict()["states"]["params"]["master"], single)
+
+
+@every_optimizer
+@pytest.mark.parametrize(
+    "form, factor",
+    [({"decay_after": True}, 1 - 0.03 * 0.5), ({"decay_implicit": True}, 1 / (1 + 0.03 * 0.5))],
+    ids=["after", "implicit"],
+)
+def test_decay_of_the_new_parameter_comes_after_the_update(make, form, factor):
+    one, other = tree(), tree()
+    make(one, lr=0.03, weight_decay=0.5, **form).step(tree(1))
+    make(other, lr=0.03, weight_decay=0.0).step(tree(1))
+    assert_same_bits(one["a"], factor * other["a"])
+    with pytest.raises(ValueError, match="weight_decay: expected a finite number >= 0, got -1"):
+        make(tree(), weight_decay=-1.0)
+
+
+@every_optimizer
+def test_micro_batches_are_refused_with_the_cure(make):
+    opt = make(tree())
+    before = everything(opt)
+    with pytest.raises(TypeError, match=r"accumulate: (Muon|Adafactor) takes one gradient a step; add them up"):
+        opt.accumulate(tree(1))
+    with pytest.raises(ValueError, match="step: expected grads"):
+        opt.step()
+    assert everything(opt) == before

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Group", "GroupList"]
 
-#: The options of a group that make the formula.
-_SWITCHES = ("maximize", "decay_after", "decay_implicit", "decay_unscaled")
-
 
 class Group(Mapping[str, Any]):
     """The values of the parameters that share them, by the names of the optimizer's arguments.
@@ -45,7 +42,7 @@ class Group(Mapping[str, Any]):
         numbers = tuple(self._optimizer._engine.hyper(self._number, part) for part in parts)
         if isinstance(self._values[name], tuple | list):
             return numbers
-        return bool(numbers[0]) if self._is_switch(parts[0]) else numbers[0]
+        return bool(numbers[0]) if self._optimizer._is_switch(parts[0]) else numbers[0]
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Set a value from the next step on.
@@ -56,7 +53,7 @@ class Group(Mapping[str, Any]):
             TypeError: a value that is no number. Nothing was changed.
         """
         parts, optimizer = self._parts(name), self._optimizer
-        if self._is_switch(parts[0]):
+        if self._optimizer._is_switch(parts[0]):
             raise ValueError(f"{name}: it makes the formula, and cannot change while it runs; make a new optimizer")
         for group, scheduled, schedule in optimizer._scheduled:
             if group == self._number and scheduled in parts:
@@ -90,9 +87,6 @@ class Group(Mapping[str, Any]):
             hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {list(self._values)}"
             raise KeyError(f"{type(self._optimizer).__name__} has no {name!r} in its groups; {hint}")
         return self._optimizer._parts(name)
-
-    def _is_switch(self, part: str) -> bool:
-        return part in _SWITCHES or self._optimizer._about["hyperparameters"].get(part) == "switch"
 
 
 class GroupList(Sequence[Group]):

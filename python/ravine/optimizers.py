@@ -729,6 +729,10 @@ class Optimizer:
         parts = [part for part in _TUPLES.get(name, ()) if part in self._about["hyperparameters"]]
         return parts or [_CORE_NAMES.get(name, name)]
 
+    def _is_switch(self, part: str) -> bool:
+        """Whether one of the core's names is of a switch, which makes the formula."""
+        return _COMMON.get(part) is False or self._about["hyperparameters"].get(part) == "switch"
+
     def _numbers(self, name: str, value: Any) -> dict[str, float]:
         """Give an argument's numbers by the core's names."""
         flat = _engine_values({name: value}, self._about["hyperparameters"])

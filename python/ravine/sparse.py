@@ -18,6 +18,12 @@ __all__ = ["RowSparse"]
 
 #: Rules whose update of an element with a gradient of 0 is no update, but for what they forget meanwhile.
 _RULES = ("sgd", "adagrad", "adam")
+#: Values that are 0 for a parameter with such gradients, and what they do otherwise.
+_OF_ALL_ROWS = {
+    "weight_decay": "would move every row",
+    "l2": "would move every row",
+    "initial": "is added in the parameter's first update, to every row",
+}
 _WITH = "SGD without momentum, Adagrad(accumulate='sum'), and Adam or AdamW without amsgrad"
 
 
@@ -34,8 +40,8 @@ class RowSparse:
 
     The update is lazy: a row that is not there stays as it is, and so do its moments, which would decay in a dense
     step. t is the parameter's: it counts the steps in which it had a gradient, whichever rows that had. What would move
-    untouched rows is refused: momentum, ``weight_decay`` and ``l2`` of that parameter. Rows that come seldom would be
-    decayed less than those that come often, which is another regulariser than the one asked for.
+    untouched rows is refused: momentum, ``weight_decay``, ``l2`` and Adagrad's ``initial`` of that parameter. Rows that
+    come seldom would be decayed less than those that come often, which is another regulariser than the one asked for.
 
     Clipping by value and by norm, and the finite check, see the sums; places in ``info.nonfinite`` are the parameter's.
 
@@ -191,11 +197,11 @@ def _check(opt: Optimizer, grads: Any, values: list[tuple[int, str, float]]) -> 
         called = "grads" if name == "params" else f"grads[{name!r}]"
         try:
             _check_rule(opt, called, name)
-            for option in ("weight_decay", "l2"):
-                if later.get((group, option), opt._engine.hyper(group, option)):
+            for option, effect in _OF_ALL_ROWS.items():
+                known = option in opt._flat_values(group)
+                if known and later.get((group, option), opt._engine.hyper(group, option)):
                     raise ValueError(
-                        f"{called}: RowSparse, but {option} would move every row; "
-                        f"pass groups=[({name!r}, {{{option!r}: 0.0}})]"
+                        f"{called}: RowSparse, but {option} {effect}; pass groups=[({name!r}, {{{option!r}: 0.0}})]"
                     )
             _check_fits(opt, called, parameter, leaf)
         except (TypeError, ValueError) as error:

@@ -34,15 +34,6 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 }
 
 
-#: Where and how decoupled decay acts, which is the second step's.
-_DECAY = {
-    "weight_decay": "not_negative",
-    "decay_after": "switch",
-    "decay_implicit": "switch",
-    "decay_unscaled": "switch",
-}
-
-
 class WholeOptimizer(Optimizer):
     """What optimizers share whose update needs a parameter as a whole."""
 
@@ -179,8 +170,11 @@ class Driver:
         if name == "l2" and value:
             kind = type(self._opt).__name__
             raise ValueError(f"l2: {kind} has no coupled decay, got {value!r}; pass weight_decay, which is decoupled")
-        kinds = {"maximize": "switch", "l2": "not_negative", **_DECAY}
-        inside, expected = _RANGES[{**kinds, **self._opt._about["hyperparameters"]}[name]]
+        own = self._opt._about["hyperparameters"]
+        if name not in own:
+            self._core.check_hyper(name, value)
+            return
+        inside, expected = _RANGES[own[name]]
         if not inside(value):
             raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
@@ -188,7 +182,8 @@ class Driver:
         """Set a value."""
         self.check_hyper(name, value)
         self._numbers[group][name] = value
-        if name == "lr" or name in _DECAY:
+        # Descent, decay and its form are the second step's; the sign was the first's, and l2 is 0.
+        if name == "lr" or name not in (*self._opt._about["hyperparameters"], "maximize", "l2"):
             self._core.set_hyper(group, name, value)
 
     def hyper(self, group: int, name: str) -> float:

@@ -399,6 +399,7 @@ impl Engine {
     /// Checks the gradients of a step as `step` does, and takes none of them.
     fn check<'py>(&self, py: Python<'py>, grads: &Bound<'py, PyAny>) -> PyResult<()> {
         let mut bound = self.bound()?;
+        bound.check_nothing_pending()?;
         bound.take(py, grads)?;
         bound.held.clear();
         Ok(())
