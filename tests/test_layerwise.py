@@ -1,6 +1,7 @@
 """Rules with a norm of each tensor: LARS, LAMB and NovoGrad; and what holds for them alone."""
 
 import copy
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -389,3 +390,21 @@ def test_functions_of_a_device_give_the_same_bits(gpu, rule):
             for got, expected in zip(there, (p, g, *states), strict=True):
                 assert_same_bits(got.get(), expected, f"t = {t}")
         assert np.isfinite(p).all()
+
+
+@pytest.mark.parametrize("make", [partial(rv.LARS, lr=0.3), partial(rv.LAMB, lr=0.05), partial(rv.NovoGrad, lr=0.05)])
+@pytest.mark.parametrize("half", [np.float16, ml_dtypes.bfloat16])
+def test_norms_are_of_the_exact_copy_on_every_backend(make, half, gpu):
+    rng = np.random.default_rng(3)
+    start, gradients = rng.standard_normal((70, 61)).astype(half), rng.standard_normal((4, 70, 61)).astype(half)
+    single, here, there = start.astype(np.float32), start.copy(), gpu.asarray(start.copy())
+    options = {"weight_decay": 0.1}
+    exact = make(single, **options)
+    with_copy = [make(w, master="float32", **options) for w in (here, there)]
+    for g in gradients:
+        exact.step(g.astype(np.float32))
+        with_copy[0].step(g)
+        with_copy[1].step(gpu.asarray(g))
+    assert_same_bits(here, single.astype(half))
+    assert_same_bits(there.get(), here)
+    assert_same_bits(with_copy[1].state_dict()["states"]["params"]["master"].get(), single)
