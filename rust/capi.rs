@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::norm::arrays::{self as norms, Saved};
 use crate::norm::batch::Layout;
 use crate::overlap::{Occupied, may_share, overlaps_itself};
-use crate::rules::{self, Entry, REGISTRY};
+use crate::rules::{self, Entry, REGISTRY, Range};
 use crate::step::{self, COMMON, NonFinite, Options, Step};
 use crate::{pool, simd};
 use std::cell::RefCell;
@@ -612,13 +612,15 @@ unsafe extern "C" fn rv_optimizer_new(rule: *const c_char, groups: usize, optimi
             return Err(Error::OutOfRange { name: "groups".to_owned(), got: groups as f64, expected });
         }
         let options = Options { clip_value: None, clip_norm: None, clip_eps: 0.0, nonfinite: NonFinite::Propagate };
-        // What every rule has need not be set: it is 0, which is off.
-        let optional = |name: &&str| COMMON.iter().any(|(common, _)| common == name);
+        // What every rule has, and a switch, need not be set: it is 0, which is off.
+        let common = |name: &str| COMMON.iter().any(|(common, _)| *common == name);
+        let own = rule.hyperparameters.iter().zip(rule.ranges);
+        let set: Vec<bool> = own.map(|(name, range)| common(name) || *range == Range::Switch).collect();
         let bound = Bound {
             step: Step::new(rule, options, groups),
             bonds: Vec::new(),
             occupied: Occupied::default(),
-            set: vec![rule.hyperparameters.iter().map(optional).collect(); groups],
+            set: vec![set; groups],
             nonfinite: Vec::new(),
         };
         // SAFETY: checked above.

@@ -153,9 +153,9 @@ rv_status rv_optimizer_new(const char *rule, size_t groups, rv_optimizer **optim
 void rv_optimizer_free(rv_optimizer *optimizer);
 
 /* Sets a hyperparameter of a group from the next step on, as a schedule does before each. All of the rule's own must have
- * been set before the first step; weight_decay, l2, maximize and the decay's forms are 0 until set: decay_after (the new
- * parameter), decay_implicit (divided by 1 + lr*weight_decay), decay_unscaled (without lr). Switches take 0 and 1.
- * RV_ERROR_NAME, RV_ERROR_RANGE. */
+ * been set before the first step, but its switches, which take 0 and 1 and are 0 until set. So are weight_decay, l2,
+ * maximize and the decay's forms: decay_after (the new parameter), decay_implicit (divided by 1 + lr*weight_decay),
+ * decay_unscaled (without lr). RV_ERROR_NAME, RV_ERROR_RANGE. */
 rv_status rv_optimizer_set(rv_optimizer *optimizer, size_t group, const char *name, double value);
 
 /* The value of a hyperparameter of a group; 0 if it was not set. */
