@@ -9,7 +9,7 @@ use crate::simd::{self, Kernel};
 use std::mem::MaybeUninit;
 
 /// Numbers worked on at a time: a few vectors of every array, all of them in the first-level cache.
-pub const BLOCK: usize = 128;
+pub const BLOCK: usize = 256;
 
 /// A block of numbers on the stack. What lies beyond the end of an array is 0 and is never stored.
 pub(crate) type Block<A> = [A; BLOCK];

@@ -5,6 +5,7 @@
 
 pub mod after;
 mod capi;
+mod codec;
 pub mod element;
 pub mod error;
 pub mod norm;

@@ -19,6 +19,8 @@ pub enum Purpose {
     Uniform37 = 2,
     /// Signs of a random rotation; `onebit.rs` says which.
     Signs = 3,
+    /// The 16 bits that round an element up or down: those of element i as for [`Purpose::Uniform16`].
+    Rounding = 4,
 }
 
 /// Blocks of a stream are numbered below this.

@@ -1,0 +1,273 @@
+//! States in fewer bytes: eight-bit codes in blocks with one scale each, and bfloat16 that is right on average.
+//!
+//! Signed numbers x are kept as s·q|q|/127² with q = −127 … 127, s the largest |x| of the block; numbers ≥ 0 as
+//! s·(q/255)⁴ with q = 0 … 255. So the codes lie close together where most moments are, far below the largest. Zero is
+//! exact, and what is not zero in a block of numbers ≥ 0 never becomes zero: it stands below a fraction bar.
+//!
+//! Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022, section 2 (blocks); the codes are our own.
+//!
+//! Everything is +, ×, ÷, √ and integers, so these have the same bits on every instruction set and on CUDA. The largest
+//! number is found among integers, whose order is that of the numbers: so it is autovectorised.
+
+use crate::element::{BLOCK, Block};
+use crate::random::{Blocks, Purpose, Random};
+use crate::simd::Kernel;
+
+/// Codes of a block.
+pub(crate) type Codes = [u8; BLOCK];
+
+/// Added to a small number, it leaves the nearest integer in the lowest bits, ties to even.
+const ROUND_UNSIGNED: f32 = 8_388_608.0;
+/// The same for negative numbers as well.
+const ROUND_SIGNED: f32 = 12_582_912.0;
+
+/// The largest |x| of a block, as its scale; NaN if one is NaN.
+#[inline(always)]
+fn scale_of(x: &Block<f32>) -> f32 {
+    const HALF: usize = BLOCK / 2;
+    let magnitude = |x: f32| x.to_bits() & 0x7fff_ffff;
+    let mut bits = [0u32; HALF];
+    for i in 0..HALF {
+        bits[i] = magnitude(x[i]).max(magnitude(x[i + HALF]));
+    }
+    let mut half = HALF / 2;
+    while half >= 16 {
+        for i in 0..half {
+            bits[i] = bits[i].max(bits[i + half]);
+        }
+        half /= 2;
+    }
+    let largest = f32::from_bits(bits[..16].iter().fold(0, |largest, bits| largest.max(*bits)));
+    // 1/s must be finite.
+    if largest > 0.0 && largest < f32::MIN_POSITIVE { f32::MIN_POSITIVE } else { largest }
+}
+
+/// 1/s, and 0 for a block of zeros.
+#[inline(always)]
+fn inverse(scale: f32) -> f32 {
+    if scale == 0.0 { 0.0 } else { 1.0 / scale }
+}
+
+/// Signed numbers as codes; returns their scale.
+#[inline(always)]
+fn encode_signed(x: &Block<f32>, codes: &mut Codes) -> f32 {
+    let scale = scale_of(x);
+    let inverse = inverse(scale);
+    for (code, x) in codes.iter_mut().zip(x) {
+        let q = (x.abs() * inverse).sqrt() * 127.0;
+        *code = (q.copysign(*x) + ROUND_SIGNED).to_bits() as u8;
+    }
+    scale
+}
+
+/// Numbers ≥ 0 as codes; returns their scale.
+#[inline(always)]
+fn encode_unsigned(x: &Block<f32>, codes: &mut Codes) -> f32 {
+    let scale = scale_of(x);
+    let inverse = inverse(scale);
+    for (code, x) in codes.iter_mut().zip(x) {
+        let q = (x * inverse).sqrt().sqrt() * 255.0;
+        let least = u32::from(*x > 0.0);
+        *code = ((q + ROUND_UNSIGNED).to_bits() & 0xff).max(least) as u8;
+    }
+    scale
+}
+
+/// The numbers of signed codes.
+#[inline(always)]
+fn decode_signed(codes: &Codes, scale: f32, x: &mut Block<f32>) {
+    for (x, code) in x.iter_mut().zip(codes) {
+        let q = f32::from(code.cast_signed());
+        *x = scale * (q * q.abs() * (1.0 / 16129.0));
+    }
+}
+
+/// The numbers of unsigned codes.
+#[inline(always)]
+fn decode_unsigned(codes: &Codes, scale: f32, x: &mut Block<f32>) {
+    for (x, code) in x.iter_mut().zip(codes) {
+        let q = f32::from(*code);
+        let root = q * q * (1.0 / 65025.0);
+        *x = scale * (root * root);
+    }
+}
+
+/// A number, with 16 random bits, as the bfloat16 number below or above it: the nearer it is, the more likely.
+#[inline(always)]
+fn f32_to_bf16_random(x: f32, random: u16) -> u16 {
+    let bits = x.to_bits();
+    // An infinity stays, because nothing is added to the bits that decide; a NaN must not lose those that make it one.
+    let special = bits & 0x7f80_0000 == 0x7f80_0000;
+    let nan = u32::from(bits & 0x7fff_ffff > 0x7f80_0000) << 6;
+    let rounded = bits.wrapping_add(if special { 0 } else { u32::from(random) }) >> 16;
+    (rounded | nan) as u16
+}
+
+/// A loop over a block, compiled for every instruction set.
+pub(crate) enum Coding<'a> {
+    EncodeSigned { x: &'a Block<f32>, codes: &'a mut Codes, scale: &'a mut f32 },
+    EncodeUnsigned { x: &'a Block<f32>, codes: &'a mut Codes, scale: &'a mut f32 },
+    DecodeSigned { codes: &'a Codes, scale: f32, x: &'a mut Block<f32> },
+    DecodeUnsigned { codes: &'a Codes, scale: f32, x: &'a mut Block<f32> },
+    /// Elements from `at` on, which is a multiple of [`BLOCK`].
+    RoundRandomly { x: &'a Block<f32>, bits: &'a mut [u16; BLOCK], random: Random, at: usize },
+}
+
+impl Kernel for Coding<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        match self {
+            Self::EncodeSigned { x, codes, scale } => *scale = encode_signed(x, codes),
+            Self::EncodeUnsigned { x, codes, scale } => *scale = encode_unsigned(x, codes),
+            Self::DecodeSigned { codes, scale, x } => decode_signed(codes, scale, x),
+            Self::DecodeUnsigned { codes, scale, x } => decode_unsigned(codes, scale, x),
+            Self::RoundRandomly { x, bits, random, at } => {
+                debug_assert!(at % BLOCK == 0);
+                let mut room = Blocks::<{ BLOCK / 16 }>::new();
+                let blocks = room.fill(random, Purpose::Rounding, (at / 8) as u64);
+                let mut words = [0u16; BLOCK];
+                for (words, bytes) in words.as_chunks_mut::<8>().0.iter_mut().zip(blocks.as_flattened()) {
+                    for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                        *word = u16::from_le_bytes(*bytes);
+                    }
+                }
+                for i in 0..BLOCK {
+                    bits[i] = f32_to_bf16_random(x[i], words[i]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{self, Level};
+
+    fn signed(x: &Block<f32>) -> (Block<f32>, Codes, f32) {
+        let (mut codes, mut scale, mut back) = ([0; BLOCK], 0.0, [0.0; BLOCK]);
+        simd::dispatch(Coding::EncodeSigned { x, codes: &mut codes, scale: &mut scale });
+        simd::dispatch(Coding::DecodeSigned { codes: &codes, scale, x: &mut back });
+        (back, codes, scale)
+    }
+
+    fn unsigned(x: &Block<f32>) -> (Block<f32>, Codes, f32) {
+        let (mut codes, mut scale, mut back) = ([0; BLOCK], 0.0, [0.0; BLOCK]);
+        simd::dispatch(Coding::EncodeUnsigned { x, codes: &mut codes, scale: &mut scale });
+        simd::dispatch(Coding::DecodeUnsigned { codes: &codes, scale, x: &mut back });
+        (back, codes, scale)
+    }
+
+    /// Numbers of many sizes, from a small generator.
+    fn numbers(seed: u64, largest: f32) -> Block<f32> {
+        let mut state = seed;
+        std::array::from_fn(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let u = (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5;
+            largest * u * u * u * 8.0
+        })
+    }
+
+    #[test]
+    fn every_code_stands_for_a_number_that_is_coded_so() {
+        for scale in [1.0, 3.7e-20, 2.9e30, f32::MIN_POSITIVE, f32::MAX] {
+            let (mut x, mut y) = ([0.0; BLOCK], [0.0; BLOCK]);
+            let codes: Codes = std::array::from_fn(|i| i as u8);
+            decode_unsigned(&codes, scale, &mut x);
+            // −128 is no code.
+            let signed_codes = codes.map(|code| if code == 128 { 0 } else { code });
+            decode_signed(&signed_codes, scale, &mut y);
+            assert_eq!(x[255].to_bits(), scale.to_bits());
+            assert!((y[127] - scale).abs() <= scale * f32::EPSILON);
+            if scale > f32::MIN_POSITIVE {
+                assert_eq!(unsigned(&x).1, codes, "{scale:e}");
+                assert_eq!(signed(&y).1, signed_codes, "{scale:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_are_kept_to_half_the_distance_of_codes() {
+        for seed in 1..50 {
+            let x = numbers(seed, 0.01 * seed as f32);
+            let (back, _, scale) = signed(&x);
+            for (x, back) in x.iter().zip(back) {
+                // |q|² = |x|/s·127²: half a step of q is 127·√(|x|/s) ± ½.
+                let q = (f64::from(x.abs()) / f64::from(scale)).sqrt() * 127.0;
+                let most = f64::from(scale) / 16129.0 * (q + 0.26);
+                assert!((f64::from(*x) - f64::from(back)).abs() <= most * 1.001, "{x} {back}");
+            }
+            let x = x.map(|x| x * x);
+            let (back, _, scale) = unsigned(&x);
+            for (x, back) in x.iter().zip(back) {
+                let q = (f64::from(*x) / f64::from(scale)).powf(0.25) * 255.0;
+                let found = (f64::from(back) / f64::from(scale)).powf(0.25) * 255.0;
+                assert!((q - found).abs() <= 0.5001 || found < 1.01, "{x} {back}");
+            }
+        }
+    }
+
+    #[test]
+    fn zero_is_exact_and_nothing_else_of_a_size_becomes_zero() {
+        let mut x = [0.0; BLOCK];
+        assert_eq!(signed(&x).0, x);
+        assert_eq!(unsigned(&x).0, x);
+        x[3] = 1e30;
+        x[4] = 1e-45;
+        x[200] = 1e-10;
+        let (back, codes, _) = unsigned(&x);
+        assert!(back[3] == 1e30 && back[4] > 0.0 && back[200] > 0.0 && codes[4] == 1);
+        assert_eq!(back.iter().filter(|x| **x != 0.0).count(), 3);
+    }
+
+    #[test]
+    fn subnormal_blocks_do_not_overflow() {
+        let mut x = [0.0; BLOCK];
+        x[0] = f32::from_bits(1);
+        x[1] = f32::from_bits(0x7f_ffff);
+        let back = unsigned(&x).0;
+        assert!(back.iter().all(|x| x.is_finite()) && back[0] > 0.0 && back[1] > 0.0, "{:?}", &back[..2]);
+        assert!(signed(&x).0.iter().all(|x| x.is_finite()));
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_spoils_its_block_visibly() {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut x = numbers(7, 1.0);
+            x[77] = bad;
+            assert!(!signed(&x).0[77].is_finite());
+            assert!(!unsigned(&x.map(f32::abs)).0[77].is_finite());
+        }
+    }
+
+    #[test]
+    fn all_instruction_sets_have_the_same_codes() {
+        let x = numbers(3, 5.0);
+        let random = Random { seed: 5, step: 2, tensor: 1 };
+        let all = Level::ALL.into_iter().filter(|level| *level <= simd::detected()).map(|level| {
+            simd::set_level(level);
+            let mut bits = [0; BLOCK];
+            simd::dispatch(Coding::RoundRandomly { x: &x, bits: &mut bits, random, at: 512 });
+            (signed(&x).1, unsigned(&x.map(|x| x * x)).1, bits)
+        });
+        let all: Vec<_> = all.collect();
+        assert!(all.iter().all(|codes| *codes == all[0]));
+        simd::set_level(Level::Avx512);
+    }
+
+    #[test]
+    fn bfloat16_is_right_on_average_and_at_its_own_numbers() {
+        let x = 1.0 + 1.0 / 512.0; // a quarter of the way from 1 to the next
+        let up = (0..=u16::MAX).filter(|random| f32_to_bf16_random(x, *random) == 0x3f81).count();
+        assert_eq!(up, 65536 / 4);
+        for bits in 0..=u16::MAX {
+            let number = f32::from_bits(u32::from(bits) << 16);
+            let rounded = f32_to_bf16_random(number, u16::MAX);
+            assert!(rounded == bits || number.is_nan(), "{bits:x}");
+            assert!(!number.is_nan() || f32::from_bits(u32::from(rounded) << 16).is_nan());
+        }
+        assert_eq!(f32_to_bf16_random(f32::from_bits(0x7f80_0001), 0), 0x7fc0, "a NaN whose upper half is no NaN");
+    }
+}
