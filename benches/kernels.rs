@@ -5,22 +5,51 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 
-use ravine::element::{Dtype, View};
+use ravine::element::{BLOCK, Dtype, View};
 use ravine::rules::{Entry, Moment, REGISTRY, Range};
 use ravine::simd::Level;
 use ravine::step::{NonFinite, Options, Step};
 use ravine::{pool, simd};
 use std::time::Instant;
 
+/// How states are kept.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum States {
+    Exact,
+    Bf16,
+    Eight,
+}
+
+impl States {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Bf16 => "bfloat16",
+            Self::Eight => "8bit",
+        }
+    }
+
+    fn dtype(self, dtype: Dtype, moment: Moment) -> Dtype {
+        match (self, moment) {
+            (Self::Exact, _) | (_, Moment::Weight) => dtype,
+            (Self::Bf16, Moment::First) => Dtype::Bf16,
+            (Self::Bf16, _) => Dtype::Bf16Random,
+            (Self::Eight, Moment::First) => Dtype::Signed8,
+            (Self::Eight, _) => Dtype::Unsigned8,
+        }
+    }
+}
+
 /// Arrays of one tensor, as 8-byte words so that every dtype is aligned.
 struct Case {
     dtype: Dtype,
+    states: States,
     len: usize,
     arrays: Vec<Vec<u64>>,
 }
 
 impl Case {
-    fn new(entry: &Entry, dtype: Dtype, len: usize) -> Self {
+    fn new(entry: &Entry, dtype: Dtype, states: States, len: usize) -> Self {
         let words = len * dtype.size() / 8;
         let mut state = 1u64;
         let mut number = || {
@@ -32,8 +61,12 @@ impl Case {
             _ => (u64::from((number() as f32).to_bits()) << 32) | u64::from((number() as f32).to_bits()),
         };
         let mut arrays: Vec<Vec<u64>> = (0..2).map(|_| (0..words).map(|_| fill()).collect()).collect();
-        arrays.extend((0..entry.states.len()).map(|_| vec![0; words]));
-        Self { dtype, len, arrays }
+        for state in entry.states {
+            let stored = states.dtype(dtype, state.moment);
+            let scales = if stored.size() == 1 { len.div_ceil(BLOCK) * 4 } else { 0 };
+            arrays.push(vec![0; (len * stored.size()).next_multiple_of(8) / 8 + scales.div_ceil(8)]);
+        }
+        Self { dtype, states, len, arrays }
     }
 
     fn step(&mut self, entry: &'static Entry) -> Step {
@@ -49,11 +82,19 @@ impl Case {
             step.set_hyper(0, name, value).expect("in range");
         }
         step.set_hyper(0, "weight_decay", 0.01).expect("in range");
-        let view = |array: &mut Vec<u64>| {
+        let moments = [None, None].into_iter().chain(entry.states.iter().map(|state| Some(state.moment)));
+        let view = |(array, moment): (&mut Vec<u64>, Option<Moment>)| {
+            let dtype = moment.map_or(self.dtype, |moment| self.states.dtype(self.dtype, moment));
+            let data: *mut u8 = array.as_mut_ptr().cast();
+            if dtype.size() == 1 {
+                let scales = data.wrapping_add(self.len.next_multiple_of(8)).cast();
+                // SAFETY: as below; the scales are behind the codes.
+                return unsafe { View::coded(data, dtype, self.len, scales) };
+            }
             // SAFETY: the array outlives the step in `main`, and is reached through this view alone.
-            unsafe { View::contiguous(array.as_mut_ptr().cast(), self.dtype, self.len) }
+            unsafe { View::contiguous(data, dtype, self.len) }
         };
-        let mut views: Vec<View> = self.arrays.iter_mut().map(view).collect();
+        let mut views: Vec<View> = self.arrays.iter_mut().zip(moments).map(view).collect();
         let (parameter, gradient) = (views.remove(0), views.remove(0));
         for (view, _) in views.iter_mut().zip(entry.states).filter(|(_, state)| state.moment == Moment::Scalar) {
             // SAFETY: as above; it is the first number of an array that nothing else uses.
@@ -67,8 +108,8 @@ impl Case {
     }
 }
 
-fn bits_after_three_steps(entry: &'static Entry, dtype: Dtype) -> Vec<Vec<u64>> {
-    let mut case = Case::new(entry, dtype, 4096 + 64);
+fn bits_after_three_steps(entry: &'static Entry, dtype: Dtype, states: States) -> Vec<Vec<u64>> {
+    let mut case = Case::new(entry, dtype, states, 4096 + 64);
     let mut step = case.step(entry);
     for _ in 0..3 {
         step.run().expect("no options that fail");
@@ -80,30 +121,40 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     pool::set_num_threads(1);
     println!(
-        "{:26} {:8} {:9} {:>11} {:>9} {:>9} {:>8}",
-        "rule", "dtype", "simd", "elements", "ns/elem", "spread", "GB/s"
+        "{:26} {:8} {:8} {:9} {:>11} {:>9} {:>9} {:>8}",
+        "rule", "dtype", "states", "simd", "elements", "ns/elem", "spread", "GB/s"
     );
+    let storages = [
+        (Dtype::F32, States::Exact),
+        (Dtype::F64, States::Exact),
+        (Dtype::F32, States::Bf16),
+        (Dtype::F32, States::Eight),
+    ];
     for entry in REGISTRY {
-        for dtype in [Dtype::F32, Dtype::F64] {
+        for (dtype, states) in storages {
+            if states != States::Exact && entry.states.is_empty() {
+                continue;
+            }
             simd::set_level(Level::Baseline);
-            let expected = bits_after_three_steps(entry, dtype);
+            let expected = bits_after_three_steps(entry, dtype, states);
             for level in Level::ALL.into_iter().filter(|level| *level <= simd::detected()) {
-                let line = format!("{} {} {}", entry.name, dtype.name(), level.name());
+                let line = format!("{} {} {} {}", entry.name, dtype.name(), states.name(), level.name());
                 if !words.iter().all(|word| line.split(' ').any(|part| part == word)) {
                     continue;
                 }
                 simd::set_level(level);
-                assert_eq!(bits_after_three_steps(entry, dtype), expected, "{line}: other bits than the baseline");
+                let found = bits_after_three_steps(entry, dtype, states);
+                assert_eq!(found, expected, "{line}: other bits than the baseline");
                 for len in [1 << 14, 1 << 22] {
-                    measure(entry, dtype, level, len);
+                    measure(entry, dtype, states, level, len);
                 }
             }
         }
     }
 }
 
-fn measure(entry: &'static Entry, dtype: Dtype, level: Level, len: usize) {
-    let mut case = Case::new(entry, dtype, len);
+fn measure(entry: &'static Entry, dtype: Dtype, states: States, level: Level, len: usize) {
+    let mut case = Case::new(entry, dtype, states, len);
     let mut step = case.step(entry);
     let repeats = ((1 << 21) / len).max(1);
     let mut times: Vec<f64> = (0..11)
@@ -118,13 +169,15 @@ fn measure(entry: &'static Entry, dtype: Dtype, level: Level, len: usize) {
     times.sort_by(f64::total_cmp);
     let (median, spread) = (times[5], times[8] - times[2]);
     // Read the gradient; read and write the parameter and the states; before that, with norms of each tensor, read all.
-    let arrays = entry.states.iter().filter(|state| state.moment != Moment::Scalar).count();
-    let measured = if entry.norms().is_some() { 2 + arrays } else { 0 };
-    let bytes = dtype.size() * (3 + 2 * arrays + measured);
+    let arrays = entry.states.iter().filter(|state| state.moment != Moment::Scalar);
+    let of_states: usize = arrays.map(|state| states.dtype(dtype, state.moment).size()).sum();
+    let measured = if entry.norms().is_some() { 2 * dtype.size() + of_states } else { 0 };
+    let bytes = 3 * dtype.size() + 2 * of_states + measured;
     println!(
-        "{:26} {:8} {:9} {len:>11} {median:>9.3} {spread:>9.3} {:>8.1}",
+        "{:26} {:8} {:8} {:9} {len:>11} {median:>9.3} {spread:>9.3} {:>8.1}",
         entry.name,
         dtype.name(),
+        states.name(),
         level.name(),
         bytes as f64 / median
     );

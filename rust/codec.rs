@@ -10,7 +10,7 @@
 //! number is found among integers, whose order is that of the numbers: so it is autovectorised.
 
 use crate::element::{BLOCK, Block};
-use crate::random::{Blocks, Purpose, Random};
+use crate::random::Random;
 use crate::simd::Kernel;
 
 /// Codes of a block.
@@ -42,19 +42,21 @@ fn scale_of(x: &Block<f32>) -> f32 {
     if largest > 0.0 && largest < f32::MIN_POSITIVE { f32::MIN_POSITIVE } else { largest }
 }
 
-/// 1/s, and 0 for a block of zeros.
+/// 1/s and the bits of |x| that count: none in a block of zeros, or with a number that is not finite, whose codes are 0
+/// and stand for 0·s = NaN.
 #[inline(always)]
-fn inverse(scale: f32) -> f32 {
-    if scale == 0.0 { 0.0 } else { 1.0 / scale }
+fn inverse(scale: f32) -> (f32, u32) {
+    if scale > 0.0 && scale < f32::INFINITY { (1.0 / scale, 0x7fff_ffff) } else { (0.0, 0) }
 }
 
 /// Signed numbers as codes; returns their scale.
 #[inline(always)]
 fn encode_signed(x: &Block<f32>, codes: &mut Codes) -> f32 {
     let scale = scale_of(x);
-    let inverse = inverse(scale);
+    let (inverse, mask) = inverse(scale);
     for (code, x) in codes.iter_mut().zip(x) {
-        let q = (x.abs() * inverse).sqrt() * 127.0;
+        let size = f32::from_bits(x.to_bits() & mask);
+        let q = (size * inverse).sqrt() * 127.0;
         *code = (q.copysign(*x) + ROUND_SIGNED).to_bits() as u8;
     }
     scale
@@ -64,11 +66,11 @@ fn encode_signed(x: &Block<f32>, codes: &mut Codes) -> f32 {
 #[inline(always)]
 fn encode_unsigned(x: &Block<f32>, codes: &mut Codes) -> f32 {
     let scale = scale_of(x);
-    let inverse = inverse(scale);
+    let (inverse, mask) = inverse(scale);
     for (code, x) in codes.iter_mut().zip(x) {
-        let q = (x * inverse).sqrt().sqrt() * 255.0;
-        let least = u32::from(*x > 0.0);
-        *code = ((q + ROUND_UNSIGNED).to_bits() & 0xff).max(least) as u8;
+        let bits = x.to_bits() & mask;
+        let q = (f32::from_bits(bits) * inverse).sqrt().sqrt() * 255.0;
+        *code = ((q + ROUND_UNSIGNED).to_bits() & 0xff).max(bits.min(1)) as u8;
     }
     scale
 }
@@ -92,25 +94,49 @@ fn decode_unsigned(codes: &Codes, scale: f32, x: &mut Block<f32>) {
     }
 }
 
-/// A number, with 16 random bits, as the bfloat16 number below or above it: the nearer it is, the more likely.
+/// A number, with a random byte, as the bfloat16 number below or above it: the nearer it is, the more likely.
+///
+/// The last half keeps the mean where it is, of the 8 bits that no byte decides.
 #[inline(always)]
-fn f32_to_bf16_random(x: f32, random: u16) -> u16 {
+fn f32_to_bf16_random(x: f32, random: u8) -> u16 {
     let bits = x.to_bits();
     // An infinity stays, because nothing is added to the bits that decide; a NaN must not lose those that make it one.
     let special = bits & 0x7f80_0000 == 0x7f80_0000;
     let nan = u32::from(bits & 0x7fff_ffff > 0x7f80_0000) << 6;
-    let rounded = bits.wrapping_add(if special { 0 } else { u32::from(random) }) >> 16;
+    let added = u32::from(random) << 8 | 0x80;
+    let rounded = bits.wrapping_add(if special { 0 } else { added }) >> 16;
     (rounded | nan) as u16
 }
 
 /// A loop over a block, compiled for every instruction set.
 pub(crate) enum Coding<'a> {
-    EncodeSigned { x: &'a Block<f32>, codes: &'a mut Codes, scale: &'a mut f32 },
-    EncodeUnsigned { x: &'a Block<f32>, codes: &'a mut Codes, scale: &'a mut f32 },
-    DecodeSigned { codes: &'a Codes, scale: f32, x: &'a mut Block<f32> },
-    DecodeUnsigned { codes: &'a Codes, scale: f32, x: &'a mut Block<f32> },
+    EncodeSigned {
+        x: &'a Block<f32>,
+        codes: &'a mut Codes,
+        scale: &'a mut f32,
+    },
+    EncodeUnsigned {
+        x: &'a Block<f32>,
+        codes: &'a mut Codes,
+        scale: &'a mut f32,
+    },
+    DecodeSigned {
+        codes: &'a Codes,
+        scale: f32,
+        x: &'a mut Block<f32>,
+    },
+    DecodeUnsigned {
+        codes: &'a Codes,
+        scale: f32,
+        x: &'a mut Block<f32>,
+    },
     /// Elements from `at` on, which is a multiple of [`BLOCK`].
-    RoundRandomly { x: &'a Block<f32>, bits: &'a mut [u16; BLOCK], random: Random, at: usize },
+    RoundRandomly {
+        x: &'a Block<f32>,
+        bits: &'a mut [u16; BLOCK],
+        random: Random,
+        at: usize,
+    },
 }
 
 impl Kernel for Coding<'_> {
@@ -125,16 +151,9 @@ impl Kernel for Coding<'_> {
             Self::DecodeUnsigned { codes, scale, x } => decode_unsigned(codes, scale, x),
             Self::RoundRandomly { x, bits, random, at } => {
                 debug_assert!(at % BLOCK == 0);
-                let mut room = Blocks::<{ BLOCK / 16 }>::new();
-                let blocks = room.fill(random, Purpose::Rounding, (at / 8) as u64);
-                let mut words = [0u16; BLOCK];
-                for (words, bytes) in words.as_chunks_mut::<8>().0.iter_mut().zip(blocks.as_flattened()) {
-                    for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                        *word = u16::from_le_bytes(*bytes);
-                    }
-                }
-                for i in 0..BLOCK {
-                    bits[i] = f32_to_bf16_random(x[i], words[i]);
+                let bytes = random.bytes(at as u64);
+                for ((bits, x), byte) in bits.iter_mut().zip(x).zip(bytes.as_flattened()) {
+                    *bits = f32_to_bf16_random(*x, *byte);
                 }
             }
         }
@@ -237,8 +256,9 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY] {
             let mut x = numbers(7, 1.0);
             x[77] = bad;
-            assert!(!signed(&x).0[77].is_finite());
-            assert!(!unsigned(&x.map(f32::abs)).0[77].is_finite());
+            let ((back, codes, _), (sizes, of_sizes, _)) = (signed(&x), unsigned(&x.map(f32::abs)));
+            assert!(back.iter().chain(&sizes).all(|x| x.is_nan()));
+            assert!(codes.iter().chain(&of_sizes).all(|code| *code == 0), "the same on every processor");
         }
     }
 
@@ -260,11 +280,11 @@ mod tests {
     #[test]
     fn bfloat16_is_right_on_average_and_at_its_own_numbers() {
         let x = 1.0 + 1.0 / 512.0; // a quarter of the way from 1 to the next
-        let up = (0..=u16::MAX).filter(|random| f32_to_bf16_random(x, *random) == 0x3f81).count();
-        assert_eq!(up, 65536 / 4);
+        let up = (0..=u8::MAX).filter(|random| f32_to_bf16_random(x, *random) == 0x3f81).count();
+        assert_eq!(up, 256 / 4);
         for bits in 0..=u16::MAX {
             let number = f32::from_bits(u32::from(bits) << 16);
-            let rounded = f32_to_bf16_random(number, u16::MAX);
+            let rounded = f32_to_bf16_random(number, u8::MAX);
             assert!(rounded == bits || number.is_nan(), "{bits:x}");
             assert!(!number.is_nan() || f32::from_bits(u32::from(rounded) << 16).is_nan());
         }

@@ -3,7 +3,9 @@
 //! Kernels compute on blocks of [`BLOCK`] numbers on the stack, in float32 or float64 ([`Arithmetic`]). A [`View`] loads
 //! and stores such a block, whatever the array's dtype and strides are; so each of these exists once, not once per rule.
 
+use crate::codec::Coding;
 use crate::pool;
+use crate::random::Random;
 use crate::real::Real;
 use crate::simd::{self, Kernel};
 use std::mem::MaybeUninit;
@@ -32,6 +34,12 @@ pub enum Dtype {
     F16,
     /// The upper half of binary32; computed in float32.
     Bf16,
+    /// A state in bfloat16, rounded up or down at random, right on average.
+    Bf16Random,
+    /// A state of signed numbers in eight bits, [`crate::codec`].
+    Signed8,
+    /// A state of numbers ≥ 0 in eight bits.
+    Unsigned8,
 }
 
 impl Dtype {
@@ -40,7 +48,8 @@ impl Dtype {
         match self {
             Self::F64 => 8,
             Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
+            Self::F16 | Self::Bf16 | Self::Bf16Random => 2,
+            Self::Signed8 | Self::Unsigned8 => 1,
         }
     }
 
@@ -55,7 +64,9 @@ impl Dtype {
             Self::F64 => "float64",
             Self::F32 => "float32",
             Self::F16 => "float16",
-            Self::Bf16 => "bfloat16",
+            Self::Bf16 | Self::Bf16Random => "bfloat16",
+            Self::Signed8 => "int8",
+            Self::Unsigned8 => "uint8",
         }
     }
 }
@@ -70,6 +81,8 @@ pub struct View {
     len: usize,
     /// None: one element after the other.
     strided: Option<Box<Strided>>,
+    /// Of eight-bit codes, a float32 number for every [`BLOCK`] of them.
+    scales: *mut f32,
 }
 
 /// Lengths and byte strides of the axes, outermost first, as few as there can be.
@@ -109,7 +122,7 @@ impl View {
             let (shape, strides) = axes.into_iter().unzip();
             Box::new(Strided { shape, strides })
         });
-        Self { data, dtype, len, strided }
+        Self { data, dtype, len, strided, scales: std::ptr::null_mut() }
     }
 
     /// A view of `len` elements, one after the other.
@@ -117,12 +130,22 @@ impl View {
     /// # Safety
     /// As [`View::new`].
     pub unsafe fn contiguous(data: *mut u8, dtype: Dtype, len: usize) -> Self {
-        Self { data, dtype, len, strided: None }
+        Self { data, dtype, len, strided: None, scales: std::ptr::null_mut() }
+    }
+
+    /// A view of `len` eight-bit codes, one after the other, and their scales.
+    ///
+    /// # Safety
+    /// As [`View::new`], for the codes and for one scale for each [`BLOCK`] of them or part of one.
+    pub unsafe fn coded(codes: *mut u8, dtype: Dtype, len: usize, scales: *mut f32) -> Self {
+        debug_assert!(dtype.size() == 1);
+        Self { data: codes, dtype, len, strided: None, scales }
     }
 
     /// A view of nothing.
     pub fn empty() -> Self {
-        Self { data: std::ptr::dangling_mut::<u64>().cast(), dtype: Dtype::F64, len: 0, strided: None }
+        let data = std::ptr::dangling_mut::<u64>().cast();
+        Self { data, dtype: Dtype::F64, len: 0, strided: None, scales: std::ptr::null_mut() }
     }
 
     /// How many elements it has.
@@ -265,6 +288,20 @@ impl View {
         }
     }
 
+    /// [`View::close`] of a state, which may be rounded at random or coded.
+    ///
+    /// # Safety
+    /// As [`View::close`]; of coded states, `at` is a multiple of [`BLOCK`], and `n` is BLOCK or all that is left.
+    #[inline(always)]
+    pub(crate) unsafe fn close_state<A: Arithmetic>(&self, at: usize, n: usize, room: &Room<A>, random: Random) {
+        if self.plain::<A>().is_none() {
+            // SAFETY: `open` has filled the room of an array that is not plain.
+            let block = unsafe { room.assume_init_ref() };
+            // SAFETY: the same contract.
+            unsafe { A::store_state(self, at, n, block, random) };
+        }
+    }
+
     /// Elements `at..at + to.len()`, as numbers to compute with.
     ///
     /// # Safety
@@ -380,6 +417,12 @@ pub trait Arithmetic: Real + PartialOrd + Default + Send + Sync {
     /// # Safety
     /// As [`View::store`].
     unsafe fn store_other(view: &View, at: usize, n: usize, block: &Block<Self>);
+
+    /// What [`View::close_state`] does for them.
+    ///
+    /// # Safety
+    /// As [`View::close_state`].
+    unsafe fn store_state(view: &View, at: usize, n: usize, block: &Block<Self>, random: Random);
 }
 
 impl Arithmetic for f64 {
@@ -402,6 +445,12 @@ impl Arithmetic for f64 {
         // SAFETY: the same contract; only float64 computes in f64.
         unsafe { view.scatter(at, n, block) };
     }
+
+    #[inline(never)]
+    unsafe fn store_state(view: &View, at: usize, n: usize, block: &Block<Self>, _random: Random) {
+        // SAFETY: the same contract; what is rounded at random or coded computes in f32.
+        unsafe { view.scatter(at, n, block) };
+    }
 }
 
 impl Arithmetic for f32 {
@@ -418,6 +467,18 @@ impl Arithmetic for f32 {
         if view.dtype == Dtype::F32 {
             // SAFETY: the same contract; the dtype was just compared.
             return unsafe { view.gather(at, n, block) };
+        }
+        if view.dtype.size() == 1 {
+            let mut codes = [0; BLOCK];
+            // SAFETY: the same contract; codes are bytes, one after the other.
+            unsafe { view.data.wrapping_add(at).copy_to_nonoverlapping(codes.as_mut_ptr(), n) };
+            // SAFETY: the contract of `View::coded`: every block has a scale.
+            let scale = unsafe { view.scales.wrapping_add(at / BLOCK).read() };
+            let x = block;
+            return simd::dispatch(match view.dtype {
+                Dtype::Signed8 => Coding::DecodeSigned { codes: &codes, scale, x },
+                _ => Coding::DecodeUnsigned { codes: &codes, scale, x },
+            });
         }
         let mut bits = [0u16; BLOCK];
         // SAFETY: the same contract; the other dtypes that compute in f32 have two bytes.
@@ -441,6 +502,29 @@ impl Arithmetic for f32 {
         }
         // SAFETY: the same contract; the other dtypes that compute in f32 have two bytes.
         unsafe { view.scatter(at, n, &bits) };
+    }
+
+    #[inline(never)]
+    unsafe fn store_state(view: &View, at: usize, n: usize, x: &Block<Self>, random: Random) {
+        if view.dtype == Dtype::Bf16Random {
+            let mut bits = [0; BLOCK];
+            simd::dispatch(Coding::RoundRandomly { x, bits: &mut bits, random, at });
+            // SAFETY: the same contract; bfloat16 has two bytes.
+            return unsafe { view.scatter(at, n, &bits) };
+        }
+        if view.dtype.size() > 1 {
+            // SAFETY: the same contract.
+            return unsafe { Self::store_other(view, at, n, x) };
+        }
+        let (mut codes, mut scale) = ([0; BLOCK], 0.0);
+        simd::dispatch(match view.dtype {
+            Dtype::Signed8 => Coding::EncodeSigned { x, codes: &mut codes, scale: &mut scale },
+            _ => Coding::EncodeUnsigned { x, codes: &mut codes, scale: &mut scale },
+        });
+        // SAFETY: the same contract; codes are bytes, one after the other.
+        unsafe { view.data.wrapping_add(at).copy_from_nonoverlapping(codes.as_ptr(), n) };
+        // SAFETY: the contract of `View::coded`: every block has a scale, and this block is ours.
+        unsafe { view.scales.wrapping_add(at / BLOCK).write(scale) };
     }
 }
 

@@ -19,7 +19,7 @@ pub enum Purpose {
     Uniform37 = 2,
     /// Signs of a random rotation; `onebit.rs` says which.
     Signs = 3,
-    /// The 16 bits that round an element up or down: those of element i as for [`Purpose::Uniform16`].
+    /// The byte that rounds an element up or down: for element i byte ⌊i/16⌋ mod 16 of block 16·⌊i/256⌋ + i mod 16.
     Rounding = 4,
 }
 
@@ -69,6 +69,27 @@ impl Words for [u64; 2] {
     }
 }
 
+/// As many as fill two of the widest vectors.
+const LANES: usize = 16;
+
+impl Words for [u64; LANES] {
+    #[inline(always)]
+    fn times(mut self, factor: u64) -> Self {
+        for word in &mut self {
+            *word = word.times(factor);
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn mixed(mut self, other: Self, key: u32) -> Self {
+        for (word, other) in self.iter_mut().zip(other) {
+            *word = word.mixed(other, key);
+        }
+        self
+    }
+}
+
 #[inline(always)]
 fn rounds<W: Words>([mut c0, mut c1, mut c2, mut c3]: [W; 4], [mut k0, mut k1]: [u32; 2]) -> [W; 4] {
     for round in 0..ROUNDS {
@@ -109,6 +130,26 @@ impl Random {
     #[inline(always)]
     fn key(self) -> [u32; 2] {
         [self.seed as u32, (self.seed >> 32) as u32]
+    }
+
+    /// The random bytes of the 256 elements from number `first` on, a multiple of 256, as [`Purpose::Rounding`] says.
+    #[inline(always)]
+    pub fn bytes(self, first: u64) -> [[u8; LANES]; 16] {
+        let mut counters = [[0; LANES]; 4];
+        for lane in 0..LANES {
+            let counter = self.counter(Purpose::Rounding, first / 16 + lane as u64);
+            for (words, word) in counters.iter_mut().zip(counter) {
+                words[lane] = word;
+            }
+        }
+        let words = rounds(counters, self.key());
+        let mut bytes = [[0; LANES]; 16];
+        for (j, row) in bytes.iter_mut().enumerate() {
+            for (byte, word) in row.iter_mut().zip(words[j / 4]) {
+                *byte = (word >> (8 * (j % 4))) as u8;
+            }
+        }
+        bytes
     }
 
     /// 37 random bits of element i.

@@ -14,6 +14,7 @@ pub use self::units::{Columns, adaptive_clip};
 use crate::element::{Arithmetic, BLOCK, Dtype, Room, View};
 use crate::error::Error;
 use crate::pool;
+use crate::random::Random;
 use crate::reduce::{self, Measure, Measured};
 use crate::rules::{CoefficientRow, Entry, Fields, MAX_STATES, Moment, Range, Rule};
 use crate::simd::{self, DefaultEnvironment, Kernel};
@@ -46,6 +47,8 @@ pub(crate) struct Shared {
     clip_value: Option<f64>,
     /// What clipping by norm multiplies by, if it does.
     scale: Option<f64>,
+    /// With the number of this step.
+    random: Random,
 }
 
 /// A parameter with its states and its gradient.
@@ -55,6 +58,8 @@ pub(crate) struct Tensor {
     gradient: Option<View>,
     /// Empty views behind those of the rule; the last of these may be one number.
     states: [View; MAX_STATES],
+    /// Of its first state, in random numbers.
+    number: u32,
     kept: Option<Box<Kept>>,
     group: usize,
     t: u64,
@@ -82,6 +87,7 @@ pub(crate) unsafe fn sweep<R: Rule<N>, A: Arithmetic, const N: usize>(
             parameter,
             gradient,
             states,
+            random: Random { tensor: tensor.number, ..shared.random },
             kept,
             row,
             shared,
@@ -96,6 +102,7 @@ struct Loop<'a, R, A, const N: usize> {
     parameter: &'a View,
     gradient: &'a View,
     states: &'a [View; N],
+    random: Random,
     kept: Option<&'a Kept>,
     row: &'a Row,
     shared: &'a Shared,
@@ -109,7 +116,7 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { parameter, gradient, states, kept, row, shared, start, len, .. } = self;
+        let Self { parameter, gradient, states, random, kept, row, shared, start, len, .. } = self;
         let formula = Formula::<R, A, N>::new(row, shared);
         let plain = states.iter().chain([parameter, gradient]).all(|view| view.plain::<A>().is_some());
         // One call for both: each copy of the formula is kilobytes of code.
@@ -142,9 +149,10 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
             unsafe { after::after_rule(kept, &row.after, p, at, n) };
             // SAFETY: as above, and opened so; parameters may be written.
             unsafe { parameter.close(at, n, &p_room) };
-            for (state, room) in states.iter().zip(&s_rooms) {
-                // SAFETY: as above; states may be written.
-                unsafe { state.close(at, n, room) };
+            for (k, (state, room)) in states.iter().zip(&s_rooms).enumerate() {
+                let random = Random { tensor: random.tensor + k as u32, ..random };
+                // SAFETY: as above; states may be written. Chunks start at whole blocks.
+                unsafe { state.close_state(at, n, room, random) };
             }
             at += n;
         }
@@ -694,8 +702,8 @@ impl Step {
     ///
     /// # Safety
     /// As long as `self` is used, the promise of [`View::new`] holds for all these views, they have the same length, no
-    /// two of all views bound overlap, and the states' dtype is the one that the parameter's computes in; of a state that
-    /// is one number of the tensor, length 1 and float64.
+    /// two of all views bound overlap, and the states compute in what the parameter does, exactly or in fewer bytes; of a
+    /// state that is one number of the tensor, length 1 and float64.
     ///
     /// # Panics
     /// If the group does not exist or the number of states is not the rule's, or their lengths.
@@ -715,7 +723,8 @@ impl Step {
         self.beyond.push(AtomicUsize::new(0));
         let mut states = states.into_iter();
         let states = std::array::from_fn(|_| states.next().unwrap_or_else(View::empty));
-        self.tensors.push(Tensor { parameter, gradient: None, states, kept: None, group, t: 0, row: 0 });
+        let number = u32::try_from(self.tensors.len() * MAX_STATES).expect("each has kilobytes of description");
+        self.tensors.push(Tensor { parameter, gradient: None, states, number, kept: None, group, t: 0, row: 0 });
     }
 
     /// Sets what follows the rule, for parameters that have the arrays for it.
@@ -953,7 +962,9 @@ impl Step {
             let limits = self.options.clip_norm.zip(info.grad_norm);
             scale = limits.and_then(|(max_norm, norm)| clip_scale(max_norm, norm, eps));
         }
-        let shared = Shared { unscale, clip_value: self.options.clip_value, scale };
+        // The count repeats after 2³² steps.
+        let random = Random { seed: 0, step: self.steps as u32, tensor: 0 };
+        let shared = Shared { unscale, clip_value: self.options.clip_value, scale, random };
         self.find_rows();
         if let Some(measuring) = &self.rule.layerwise {
             self.adapt(measuring, &shared);

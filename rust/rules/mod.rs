@@ -188,10 +188,30 @@ pub enum Moment {
     Scalar,
 }
 
+/// In how many bytes the states of float32 arithmetic are kept, those that need not be exact.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// In the type that is computed in.
+    #[default]
+    Full,
+    /// bfloat16; what is never negative is rounded at random, because a slow decay is less than half a last bit.
+    Bfloat16,
+    /// Eight-bit codes, [`crate::codec`].
+    EightBit,
+}
+
 impl State {
-    /// The dtype and shape that it has, of a parameter of these.
-    pub(crate) fn layout(self, dtype: Dtype, shape: &[usize]) -> (Dtype, &[usize]) {
-        if self.moment == Moment::Scalar { (Dtype::F64, &[]) } else { (dtype.compute(), shape) }
+    /// How it is kept, and its shape, of a parameter of these.
+    pub fn layout(self, precision: Precision, dtype: Dtype, shape: &[usize]) -> (Dtype, &[usize]) {
+        let kept = match (self.moment, precision) {
+            (Moment::Scalar, _) => return (Dtype::F64, &[]),
+            (Moment::Weight, _) | (_, Precision::Full) => dtype.compute(),
+            (Moment::First, Precision::Bfloat16) => Dtype::Bf16,
+            (Moment::Second | Moment::Size, Precision::Bfloat16) => Dtype::Bf16Random,
+            (Moment::First, Precision::EightBit) => Dtype::Signed8,
+            (Moment::Second | Moment::Size, Precision::EightBit) => Dtype::Unsigned8,
+        };
+        (kept, shape)
     }
 
     pub(crate) const fn first_moment(name: &'static str) -> Self {

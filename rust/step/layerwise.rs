@@ -32,7 +32,8 @@ pub(crate) unsafe fn gauge<R: Layerwise<N>, A: Arithmetic, const N: usize>(
     let start = block * reduce::BLOCK;
     let len = reduce::BLOCK.min(parameter.len() - start);
     let kept = tensor.kept.as_deref();
-    let of = Loop::<R, A, N> { parameter, gradient, states, kept, row, shared, start, len, types: PhantomData };
+    let random = shared.random; // not asked: nothing is stored
+    let of = Loop::<R, A, N> { parameter, gradient, states, random, kept, row, shared, start, len, types: PhantomData };
     simd::dispatch(OneBlock(of))
 }
 
