@@ -6,50 +6,31 @@
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 
 use ravine::element::{BLOCK, Dtype, View};
-use ravine::rules::{Entry, Moment, REGISTRY, Range};
+use ravine::rules::{Entry, Moment, Precision, REGISTRY, Range, State};
 use ravine::simd::Level;
 use ravine::step::{NonFinite, Options, Step};
 use ravine::{pool, simd};
 use std::time::Instant;
 
-/// How states are kept.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum States {
-    Exact,
-    Bf16,
-    Eight,
-}
-
-impl States {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Exact => "exact",
-            Self::Bf16 => "bfloat16",
-            Self::Eight => "8bit",
-        }
-    }
-
-    fn dtype(self, dtype: Dtype, moment: Moment) -> Dtype {
-        match (self, moment) {
-            (Self::Exact, _) | (_, Moment::Weight) => dtype,
-            (Self::Bf16, Moment::First) => Dtype::Bf16,
-            (Self::Bf16, _) => Dtype::Bf16Random,
-            (Self::Eight, Moment::First) => Dtype::Signed8,
-            (Self::Eight, _) => Dtype::Unsigned8,
-        }
+/// What a line says of them.
+fn name(states: Precision) -> &'static str {
+    match states {
+        Precision::Full => "exact",
+        Precision::Bfloat16 => "bfloat16",
+        Precision::EightBit => "8bit",
     }
 }
 
 /// Arrays of one tensor, as 8-byte words so that every dtype is aligned.
 struct Case {
     dtype: Dtype,
-    states: States,
+    states: Precision,
     len: usize,
     arrays: Vec<Vec<u64>>,
 }
 
 impl Case {
-    fn new(entry: &Entry, dtype: Dtype, states: States, len: usize) -> Self {
+    fn new(entry: &Entry, dtype: Dtype, states: Precision, len: usize) -> Self {
         let words = len * dtype.size() / 8;
         let mut state = 1u64;
         let mut number = || {
@@ -62,7 +43,7 @@ impl Case {
         };
         let mut arrays: Vec<Vec<u64>> = (0..2).map(|_| (0..words).map(|_| fill()).collect()).collect();
         for state in entry.states {
-            let stored = states.dtype(dtype, state.moment);
+            let stored = state.layout(states, dtype, &[]).0;
             let scales = if stored.size() == 1 { len.div_ceil(BLOCK) * 4 } else { 0 };
             arrays.push(vec![0; (len * stored.size()).next_multiple_of(8) / 8 + scales.div_ceil(8)]);
         }
@@ -82,9 +63,9 @@ impl Case {
             step.set_hyper(0, name, value).expect("in range");
         }
         step.set_hyper(0, "weight_decay", 0.01).expect("in range");
-        let moments = [None, None].into_iter().chain(entry.states.iter().map(|state| Some(state.moment)));
-        let view = |(array, moment): (&mut Vec<u64>, Option<Moment>)| {
-            let dtype = moment.map_or(self.dtype, |moment| self.states.dtype(self.dtype, moment));
+        let states = [None, None].into_iter().chain(entry.states.iter().map(Some));
+        let view = |(array, state): (&mut Vec<u64>, Option<&State>)| {
+            let dtype = state.map_or(self.dtype, |state| state.layout(self.states, self.dtype, &[]).0);
             let data: *mut u8 = array.as_mut_ptr().cast();
             if dtype.size() == 1 {
                 let scales = data.wrapping_add(self.len.next_multiple_of(8)).cast();
@@ -94,7 +75,7 @@ impl Case {
             // SAFETY: the array outlives the step in `main`, and is reached through this view alone.
             unsafe { View::contiguous(data, dtype, self.len) }
         };
-        let mut views: Vec<View> = self.arrays.iter_mut().zip(moments).map(view).collect();
+        let mut views: Vec<View> = self.arrays.iter_mut().zip(states).map(view).collect();
         let (parameter, gradient) = (views.remove(0), views.remove(0));
         for (view, _) in views.iter_mut().zip(entry.states).filter(|(_, state)| state.moment == Moment::Scalar) {
             // SAFETY: as above; it is the first number of an array that nothing else uses.
@@ -108,7 +89,7 @@ impl Case {
     }
 }
 
-fn bits_after_three_steps(entry: &'static Entry, dtype: Dtype, states: States) -> Vec<Vec<u64>> {
+fn bits_after_three_steps(entry: &'static Entry, dtype: Dtype, states: Precision) -> Vec<Vec<u64>> {
     let mut case = Case::new(entry, dtype, states, 4096 + 64);
     let mut step = case.step(entry);
     for _ in 0..3 {
@@ -125,20 +106,20 @@ fn main() {
         "rule", "dtype", "states", "simd", "elements", "ns/elem", "spread", "GB/s"
     );
     let storages = [
-        (Dtype::F32, States::Exact),
-        (Dtype::F64, States::Exact),
-        (Dtype::F32, States::Bf16),
-        (Dtype::F32, States::Eight),
+        (Dtype::F32, Precision::Full),
+        (Dtype::F64, Precision::Full),
+        (Dtype::F32, Precision::Bfloat16),
+        (Dtype::F32, Precision::EightBit),
     ];
     for entry in REGISTRY {
         for (dtype, states) in storages {
-            if states != States::Exact && entry.states.is_empty() {
+            if states != Precision::Full && entry.states.is_empty() {
                 continue;
             }
             simd::set_level(Level::Baseline);
             let expected = bits_after_three_steps(entry, dtype, states);
             for level in Level::ALL.into_iter().filter(|level| *level <= simd::detected()) {
-                let line = format!("{} {} {} {}", entry.name, dtype.name(), states.name(), level.name());
+                let line = format!("{} {} {} {}", entry.name, dtype.name(), name(states), level.name());
                 if !words.iter().all(|word| line.split(' ').any(|part| part == word)) {
                     continue;
                 }
@@ -153,7 +134,7 @@ fn main() {
     }
 }
 
-fn measure(entry: &'static Entry, dtype: Dtype, states: States, level: Level, len: usize) {
+fn measure(entry: &'static Entry, dtype: Dtype, states: Precision, level: Level, len: usize) {
     let mut case = Case::new(entry, dtype, states, len);
     let mut step = case.step(entry);
     let repeats = ((1 << 21) / len).max(1);
@@ -170,14 +151,14 @@ fn measure(entry: &'static Entry, dtype: Dtype, states: States, level: Level, le
     let (median, spread) = (times[5], times[8] - times[2]);
     // Read the gradient; read and write the parameter and the states; before that, with norms of each tensor, read all.
     let arrays = entry.states.iter().filter(|state| state.moment != Moment::Scalar);
-    let of_states: usize = arrays.map(|state| states.dtype(dtype, state.moment).size()).sum();
+    let of_states: usize = arrays.map(|state| state.layout(states, dtype, &[]).0.size()).sum();
     let measured = if entry.norms().is_some() { 2 * dtype.size() + of_states } else { 0 };
     let bytes = 3 * dtype.size() + 2 * of_states + measured;
     println!(
         "{:26} {:8} {:8} {:9} {len:>11} {median:>9.3} {spread:>9.3} {:>8.1}",
         entry.name,
         dtype.name(),
-        states.name(),
+        name(states),
         level.name(),
         bytes as f64 / median
     );

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::norm::arrays::{self as norms, Saved};
 use crate::norm::batch::Layout;
 use crate::overlap::{Occupied, may_share, overlaps_itself};
-use crate::rules::{self, Entry, REGISTRY, Range};
+use crate::rules::{self, Entry, Precision, REGISTRY, Range};
 use crate::step::{self, COMMON, NonFinite, Options, Step};
 use crate::{pool, simd};
 use std::cell::RefCell;
@@ -510,7 +510,7 @@ impl Bound {
         for (i, (state, kind)) in states.iter().zip(kinds).enumerate() {
             // SAFETY: the same promise.
             let state = unsafe { Array::new(state, Name::State(i, kind.name)) }?;
-            let (expected, of_shape) = kind.layout(dtype, &shape);
+            let (expected, of_shape) = kind.layout(Precision::Full, dtype, &shape);
             state.check_like(expected, of_shape, format_args!("a parameter of {}", dtype.name()))?;
             arrays.push(state);
         }

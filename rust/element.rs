@@ -3,9 +3,8 @@
 //! Kernels compute on blocks of [`BLOCK`] numbers on the stack, in float32 or float64 ([`Arithmetic`]). A [`View`] loads
 //! and stores such a block, whatever the array's dtype and strides are; so each of these exists once, not once per rule.
 
-use crate::codec::Coding;
+use crate::codec::{Bytes, Coding};
 use crate::pool;
-use crate::random::Random;
 use crate::real::Real;
 use crate::simd::{self, Kernel};
 use std::mem::MaybeUninit;
@@ -68,6 +67,21 @@ impl Dtype {
             Self::Signed8 => "int8",
             Self::Unsigned8 => "uint8",
         }
+    }
+
+    /// NumPy's own name for arrays of a state: bfloat16 numbers by their bits, because NumPy knows none.
+    pub fn name_of_state(self) -> &'static str {
+        if self.size() == 2 { "uint16" } else { self.name() }
+    }
+
+    /// Whether it is rounded at random.
+    pub(crate) fn is_random(self) -> bool {
+        matches!(self, Self::Bf16Random | Self::Signed8 | Self::Unsigned8)
+    }
+
+    /// Whether a scale stands beside each [`BLOCK`] of elements.
+    pub fn has_scales(self) -> bool {
+        self.size() == 1
     }
 }
 
@@ -138,7 +152,7 @@ impl View {
     /// # Safety
     /// As [`View::new`], for the codes and for one scale for each [`BLOCK`] of them or part of one.
     pub unsafe fn coded(codes: *mut u8, dtype: Dtype, len: usize, scales: *mut f32) -> Self {
-        debug_assert!(dtype.size() == 1);
+        debug_assert!(dtype.has_scales());
         Self { data: codes, dtype, len, strided: None, scales }
     }
 
@@ -194,6 +208,15 @@ impl View {
         (run, strides[..strides.len() - usize::from(inner)].iter().copied())
     }
 
+    /// The arrays that it is of: itself, and the scales of codes.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Self> {
+        let blocks = self.len.div_ceil(BLOCK);
+        // SAFETY: the promise of `View::coded`.
+        let scales =
+            (!self.scales.is_null()).then(|| unsafe { Self::contiguous(self.scales.cast(), Dtype::F32, blocks) });
+        std::iter::once(self.clone()).chain(scales)
+    }
+
     /// As the CUDA kernels read it (`struct Array` in storage.cu), its first block having that number; None if it has more
     /// axes than fit.
     pub fn words(&self, first_block: usize) -> Option<[u64; WORDS]> {
@@ -203,6 +226,8 @@ impl View {
         words[1] = self.len as u64;
         words[2] = first_block as u64;
         words[3] = self.dtype as u64;
+        // Coded ones lie one after the other, so that they have no axes.
+        words[5] = self.scales as u64;
         if let Some(axes) = &self.strided {
             words[4] = axes.shape.len() as u64;
             if axes.shape.len() > MAX_AXES {
@@ -288,17 +313,17 @@ impl View {
         }
     }
 
-    /// [`View::close`] of a state, which may be rounded at random or coded.
+    /// [`View::close`] of a state, which may be in fewer bytes: then a random byte of each element rounds it.
     ///
     /// # Safety
     /// As [`View::close`]; of coded states, `at` is a multiple of [`BLOCK`], and `n` is BLOCK or all that is left.
     #[inline(always)]
-    pub(crate) unsafe fn close_state<A: Arithmetic>(&self, at: usize, n: usize, room: &Room<A>, random: Random) {
+    pub(crate) unsafe fn close_state<A: Arithmetic>(&self, at: usize, n: usize, room: &Room<A>, bytes: &Bytes) {
         if self.plain::<A>().is_none() {
             // SAFETY: `open` has filled the room of an array that is not plain.
             let block = unsafe { room.assume_init_ref() };
             // SAFETY: the same contract.
-            unsafe { A::store_state(self, at, n, block, random) };
+            unsafe { A::store_state(self, at, n, block, bytes) };
         }
     }
 
@@ -422,7 +447,7 @@ pub trait Arithmetic: Real + PartialOrd + Default + Send + Sync {
     ///
     /// # Safety
     /// As [`View::close_state`].
-    unsafe fn store_state(view: &View, at: usize, n: usize, block: &Block<Self>, random: Random);
+    unsafe fn store_state(view: &View, at: usize, n: usize, block: &Block<Self>, bytes: &Bytes);
 }
 
 impl Arithmetic for f64 {
@@ -447,8 +472,8 @@ impl Arithmetic for f64 {
     }
 
     #[inline(never)]
-    unsafe fn store_state(view: &View, at: usize, n: usize, block: &Block<Self>, _random: Random) {
-        // SAFETY: the same contract; what is rounded at random or coded computes in f32.
+    unsafe fn store_state(view: &View, at: usize, n: usize, block: &Block<Self>, _bytes: &Bytes) {
+        // SAFETY: the same contract; what is in fewer bytes computes in f32.
         unsafe { view.scatter(at, n, block) };
     }
 }
@@ -468,7 +493,7 @@ impl Arithmetic for f32 {
             // SAFETY: the same contract; the dtype was just compared.
             return unsafe { view.gather(at, n, block) };
         }
-        if view.dtype.size() == 1 {
+        if view.dtype.has_scales() {
             let mut codes = [0; BLOCK];
             // SAFETY: the same contract; codes are bytes, one after the other.
             unsafe { view.data.wrapping_add(at).copy_to_nonoverlapping(codes.as_mut_ptr(), n) };
@@ -505,10 +530,10 @@ impl Arithmetic for f32 {
     }
 
     #[inline(never)]
-    unsafe fn store_state(view: &View, at: usize, n: usize, x: &Block<Self>, random: Random) {
+    unsafe fn store_state(view: &View, at: usize, n: usize, x: &Block<Self>, bytes: &Bytes) {
         if view.dtype == Dtype::Bf16Random {
             let mut bits = [0; BLOCK];
-            simd::dispatch(Coding::RoundRandomly { x, bits: &mut bits, random, at });
+            simd::dispatch(Coding::RoundToBf16 { x, bytes, bits: &mut bits });
             // SAFETY: the same contract; bfloat16 has two bytes.
             return unsafe { view.scatter(at, n, &bits) };
         }
@@ -518,8 +543,8 @@ impl Arithmetic for f32 {
         }
         let (mut codes, mut scale) = ([0; BLOCK], 0.0);
         simd::dispatch(match view.dtype {
-            Dtype::Signed8 => Coding::EncodeSigned { x, codes: &mut codes, scale: &mut scale },
-            _ => Coding::EncodeUnsigned { x, codes: &mut codes, scale: &mut scale },
+            Dtype::Signed8 => Coding::EncodeSigned { x, bytes, codes: &mut codes, scale: &mut scale },
+            _ => Coding::EncodeUnsigned { x, bytes, codes: &mut codes, scale: &mut scale },
         });
         // SAFETY: the same contract; codes are bytes, one after the other.
         unsafe { view.data.wrapping_add(at).copy_from_nonoverlapping(codes.as_ptr(), n) };

@@ -11,6 +11,7 @@ mod units;
 
 pub(crate) use self::layerwise::{Gauge, gauge};
 pub use self::units::{Columns, adaptive_clip};
+use crate::codec::Coding;
 use crate::element::{Arithmetic, BLOCK, Dtype, Room, View};
 use crate::error::Error;
 use crate::pool;
@@ -58,7 +59,7 @@ pub(crate) struct Tensor {
     gradient: Option<View>,
     /// Empty views behind those of the rule; the last of these may be one number.
     states: [View; MAX_STATES],
-    /// Of its first state, in random numbers.
+    /// In random numbers.
     number: u32,
     kept: Option<Box<Kept>>,
     group: usize,
@@ -122,6 +123,9 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
         // One call for both: each copy of the formula is kilobytes of code.
         let (mut p_room, mut g_room) = (Room::uninit(), Room::uninit());
         let mut s_rooms = [const { Room::<A>::uninit() }; N];
+        // The same for all states of an element: m and v that err in the same direction divide to a smaller error.
+        let draws = states.iter().any(|state| state.dtype().is_random());
+        let mut bytes = [0; BLOCK];
         let most = match (plain, kept) {
             (true, None) => len,
             (true, Some(_)) => after::MOST,
@@ -149,10 +153,12 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
             unsafe { after::after_rule(kept, &row.after, p, at, n) };
             // SAFETY: as above, and opened so; parameters may be written.
             unsafe { parameter.close(at, n, &p_room) };
-            for (k, (state, room)) in states.iter().zip(&s_rooms).enumerate() {
-                let random = Random { tensor: random.tensor + k as u32, ..random };
+            if draws {
+                simd::dispatch(Coding::Draw { random, at, bytes: &mut bytes });
+            }
+            for (state, room) in states.iter().zip(&s_rooms) {
                 // SAFETY: as above; states may be written. Chunks start at whole blocks.
-                unsafe { state.close_state(at, n, room, random) };
+                unsafe { state.close_state(at, n, room, &bytes) };
             }
             at += n;
         }
@@ -723,7 +729,7 @@ impl Step {
         self.beyond.push(AtomicUsize::new(0));
         let mut states = states.into_iter();
         let states = std::array::from_fn(|_| states.next().unwrap_or_else(View::empty));
-        let number = u32::try_from(self.tensors.len() * MAX_STATES).expect("each has kilobytes of description");
+        let number = u32::try_from(self.tensors.len()).expect("each has kilobytes of description");
         self.tensors.push(Tensor { parameter, gradient: None, states, number, kept: None, group, t: 0, row: 0 });
     }
 

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
 import numpy as np
@@ -36,6 +36,7 @@ class Engine:
         | None = ...,
         clip_eps: float = ...,
         wide: bool = ...,
+        states: str | None = ...,
     ) -> Engine: ...
     def step(
         self,
@@ -88,6 +89,9 @@ class Engine:
     def set_counters(self, steps: int, updates: list[int]) -> None: ...
 
 def rules() -> dict[str, dict[Literal["hyperparameters", "states", "norms"], dict[str, str]]]: ...
+def state_arrays(
+    rule: str, shape: Sequence[int], dtype: str, states: str | None = None
+) -> list[tuple[str, str, list[int]]]: ...
 def formula(rule: str, values: list[float]) -> str: ...
 def raised(base: float, exponent: float) -> float: ...
 def symbol(name: str) -> str: ...

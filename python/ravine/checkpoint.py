@@ -56,6 +56,8 @@ _PIECE = 1 << 20
 #: Of the options that every rule has.
 _SWITCHES = ("maximize", "decay_after", "decay_implicit", "decay_unscaled")
 _DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+#: States in fewer bytes; NumPy has no bfloat16, and holds its bits.
+_DTYPES |= {"uint16": "BF16", "int8": "I8", "uint8": "U8"}
 #: What a file system says that has no hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 
@@ -545,7 +547,7 @@ def _difference(tensor: str, array: Any, header: _Header) -> str | None:
     dtype, shape, *_ = header.tensors.get(tensor, ("nothing", ()))
     if (dtype, shape) == (_DTYPES[array.dtype.name], array.shape):
         return None
-    names = {code: name for name, code in _DTYPES.items()}
+    names = {code: name for name, code in reversed(_DTYPES.items())}
     got = "nothing" if tensor not in header.tensors else f"{shape} {names.get(dtype, dtype)}"
     return f"{tensor}: expected {array.shape} {array.dtype}, got {got}"
 

@@ -73,6 +73,8 @@ class OptionsButDecay(TypedDict, total=False):
             step reads and writes the copy, and updates smaller than the parameter's last bit add up. Where a parameter
             is not its copy's rounding, it was changed from outside, and that element counts as it is. float32 and
             float64 parameters are their own.
+        states: ``"bfloat16"`` or ``"8bit"`` keeps the states of float32 arithmetic in two bytes an element, or in one and
+            1/64; see :ref:`states in fewer bytes <states>`.
         like: another system's formula and defaults: ``"torch"``, ``"keras"``, ``"optax"``, ``"chainer"``, ``"mlx"`` or
             ``"paper"``; see :mod:`ravine.conventions`. What you say overrides a default, and must not contradict the
             formula.
@@ -91,6 +93,7 @@ class OptionsButDecay(TypedDict, total=False):
     lookahead: Lookahead | None
     average: EMA | SWA | None
     master: Literal["float32"] | None
+    states: Literal["bfloat16", "8bit"] | None
     like: conventions.System | None
     clip_eps: float
     decay_after: bool
@@ -104,7 +107,7 @@ class Options(OptionsButDecay, total=False):
     Args:
         weight_decay: decoupled decay λ ≥ 0: w ← (1 − γλ)·w before the update is subtracted.
         l2, maximize, clip_value, clip_norm, nonfinite, groups: see :class:`OptionsButDecay`.
-        lookahead, average, master, like, clip_eps: see :class:`OptionsButDecay`.
+        lookahead, average, master, states, like, clip_eps: see :class:`OptionsButDecay`.
         decay_after, decay_implicit, decay_unscaled: see :class:`OptionsButDecay`.
     """
 
@@ -169,7 +172,9 @@ class Optimizer:
             "clip_eps": options.get("clip_eps", 0.0),
         }
         self._lookahead, self._averaging, self._master = self._after(options)
+        self._precision = self._checked_precision(options.get("states"))
         after: dict[str, Any] = {"lookahead": self._lookahead, "average": self._averaging, "master": self._master}
+        after |= {"states": self._precision}
         self._options |= {name: str(value) for name, value in after.items() if value is not None}
         self._engine: _core.Engine = self._new_engine(params, group_of)
         self._lock = threading.Lock()
@@ -244,6 +249,16 @@ class Optimizer:
                 "was, and would take the way back for motion; use another rule"
             )
         return lookahead, average, master
+
+    def _checked_precision(self, states: str | None) -> str | None:
+        """Refuse to keep states in fewer bytes where there are none, or none that may be inexact."""
+        kept, full = (_core.state_arrays(self._rule, (1,), "float32", way) for way in (states, None))
+        if states is not None and kept == full:
+            raise ValueError(
+                f"states: {type(self).__name__} (rule {self._rule!r}) has no states that may be kept in fewer bytes, "
+                f"got {states!r}; leave it out"
+            )
+        return states
 
     def _careful_step(self, grads: Any, grad_scale: float | DynamicLossScale | None) -> _core.StepInfo:
         """Step where Python code runs before the core's: no other thread may come in between."""
@@ -350,6 +365,8 @@ class Optimizer:
         array([0.   , 0.001])
         """
         self._check_own("flush_moments")
+        if self._precision is not None:
+            raise ValueError(f"flush_moments: expected states in full, got states={self._precision!r}; leave it out there")
         kinds = self._about["states"]
         states = [(state, kinds[kind]) for own in self._states().values() for kind, state in own.items()]
         moments = [state for state, kind in states if kind != "weight"]
@@ -470,9 +487,10 @@ class Optimizer:
 
     def _states(self) -> dict[str, dict[str, Any]]:
         """Give the arrays that are the states of each parameter, by name."""
-        kinds, engine = self._about["states"], self._engine
+        names = [name for name, *_ in _core.state_arrays(self._rule, (), "float32", self._precision)]
+        engine = self._engine
         return {
-            name: dict(zip(kinds, states, strict=True))
+            name: dict(zip(names, states, strict=True))
             for name, states in zip(engine.names, engine.states, strict=True)
         }
 
@@ -483,12 +501,13 @@ class Optimizer:
             self._rule,
             params,
             group_of,
-            lambda parameter, dtype: backends.new_states(backend, self._rule, parameter.shape, dtype),
+            lambda parameter, dtype: backends.new_states(backend, self._rule, parameter.shape, dtype, self._precision),
             self._options["clip_value"],
             self._options["clip_norm"],
             self._options["nonfinite"],
             self._after_rule(),
             self._options["clip_eps"],
+            states=self._precision,
         )
 
     def _after_rule(self) -> Any:

@@ -216,6 +216,11 @@ def _check_rule(opt: Optimizer, called: str, name: str) -> None:
             f"{called}: expected a dense gradient, got RowSparse: {type(opt).__name__} as configured (rule "
             f"{opt._rule!r}) moves rows that have no gradient. {_WITH} take it; give {name!r} an optimizer of its own"
         )
+    if opt._precision is not None:
+        raise ValueError(
+            f"{called}: expected a dense gradient, got RowSparse: states={opt._precision!r} keeps those of several rows "
+            f"together; give {name!r} an optimizer of its own, without it"
+        )
     following = {"lookahead": opt._lookahead, "average": opt._averaging, "master": opt._master}
     for option, value in following.items():
         if value is not None:

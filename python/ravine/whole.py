@@ -52,6 +52,10 @@ class WholeOptimizer(Optimizer):
     def _new_engine(self, params: Any, group_of: Callable[[list[str]], list[int]]) -> Any:
         return Driver(self, params, group_of)
 
+    def _checked_precision(self, states: str | None) -> None:
+        if states is not None:
+            raise ValueError(f"states: {type(self).__name__} keeps its states in full, got {states!r}; leave it out")
+
     # What a rule says.
 
     def _check_parameter(self, name: str, parameter: Any) -> None:

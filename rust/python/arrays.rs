@@ -75,6 +75,17 @@ pub(crate) fn array<'a, 'py>(
     object: &'a Bound<'py, PyAny>,
     name: &dyn Fn() -> String,
 ) -> Result<Array<'a, 'py>, Error> {
+    array_of(object, name, &dtype_of)
+}
+
+/// How a dtype of NumPy is read; the error names the array.
+type Reading<'r> = &'r dyn Fn(&Bound<'_, PyArrayDescr>, &dyn Fn() -> String) -> Result<Dtype, Error>;
+
+fn array_of<'a, 'py>(
+    object: &'a Bound<'py, PyAny>,
+    name: &dyn Fn() -> String,
+    reading: Reading<'_>,
+) -> Result<Array<'a, 'py>, Error> {
     let Ok(numpy) = object.cast::<PyUntypedArray>() else { return Err(not_numpy(object, name)) };
     let kind = numpy.get_type();
     if !kind.is(numpy.py().get_type::<PyUntypedArray>()) && kind.name().is_ok_and(|name| name == "MaskedArray") {
@@ -83,7 +94,7 @@ pub(crate) fn array<'a, 'py>(
             name()
         )));
     }
-    let dtype = dtype_of(&numpy.dtype(), name)?;
+    let dtype = reading(&numpy.dtype(), name)?;
     let header = numpy.as_array_ptr();
     // SAFETY: `numpy` is an ndarray, alive while it is borrowed.
     let flags = unsafe { (*header).fields.flags };
@@ -109,7 +120,37 @@ pub(crate) fn array_at<'a, 'py>(
     object: &'a Bound<'py, PyAny>,
     name: &dyn Fn() -> String,
 ) -> PyResult<Array<'a, 'py>> {
-    let Place::Device(gpu) = place else { return Ok(array(object, name)?) };
+    array_read(place, object, name, &dtype_of)
+}
+
+/// The same of a state that is kept so: two bytes or one of NumPy's integers may be its bits.
+pub(crate) fn state_at<'a, 'py>(
+    place: Place,
+    object: &'a Bound<'py, PyAny>,
+    name: &dyn Fn() -> String,
+    kept: Dtype,
+) -> PyResult<Array<'a, 'py>> {
+    array_read(place, object, name, &|descr, name| {
+        let number = match kept {
+            Dtype::Signed8 => 1,
+            Dtype::Unsigned8 => 2,
+            Dtype::Bf16 | Dtype::Bf16Random => 4,
+            Dtype::F64 | Dtype::F32 | Dtype::F16 => return dtype_of(descr, name),
+        };
+        if descr.num() == number && descr.is_native_byteorder() != Some(false) {
+            return Ok(kept);
+        }
+        Err(Error::Dtype(format!("{}: expected {}, got {descr}", name(), kept.name_of_state())))
+    })
+}
+
+fn array_read<'a, 'py>(
+    place: Place,
+    object: &'a Bound<'py, PyAny>,
+    name: &dyn Fn() -> String,
+    reading: Reading<'_>,
+) -> PyResult<Array<'a, 'py>> {
+    let Place::Device(gpu) = place else { return Ok(array_of(object, name, reading)?) };
     match Place::of(object)? {
         Place::Device(other) if other == gpu => {}
         Place::Device(other) => {
@@ -135,7 +176,7 @@ pub(crate) fn array_at<'a, 'py>(
     let py = object.py();
     let data: usize = object.getattr(intern!(py, "data"))?.getattr(intern!(py, "ptr"))?.extract()?;
     let descr = object.getattr(intern!(py, "dtype"))?.cast_into::<PyArrayDescr>()?;
-    let dtype = dtype_of(&descr, name)?;
+    let dtype = reading(&descr, name)?;
     let shape: Vec<usize> = object.getattr(intern!(py, "shape"))?.extract()?;
     let strides: Vec<isize> = object.getattr(intern!(py, "strides"))?.extract()?;
     let contiguous = object.getattr(intern!(py, "flags"))?.getattr(intern!(py, "c_contiguous"))?.extract()?;

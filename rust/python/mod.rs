@@ -8,10 +8,10 @@ mod rows;
 mod tree;
 
 use self::arrays::{Place, Units};
-use crate::element::View;
+use crate::element::{Dtype, View};
 use crate::error::Error;
 use crate::real::Scalar;
-use crate::rules::{self, Entry, Moment, Range};
+use crate::rules::{self, Entry, Moment, Range, State};
 use crate::simd::Level;
 use crate::step::{NonFinite, Options, Step};
 use crate::{pool, reduce, simd, step, trace};
@@ -91,6 +91,7 @@ mod _core {
             for state in entry.states {
                 let moment = match state.moment {
                     Moment::First => "first",
+                    Moment::Slow => "slow",
                     Moment::Second => "second",
                     Moment::Size => "size",
                     Moment::Weight => "weight",
@@ -108,6 +109,24 @@ mod _core {
             registry.set_item(entry.name, rule)?;
         }
         Ok(registry)
+    }
+
+    /// The arrays that are a rule's states, of a parameter of this shape that computes in `dtype`: name, dtype, shape.
+    #[pyfunction]
+    #[pyo3(signature = (rule, shape, dtype, states = None))]
+    fn state_arrays(
+        rule: &str,
+        shape: Vec<usize>,
+        dtype: &str,
+        states: Option<&str>,
+    ) -> PyResult<Vec<(String, &'static str, Vec<usize>)>> {
+        let precision = optimizer::precision(states)?;
+        let dtype = if dtype == Dtype::F64.name() { Dtype::F64 } else { Dtype::F32 };
+        let of = |kind: &State| {
+            let (name, arrays) = (kind.name, optimizer::arrays_of(*kind, precision, dtype, &shape));
+            arrays.into_iter().map(move |(end, dtype, shape)| (format!("{name}{end}"), dtype, shape))
+        };
+        Ok(find(rule)?.states.iter().flat_map(of).collect())
     }
 
     /// The rule's formula for people, with its switches set as in `values`; one assignment a line.

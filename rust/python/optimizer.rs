@@ -3,10 +3,10 @@
 use super::arrays::{self, Array, Look, Place, tuple};
 use super::tree::Tree;
 use crate::after::{After, Average, KEPT, Kept, Lookahead};
-use crate::element::{Dtype, View, WORDS};
+use crate::element::{BLOCK, Dtype, View, WORDS};
 use crate::error::Error;
 use crate::overlap::Occupied;
-use crate::rules::{self, State};
+use crate::rules::{self, Precision, State};
 use crate::simd::DefaultEnvironment;
 use crate::step::{self, Info, NonFinite, Options, Step};
 use numpy::PyArray1;
@@ -145,10 +145,11 @@ fn after_of(rule: Option<&AfterRule<'_>>) -> After {
 impl Engine {
     /// Binds the arrays of `params`. `group_of` maps a list of names to the groups' numbers, `new_states` a parameter
     /// to its state arrays; both are called before anything is bound. With `wide`, gradients may be of the dtype that the
-    /// parameters compute in.
+    /// parameters compute in. `states` says in how many bytes those are kept.
     #[new]
     #[pyo3(signature = (
-        rule, params, group_of, new_states, clip_value, clip_norm, nonfinite, after = None, clip_eps = 0.0, wide = false
+        rule, params, group_of, new_states, clip_value, clip_norm, nonfinite, after = None, clip_eps = 0.0, wide = false,
+        states = None
     ))]
     #[expect(clippy::too_many_arguments, reason = "Python's keywords")]
     fn new(
@@ -162,7 +163,9 @@ impl Engine {
         after: Option<AfterRule<'_>>,
         clip_eps: f64,
         wide: bool,
+        states: Option<&str>,
     ) -> PyResult<Self> {
+        let precision = precision(states)?;
         let rule = rules::find(rule).ok_or_else(|| Error::UnknownRule(rule.to_owned()))?;
         let options = options(clip_value, clip_norm, clip_eps, nonfinite)?;
         let (tree, given) = Tree::flatten(params)?;
@@ -190,12 +193,10 @@ impl Engine {
         let mut elements = 0;
         for (i, leaf) in leaves.iter().enumerate() {
             let parameter = parameter(i)?;
-            let states = states_of(place, leaf, &parameter, rule.states, new_states)?;
-            let mut views = Vec::with_capacity(states.len());
-            for state in &states {
-                let view = arrays::array_at(place, state, &called(i))?.view();
+            check_precision(precision, &parameter, &called(i))?;
+            let (states, views) = states_of(place, leaf, &parameter, rule.states, precision, new_states)?;
+            for view in views.iter().flat_map(View::all) {
                 ranges.extend(view.extent().map(|(low, high)| (low, high, i)));
-                views.push(view);
             }
             let kept = after.as_ref().map(|after| kept_of(place, leaf, &parameter, after)).transpose()?;
             let (kept, kept_views) = kept.unzip();
@@ -534,23 +535,75 @@ impl Engine {
     }
 }
 
+/// By Python's name.
+pub(crate) fn precision(states: Option<&str>) -> PyResult<Precision> {
+    match states {
+        None => Ok(Precision::Full),
+        Some("bfloat16") => Ok(Precision::Bfloat16),
+        Some("8bit") => Ok(Precision::EightBit),
+        Some(other) => {
+            let text = format!("states: expected 'bfloat16', '8bit' or None, got '{other}'");
+            Err(PyValueError::new_err(text))
+        }
+    }
+}
+
+fn check_precision(precision: Precision, parameter: &Array<'_, '_>, called: &dyn Fn() -> String) -> PyResult<()> {
+    if precision == Precision::Full || parameter.dtype.compute() == Dtype::F32 {
+        return Ok(());
+    }
+    let dtype = parameter.dtype.name();
+    let text = format!("{}: states in fewer bytes are of float32 arithmetic, got {dtype}; leave states out", called());
+    Err(Error::Dtype(text).into())
+}
+
+/// The arrays that keep a state: numbers or codes, and the scales of codes; what follows a name, NumPy's dtype, shape.
+pub(crate) fn arrays_of(
+    kind: State,
+    precision: Precision,
+    dtype: Dtype,
+    shape: &[usize],
+) -> Vec<(&'static str, &'static str, Vec<usize>)> {
+    let (kept, of_shape) = kind.layout(precision, dtype, shape);
+    let scales = kept.has_scales().then(|| {
+        let count = shape.iter().product::<usize>().div_ceil(BLOCK);
+        ("_scale", Dtype::F32.name(), vec![count])
+    });
+    std::iter::once(("", kept.name_of_state(), of_shape.to_vec())).chain(scales).collect()
+}
+
+/// New arrays for the states, and views of them: the arrays of one state after those of another.
 fn states_of<'py>(
     place: Place,
     leaf: &Bound<'py, PyAny>,
     parameter: &Array<'_, '_>,
     kinds: &[State],
+    precision: Precision,
     new_states: &Bound<'py, PyAny>,
-) -> PyResult<Vec<Bound<'py, PyAny>>> {
+) -> PyResult<(Vec<Bound<'py, PyAny>>, Vec<View>)> {
     let states: Vec<Bound<'py, PyAny>> = new_states.call1((leaf, parameter.dtype.compute().name()))?.extract()?;
-    let name = || "states".to_owned();
-    let mut right = states.len() == kinds.len();
-    for (state, kind) in states.iter().zip(kinds) {
-        let array = arrays::array_at(place, state, &name)?;
+    let (name, mut views) = (|| "states".to_owned(), Vec::with_capacity(kinds.len()));
+    let wrong = || PyValueError::new_err("states: not the arrays that the rule needs");
+    let mut given = states.iter();
+    let mut next = |dtype: Dtype, shape: &[usize]| {
+        let array = arrays::state_at(place, given.next().ok_or_else(wrong)?, &name, dtype)?;
         array.check_writable(&name)?;
-        let (dtype, shape) = kind.layout(parameter.dtype, parameter.shape());
-        right &= array.contiguous && array.shape() == shape && array.dtype == dtype;
+        let right = array.contiguous && array.shape() == shape && array.dtype == dtype;
+        if right { Ok(array) } else { Err(wrong()) }
+    };
+    for kind in kinds {
+        let (dtype, shape) = kind.layout(precision, parameter.dtype, parameter.shape());
+        let array = next(dtype, shape)?;
+        if !dtype.has_scales() {
+            views.push(array.view());
+            continue;
+        }
+        let len = array.len();
+        let scales = next(Dtype::F32, &[len.div_ceil(BLOCK)])?;
+        // SAFETY: both were just checked, contiguous; who binds the view keeps the arrays alive.
+        views.push(unsafe { View::coded(array.data, dtype, len, scales.data.cast()) });
     }
-    if right { Ok(states) } else { Err(PyValueError::new_err("states: not the arrays that the rule needs")) }
+    if given.next().is_some() { Err(wrong()) } else { Ok((states, views)) }
 }
 
 /// The arrays that are kept for a parameter, as they are given, and checked.
@@ -601,7 +654,8 @@ impl Step {
             let array = arrays::array_at(place, object, &called)?;
             array.check_writable(&called)?;
             let kind = i.checked_sub(1).and_then(|i| self.rule().states.get(i));
-            let (dtype, shape) = kind.map_or((array.dtype, bond.shape()), |kind| kind.layout(bond.dtype, bond.shape()));
+            let (dtype, shape) =
+                kind.map_or((array.dtype, bond.shape()), |kind| kind.layout(Precision::Full, bond.dtype, bond.shape()));
             if array.shape() != shape || array.dtype != dtype {
                 return Err(PyValueError::new_err(format!(
                     "{name}: expected {} of shape {}, got {} of shape {}",
@@ -731,9 +785,9 @@ impl Binding {
             let called = || "params".to_owned();
             let parameter = bond.array.bind(py);
             let array = arrays::array_at(*place, parameter, &called)?;
-            let new = states_of(*place, parameter, &array, &[State::first_moment("sum")], new_sum)?;
-            let view = arrays::array_at(*place, &new[0], &called)?.view();
-            made.push((new[0].clone().unbind(), view));
+            let kinds = [State::first_moment("sum")];
+            let (new, mut views) = states_of(*place, parameter, &array, &kinds, Precision::Full, new_sum)?;
+            made.push((new[0].clone().unbind(), views.remove(0)));
         }
         for (i, (bond, (array, view))) in bonds.iter_mut().zip(made).enumerate() {
             if let Some((low, high)) = view.extent() {

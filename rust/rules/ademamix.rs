@@ -23,7 +23,7 @@ pub struct AdEmaMix;
 
 impl Rule<3> for AdEmaMix {
     const NAME: &'static str = "ademamix";
-    const STATES: [State; 3] = [State::first_moment("m"), State::first_moment("n"), State::second_moment("v")];
+    const STATES: [State; 3] = [State::first_moment("m"), State::slow("n"), State::second_moment("v")];
     type Hyper<S: Scalar> = AdEmaMixHyper<S>;
     type Coefficients<A: Real> = AdEmaMixCoefficients<A>;
 

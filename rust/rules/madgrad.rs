@@ -15,7 +15,7 @@ pub struct Madgrad;
 
 impl Rule<3> for Madgrad {
     const NAME: &'static str = "madgrad";
-    const STATES: [State; 3] = [State::first_moment("g_sum"), State::second_moment("v"), State::weight("start")];
+    const STATES: [State; 3] = [State::slow("g_sum"), State::second_moment("v"), State::weight("start")];
     type Hyper<S: Scalar> = MadgradHyper<S>;
     type Coefficients<A: Real> = MadgradCoefficients<A>;
 

@@ -176,8 +176,10 @@ pub struct State {
 /// What a state array holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// Sums or means of gradients: signed.
+    /// Means of gradients: signed.
     First,
+    /// Sums of gradients or of steps, or means over thousands: signed, and exact, for a step changes little of them.
+    Slow,
     /// Sums or means of squared gradients: never negative, and infinite once |g| > √(largest finite number).
     Second,
     /// Sizes of gradients or of steps: never negative.
@@ -194,7 +196,7 @@ pub enum Precision {
     /// In the type that is computed in.
     #[default]
     Full,
-    /// bfloat16; what is never negative is rounded at random, because a slow decay is less than half a last bit.
+    /// bfloat16.
     Bfloat16,
     /// Eight-bit codes, [`crate::codec`].
     EightBit,
@@ -205,9 +207,8 @@ impl State {
     pub fn layout(self, precision: Precision, dtype: Dtype, shape: &[usize]) -> (Dtype, &[usize]) {
         let kept = match (self.moment, precision) {
             (Moment::Scalar, _) => return (Dtype::F64, &[]),
-            (Moment::Weight, _) | (_, Precision::Full) => dtype.compute(),
-            (Moment::First, Precision::Bfloat16) => Dtype::Bf16,
-            (Moment::Second | Moment::Size, Precision::Bfloat16) => Dtype::Bf16Random,
+            (Moment::Weight | Moment::Slow, _) | (_, Precision::Full) => dtype.compute(),
+            (_, Precision::Bfloat16) => Dtype::Bf16Random,
             (Moment::First, Precision::EightBit) => Dtype::Signed8,
             (Moment::Second | Moment::Size, Precision::EightBit) => Dtype::Unsigned8,
         };
@@ -216,6 +217,9 @@ impl State {
 
     pub(crate) const fn first_moment(name: &'static str) -> Self {
         Self { name, moment: Moment::First }
+    }
+    pub(crate) const fn slow(name: &'static str) -> Self {
+        Self { name, moment: Moment::Slow }
     }
     pub(crate) const fn second_moment(name: &'static str) -> Self {
         Self { name, moment: Moment::Second }

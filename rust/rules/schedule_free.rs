@@ -36,7 +36,7 @@ pub struct ScheduleFreeSgd;
 
 impl Rule<1> for ScheduleFreeSgd {
     const NAME: &'static str = "schedule_free_sgd";
-    const STATES: [State; 1] = [State::first_moment("d")];
+    const STATES: [State; 1] = [State::slow("d")];
     type Hyper<S: Scalar> = SgdHyper<S>;
     type Coefficients<A: Real> = SgdCoefficients<A>;
 
@@ -74,7 +74,7 @@ pub struct ScheduleFreeAdamW;
 
 impl Rule<2> for ScheduleFreeAdamW {
     const NAME: &'static str = "schedule_free_adamw";
-    const STATES: [State; 2] = [State::first_moment("d"), State::second_moment("v")];
+    const STATES: [State; 2] = [State::slow("d"), State::second_moment("v")];
     type Hyper<S: Scalar> = AdamHyper<S>;
     type Coefficients<A: Real> = AdamCoefficients<A>;
 

@@ -246,8 +246,9 @@ class Engine:
         after: After | None = None,
         clip_eps: float = 0.0,
         wide: bool = False,
+        states: str | None = None,
     ) -> None:
-        options = (clip_value, clip_norm, nonfinite, after, clip_eps, wide)
+        options = (clip_value, clip_norm, nonfinite, after, clip_eps, wide, states)
         self._core = _core.Engine(rule, params, group_of, new_states, *options)
         self._device, self._rule, self._lock = device, rule, threading.Lock()
         self._clip_norm, self._nonfinite = clip_norm, nonfinite
