@@ -67,26 +67,37 @@ def hyper_sets(rule):
             yield hyper | dict(zip(switches, setting, strict=True))
 
 
-def zero_states(rule, shape, dtype, xp=np):
+def zero_states(rule, shape, dtype, xp=np, states=None):
     """Make the states before the first update, of a parameter that computes in this dtype."""
-    kinds = RULES[rule]["states"].values()
-    return [xp.zeros((), np.float64) if kind == "scalar" else xp.zeros(shape, dtype) for kind in kinds]
+    arrays = rv._core.state_arrays(rule, shape, np.dtype(dtype).name, states)
+    return [xp.zeros(tuple(of_shape), kept) for _, kept, of_shape in arrays]
 
 
 def engine(
-    rule, params, hyper, *, clip_value=None, clip_norm=None, nonfinite="propagate", after=None, clip_eps=0.0, **common
+    rule,
+    params,
+    hyper,
+    *,
+    clip_value=None,
+    clip_norm=None,
+    nonfinite="propagate",
+    after=None,
+    clip_eps=0.0,
+    states=None,
+    **common,
 ):
     """Bind any rule of the registry to parameters, by its name."""
     made = rv._core.Engine(
         rule,
         params,
         lambda names: [0] * len(names),
-        lambda p, dtype: zero_states(rule, p.shape, dtype),
+        lambda p, dtype: zero_states(rule, p.shape, dtype, states=states),
         clip_value,
         clip_norm,
         nonfinite,
         after_rule(np.zeros, **(after or {})),
         clip_eps,
+        states=states,
     )
     for name, value in {**hyper, **common}.items():
         made.set_hyper(0, name, value)

@@ -73,8 +73,8 @@ class OptionsButDecay(TypedDict, total=False):
             step reads and writes the copy, and updates smaller than the parameter's last bit add up. Where a parameter
             is not its copy's rounding, it was changed from outside, and that element counts as it is. float32 and
             float64 parameters are their own.
-        states: ``"bfloat16"`` or ``"8bit"`` keeps the states of float32 arithmetic in two bytes an element, or in one and
-            1/64; see :ref:`states in fewer bytes <states>`.
+        states: ``"bfloat16"`` or ``"8bit"`` keeps each state in 2 bytes an element, or in 1.02, rounded at random; what
+            must be exact stays as it is. For parameters that compute in float32; see concepts, "States in fewer bytes".
         like: another system's formula and defaults: ``"torch"``, ``"keras"``, ``"optax"``, ``"chainer"``, ``"mlx"`` or
             ``"paper"``; see :mod:`ravine.conventions`. What you say overrides a default, and must not contradict the
             formula.
@@ -366,7 +366,7 @@ class Optimizer:
         """
         self._check_own("flush_moments")
         if self._precision is not None:
-            raise ValueError(f"flush_moments: expected states in full, got states={self._precision!r}; leave it out there")
+            raise ValueError(f"flush_moments: expected states in full, got states={self._precision!r}")
         kinds = self._about["states"]
         states = [(state, kinds[kind]) for own in self._states().values() for kind, state in own.items()]
         moments = [state for state, kind in states if kind != "weight"]

@@ -218,8 +218,8 @@ def _check_rule(opt: Optimizer, called: str, name: str) -> None:
         )
     if opt._precision is not None:
         raise ValueError(
-            f"{called}: expected a dense gradient, got RowSparse: states={opt._precision!r} keeps those of several rows "
-            f"together; give {name!r} an optimizer of its own, without it"
+            f"{called}: expected a dense gradient, got RowSparse: states={opt._precision!r} keeps rows together; "
+            f"give {name!r} an optimizer of its own, without it"
         )
     following = {"lookahead": opt._lookahead, "average": opt._averaging, "master": opt._master}
     for option, value in following.items():

@@ -5,7 +5,7 @@ Salmon, Moraes, Dror and Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", 20
 
 from __future__ import annotations
 
-UNIFORM16, UNIFORM37, SIGNS = 1, 2, 3
+UNIFORM16, UNIFORM37, SIGNS, ROUNDING = 1, 2, 3, 4
 
 
 def philox4x32_10(counter, key):
@@ -49,3 +49,9 @@ def signs(seed, step, tensor, number, rotation):
     bits = sum(block(seed, step, tensor, SIGNS, first + j) << 128 * j for j in range(8))
     words = [bits >> 32 * k & 0xFFFFFFFF for k in range(32)]
     return [-1 if words[p % 32] >> (p // 32) & 1 else 1 for p in range(1024)]
+
+
+def rounding_bytes(step, tensor, n):
+    """Give the bytes that round the n elements of a tensor's states at a step."""
+    blocks = [block(0, step, tensor, ROUNDING, number) for number in range(16 * -(-n // 256))]
+    return [blocks[16 * (i // 256) + i % 16] >> 8 * (i // 16 % 16) & 0xFF for i in range(n)]

@@ -53,9 +53,7 @@ def backend_on(device: str) -> Any:
     return cuda.backend_on(device)
 
 
-def new_states(
-    backend: Any, rule: str, shape: tuple[int, ...], dtype: str, states: str | None = None
-) -> list[Any]:
+def new_states(backend: Any, rule: str, shape: tuple[int, ...], dtype: str, states: str | None = None) -> list[Any]:
     """Return the states of a rule before the first update, of a parameter of this shape that computes in ``dtype``."""
     arrays = _core.state_arrays(rule, shape, dtype, states)
     return [backend.zeros(tuple(of_shape), kept) for _, kept, of_shape in arrays]
