@@ -173,7 +173,7 @@ impl Kernel for Coding<'_> {
             }
             Self::Draw { random, at, bytes } => {
                 debug_assert!(at % BLOCK == 0);
-                bytes.copy_from_slice(random.bytes(at as u64).as_flattened());
+                *bytes = random.bytes(at as u64);
             }
         }
     }

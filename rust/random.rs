@@ -19,7 +19,8 @@ pub enum Purpose {
     Uniform37 = 2,
     /// Signs of a random rotation; `onebit.rs` says which.
     Signs = 3,
-    /// The byte that rounds an element up or down: for element i byte ⌊i/16⌋ mod 16 of block 16·⌊i/256⌋ + i mod 16.
+    /// The byte that rounds an element up or down: with j = i mod 256, element i has byte 4·⌊j/64⌋ + j mod 4 of block
+    /// 16·⌊i/256⌋ + ⌊j/4⌋ mod 16. So 16 blocks side by side have their words, and bytes, where the elements are.
     Rounding = 4,
 }
 
@@ -69,39 +70,32 @@ impl Words for [u64; 2] {
     }
 }
 
-/// As many as fill two of the widest vectors.
-const LANES: usize = 16;
-
-impl Words for [u64; LANES] {
-    #[inline(always)]
-    fn times(mut self, factor: u64) -> Self {
-        for word in &mut self {
-            *word = word.times(factor);
-        }
-        self
+#[inline(always)]
+fn rounds<W: Words>(mut words: [W; 4], key: [u32; 2]) -> [W; 4] {
+    for key in keys(key) {
+        words = round(words, key);
     }
+    words
+}
 
-    #[inline(always)]
-    fn mixed(mut self, other: Self, key: u32) -> Self {
-        for (word, other) in self.iter_mut().zip(other) {
-            *word = word.mixed(other, key);
-        }
-        self
-    }
+/// The key of each round.
+#[inline(always)]
+fn keys([mut k0, mut k1]: [u32; 2]) -> impl Iterator<Item = [u32; 2]> {
+    (0..ROUNDS).map(move |_| {
+        let key = [k0, k1];
+        (k0, k1) = (k0.wrapping_add(WEYL[0]), k1.wrapping_add(WEYL[1]));
+        key
+    })
 }
 
 #[inline(always)]
-fn rounds<W: Words>([mut c0, mut c1, mut c2, mut c3]: [W; 4], [mut k0, mut k1]: [u32; 2]) -> [W; 4] {
-    for round in 0..ROUNDS {
-        if round > 0 {
-            k0 = k0.wrapping_add(WEYL[0]);
-            k1 = k1.wrapping_add(WEYL[1]);
-        }
-        let (p0, p1) = (c0.times(MULTIPLIERS[0]), c2.times(MULTIPLIERS[1]));
-        (c0, c1, c2, c3) = (p1.mixed(c1, k0), p1, p0.mixed(c3, k1), p0);
-    }
-    [c0, c1, c2, c3]
+fn round<W: Words>([c0, c1, c2, c3]: [W; 4], [k0, k1]: [u32; 2]) -> [W; 4] {
+    let (p0, p1) = (c0.times(MULTIPLIERS[0]), c2.times(MULTIPLIERS[1]));
+    [p1.mixed(c1, k0), p1, p0.mixed(c3, k1), p0]
 }
+
+/// Blocks that are made side by side: as many as fill two of the widest vectors.
+const LANES: usize = 16;
 
 /// All random numbers of one tensor at one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,20 +128,21 @@ impl Random {
 
     /// The random bytes of the 256 elements from number `first` on, a multiple of 256, as [`Purpose::Rounding`] says.
     #[inline(always)]
-    pub fn bytes(self, first: u64) -> [[u8; LANES]; 16] {
-        let mut counters = [[0; LANES]; 4];
+    pub fn bytes(self, first: u64) -> [u8; 16 * LANES] {
+        let mut words = [[0; LANES]; 4];
         for lane in 0..LANES {
             let counter = self.counter(Purpose::Rounding, first / 16 + lane as u64);
-            for (words, word) in counters.iter_mut().zip(counter) {
-                words[lane] = word;
+            (0..4).for_each(|k| words[k][lane] = counter[k]);
+        }
+        for key in keys(self.key()) {
+            for lane in 0..LANES {
+                let new = round([words[0][lane], words[1][lane], words[2][lane], words[3][lane]], key);
+                (0..4).for_each(|k| words[k][lane] = new[k]);
             }
         }
-        let words = rounds(counters, self.key());
-        let mut bytes = [[0; LANES]; 16];
-        for (j, row) in bytes.iter_mut().enumerate() {
-            for (byte, word) in row.iter_mut().zip(words[j / 4]) {
-                *byte = (word >> (8 * (j % 4))) as u8;
-            }
+        let mut bytes = [0; 16 * LANES];
+        for (bytes, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(words.as_flattened()) {
+            *bytes = (*word as u32).to_le_bytes();
         }
         bytes
     }

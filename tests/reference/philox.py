@@ -54,4 +54,5 @@ def signs(seed, step, tensor, number, rotation):
 def rounding_bytes(step, tensor, n):
     """Give the bytes that round the n elements of a tensor's states at a step."""
     blocks = [block(0, step, tensor, ROUNDING, number) for number in range(16 * -(-n // 256))]
-    return [blocks[16 * (i // 256) + i % 16] >> 8 * (i // 16 % 16) & 0xFF for i in range(n)]
+    places = [(16 * (i // 256) + i // 4 % 16, 4 * (i // 64 % 4) + i % 4) for i in range(n)]
+    return [blocks[number] >> 8 * byte & 0xFF for number, byte in places]
