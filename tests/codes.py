@@ -10,21 +10,32 @@ F = np.float32
 #: Kinds of states that are kept in fewer bytes.
 COMPACT = ("first", "second", "size")
 BLOCK = 256
+ONE = 0x3F800000
 
 
-def shares(step, tensor, n):
-    """Give where between two neighbours each element is cut at a step, in float32: above −½ and below ½."""
-    return np.array(rounding_bytes(step, tensor, n), F) * F(1 / 256) - F(0.5 - 1 / 512)
+def bytes_of(step, tensor, n):
+    """Give the bytes that round n elements at a step, as integers."""
+    return np.array(rounding_bytes(step, tensor, n), np.uint32)
+
+
+def root(x, k):
+    """A root, 2nd or 4th, that is linear between powers of 2."""
+    return ((x.view(np.uint32) >> np.uint32(k)) + np.uint32(ONE - (ONE >> k))).view(F)
+
+
+def power(y, k):
+    """What it is the root of."""
+    zero = np.uint32(ONE - (ONE >> k))
+    return ((np.maximum(y.view(np.uint32), zero) - zero) << np.uint32(k)).view(F)
 
 
 def to_bfloat16(x, step, tensor):
     """Round at random to the bits of bfloat16."""
     old = x.reshape(-1).view(np.uint32)
-    byte = np.array(rounding_bytes(step, tensor, x.size), np.uint32)
-    special = (old & 0x7F800000) == 0x7F800000
+    added = (bytes_of(step, tensor, x.size) << np.uint32(8)) + np.uint32(0x80)
     nan = (old & 0x7FFFFFFF) > 0x7F800000
-    new = np.where(special, old, old + (byte << np.uint32(8)) + np.uint32(0x80)) >> np.uint32(16)
-    return (new | np.where(nan, np.uint32(0x40), np.uint32(0))).astype(np.uint16).reshape(x.shape)
+    new = np.where(nan, old >> np.uint32(16) | np.uint32(0x40), (old + added) >> np.uint32(16))
+    return new.astype(np.uint16).reshape(x.shape)
 
 
 def from_bfloat16(bits):
@@ -35,7 +46,7 @@ def from_bfloat16(bits):
 def to_codes(x, kind, step, tensor):
     """Give codes and scales."""
     flat, signed = x.reshape(-1), kind == "first"
-    share = shares(step, tensor, x.size)
+    byte = bytes_of(step, tensor, x.size)
     codes, scales = np.zeros(x.size, np.int8 if signed else np.uint8), np.zeros(-(-x.size // BLOCK), F)
     for number in range(len(scales)):
         here = slice(number * BLOCK, (number + 1) * BLOCK)
@@ -44,10 +55,10 @@ def to_codes(x, kind, step, tensor):
         scales[number] = max(largest, F(2.0**-126)) if 0 < largest < np.inf else largest
         if not 0 < largest < np.inf:
             continue
-        root = np.sqrt(size * (F(1) / scales[number]))
-        q = root * F(127) if signed else np.sqrt(root) * F(255)
-        q = np.rint(q + share[here] + F(3 * 2.0**22)) - F(3 * 2.0**22)
-        codes[here] = np.copysign(q, flat[here]) if signed else np.maximum(q, size > 0)
+        ratio = size * (F(1) / scales[number])
+        q = root(ratio, 1) * F(127 * 256) if signed else root(ratio, 2) * F(255 * 256)
+        q = (np.rint(q).astype(np.int64) + byte[here]) >> 8
+        codes[here] = np.where(np.signbit(flat[here]), -q, q) if signed else np.maximum(q, size > 0)
     return codes.reshape(x.shape), scales
 
 
@@ -55,10 +66,9 @@ def from_codes(codes, scales):
     """Read codes."""
     q, scale = codes.reshape(-1).astype(F), np.repeat(scales, BLOCK)[: codes.size]
     if codes.dtype == np.int8:
-        x = scale * (q * np.abs(q) * F(1 / 16129))
+        x = np.copysign(scale * power(np.abs(q) * F(1 / 127), 1), q)
     else:
-        root = q * q * F(1 / 65025)
-        x = scale * (root * root)
+        x = scale * power(q * F(1 / 255), 2)
     return x.reshape(codes.shape)
 
 
