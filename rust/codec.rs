@@ -127,9 +127,10 @@ fn decode_unsigned(codes: &Codes, scale: f32, x: &mut Block<f32>) {
 fn f32_to_bf16_random(x: f32, random: u8) -> u16 {
     let bits = x.to_bits();
     let added = u32::from(random) << 8 | 0x80;
-    // What is added to a NaN could carry it away.
+    // What is added to a NaN could carry it away. Without a branch, or it does not vectorise.
     let nan = bits & 0x7fff_ffff > 0x7f80_0000;
-    (if nan { bits >> 16 | 0x40 } else { bits.wrapping_add(added) >> 16 }) as u16
+    let rounded = bits.wrapping_add(if nan { 0 } else { added }) >> 16;
+    (rounded | u32::from(nan) << 6) as u16
 }
 
 /// A loop over a block, compiled for every instruction set.

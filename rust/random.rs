@@ -129,19 +129,19 @@ impl Random {
     /// The random bytes of the 256 elements from number `first` on, a multiple of 256, as [`Purpose::Rounding`] says.
     #[inline(always)]
     pub fn bytes(self, first: u64) -> [u8; 16 * LANES] {
-        let mut words = [[0; LANES]; 4];
-        for lane in 0..LANES {
-            let counter = self.counter(Purpose::Rounding, first / 16 + lane as u64);
-            (0..4).for_each(|k| words[k][lane] = counter[k]);
+        let [_, high, step, tensor] = self.counter(Purpose::Rounding, first / 16);
+        let (mut c0, mut c1, mut c2, mut c3) = ([0; LANES], [high; LANES], [step; LANES], [tensor; LANES]);
+        for (lane, word) in c0.iter_mut().enumerate() {
+            // The upper half never changes within 16 blocks.
+            *word = first / 16 + lane as u64;
         }
         for key in keys(self.key()) {
-            for lane in 0..LANES {
-                let new = round([words[0][lane], words[1][lane], words[2][lane], words[3][lane]], key);
-                (0..4).for_each(|k| words[k][lane] = new[k]);
+            for i in 0..LANES {
+                [c0[i], c1[i], c2[i], c3[i]] = round([c0[i], c1[i], c2[i], c3[i]], key);
             }
         }
         let mut bytes = [0; 16 * LANES];
-        for (bytes, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(words.as_flattened()) {
+        for (bytes, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip([c0, c1, c2, c3].as_flattened()) {
             *bytes = (*word as u32).to_le_bytes();
         }
         bytes
