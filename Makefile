@@ -98,6 +98,7 @@ bench: bench-kernels  ## whole steps against torch, optax, thinc and NumPy, as f
 	$(BIN)/python benches/bench_minimize.py --output benches/record/minimize.md
 	$(BIN)/python benches/bench_onebit.py --threads $(THREADS) --output benches/record/onebit.md
 	$(BIN)/python benches/bench_sparse.py --threads $(THREADS) --output benches/record/sparse.md
+	MPLBACKEND=agg OPENBLAS_NUM_THREADS=1 $(BIN)/python benches/bench_states.py --threads $(THREADS) --output benches/record/states.md --picture docs/states.png
 
 bench-kernels: build  ## the kernels alone: ns per element of each rule, dtype and instruction set
 	cargo bench

@@ -74,7 +74,7 @@ class OptionsButDecay(TypedDict, total=False):
             is not its copy's rounding, it was changed from outside, and that element counts as it is. float32 and
             float64 parameters are their own.
         states: ``"bfloat16"`` or ``"8bit"`` keeps each state in 2 bytes an element, or in 1.02, rounded at random; what
-            must be exact stays as it is. For parameters that compute in float32; see concepts, "States in fewer bytes".
+            must be exact stays as it is. For parameters that compute in float32; see docs/states.md.
         like: another system's formula and defaults: ``"torch"``, ``"keras"``, ``"optax"``, ``"chainer"``, ``"mlx"`` or
             ``"paper"``; see :mod:`ravine.conventions`. What you say overrides a default, and must not contradict the
             formula.
