@@ -14,8 +14,14 @@ pub const BLOCK: usize = 256;
 
 /// A block of numbers on the stack. What lies beyond the end of an array is 0 and is never stored.
 pub(crate) type Block<A> = [A; BLOCK];
-/// Where a block may be put.
+/// Where a block may be put; without numbers if no array needs it.
 pub(crate) type Room<A> = MaybeUninit<Block<A>>;
+
+/// Room for the blocks of arrays of which all are plain, or not.
+#[inline(always)]
+pub(crate) fn room<A: Arithmetic>(all_plain: bool) -> Room<A> {
+    if all_plain { Room::uninit() } else { Room::new([A::ZERO; BLOCK]) }
+}
 
 /// Axes that do not merge, of an array that a CUDA kernel reads.
 const MAX_AXES: usize = 8;
@@ -284,13 +290,17 @@ impl View {
     /// Where elements `at..at + n` can be read as numbers to compute with: the array itself, or a copy of them in `room`.
     ///
     /// # Safety
-    /// As [`View::load`]; if the array is plain, n may be larger than [`BLOCK`].
+    /// As [`View::load`]; if the array is plain, n may be larger than [`BLOCK`], else the room has numbers.
     #[inline(always)]
     pub(crate) unsafe fn open<A: Arithmetic>(&self, at: usize, n: usize, room: &mut Room<A>) -> *mut A {
         debug_assert!(at + n <= self.len && self.dtype.compute() == A::DTYPE);
         self.plain::<A>().map_or_else(
             || {
-                let block = room.write([A::ZERO; BLOCK]);
+                // SAFETY: the contract, for an array that is not plain.
+                let block = unsafe { room.assume_init_mut() };
+                if n < BLOCK {
+                    block.fill(A::ZERO);
+                }
                 // SAFETY: the same contract.
                 unsafe { A::load_other(self, at, n, block) };
                 block.as_mut_ptr()
@@ -306,7 +316,7 @@ impl View {
     #[inline(always)]
     pub(crate) unsafe fn close<A: Arithmetic>(&self, at: usize, n: usize, room: &Room<A>) {
         if self.plain::<A>().is_none() {
-            // SAFETY: `open` has filled the room of an array that is not plain.
+            // SAFETY: the contract of `open`, for an array that is not plain.
             let block = unsafe { room.assume_init_ref() };
             // SAFETY: the same contract.
             unsafe { A::store_other(self, at, n, block) };
@@ -320,7 +330,7 @@ impl View {
     #[inline(always)]
     pub(crate) unsafe fn close_state<A: Arithmetic>(&self, at: usize, n: usize, room: &Room<A>, bytes: &Bytes) {
         if self.plain::<A>().is_none() {
-            // SAFETY: `open` has filled the room of an array that is not plain.
+            // SAFETY: as in `close`.
             let block = unsafe { room.assume_init_ref() };
             // SAFETY: the same contract.
             unsafe { A::store_state(self, at, n, block, bytes) };
@@ -408,7 +418,7 @@ impl View {
     unsafe fn scatter<T: Copy>(&self, at: usize, n: usize, block: &Block<T>) {
         if self.strided.is_none() {
             // SAFETY: at + n ≤ len, and n ≤ BLOCK; views of parameters and states may be written.
-            return unsafe { self.data.cast::<T>().wrapping_add(at).copy_from_nonoverlapping(block.as_ptr(), n) };
+            return unsafe { store_run(self.data.cast::<T>().wrapping_add(at), n, block) };
         }
         let mut emptied = 0;
         self.runs(at, n, |first, stride, count| {
@@ -419,6 +429,37 @@ impl View {
             emptied += count;
         });
     }
+}
+
+/// Elements that lie one after the other, zeros behind them. Of a whole block, whose length the compiler knows, without
+/// calls.
+///
+/// # Safety
+/// n ≤ [`BLOCK`] elements can be read there, aligned.
+#[inline(always)]
+unsafe fn load_run<T: Copy + Default>(from: *const T, n: usize) -> Block<T> {
+    if n == BLOCK {
+        // SAFETY: the contract.
+        return unsafe { from.cast::<Block<T>>().read() };
+    }
+    let mut block = [T::default(); BLOCK];
+    // SAFETY: the contract; the block is elsewhere.
+    unsafe { from.copy_to_nonoverlapping(block.as_mut_ptr(), n) };
+    block
+}
+
+/// The other way.
+///
+/// # Safety
+/// n ≤ [`BLOCK`] elements can be written there, aligned, and the block is elsewhere.
+#[inline(always)]
+unsafe fn store_run<T: Copy>(to: *mut T, n: usize, block: &Block<T>) {
+    if n == BLOCK {
+        // SAFETY: the contract.
+        return unsafe { to.cast::<Block<T>>().write(*block) };
+    }
+    // SAFETY: the contract.
+    unsafe { to.copy_from_nonoverlapping(block.as_ptr(), n) };
 }
 
 /// A type that kernels compute in.
@@ -494,9 +535,8 @@ impl Arithmetic for f32 {
             return unsafe { view.gather(at, n, block) };
         }
         if view.dtype.has_scales() {
-            let mut codes = [0; BLOCK];
             // SAFETY: the same contract; codes are bytes, one after the other.
-            unsafe { view.data.wrapping_add(at).copy_to_nonoverlapping(codes.as_mut_ptr(), n) };
+            let codes = unsafe { load_run(view.data.wrapping_add(at), n) };
             // SAFETY: the contract of `View::coded`: every block has a scale.
             let scale = unsafe { view.scales.wrapping_add(at / BLOCK).read() };
             let x = block;
@@ -506,8 +546,13 @@ impl Arithmetic for f32 {
             });
         }
         let mut bits = [0u16; BLOCK];
-        // SAFETY: the same contract; the other dtypes that compute in f32 have two bytes.
-        unsafe { view.gather(at, n, &mut bits) };
+        if view.strided.is_none() {
+            // SAFETY: the same contract; the other dtypes that compute in f32 have two bytes.
+            bits = unsafe { load_run(view.data.cast::<u16>().wrapping_add(at), n) };
+        } else {
+            // SAFETY: as above.
+            unsafe { view.gather(at, n, &mut bits) };
+        }
         match view.dtype {
             Dtype::F16 => simd::dispatch(Convert { from: &bits, to: block, with: f16_to_f32 }),
             _ => simd::dispatch(Convert { from: &bits, to: block, with: bf16_to_f32 }),
@@ -547,7 +592,7 @@ impl Arithmetic for f32 {
             _ => Coding::EncodeUnsigned { x, bytes, codes: &mut codes, scale: &mut scale },
         });
         // SAFETY: the same contract; codes are bytes, one after the other.
-        unsafe { view.data.wrapping_add(at).copy_from_nonoverlapping(codes.as_ptr(), n) };
+        unsafe { store_run(view.data.wrapping_add(at), n, &codes) };
         // SAFETY: the contract of `View::coded`: every block has a scale, and this block is ours.
         unsafe { view.scales.wrapping_add(at / BLOCK).write(scale) };
     }

@@ -3,7 +3,7 @@
 //! A sum starts as its first term and adds the others in the order given, in float64; it is rounded to what the result
 //! computes in, and then to what the result holds.
 
-use crate::element::{Arithmetic, BLOCK, Dtype, Room, View};
+use crate::element::{self, Arithmetic, BLOCK, Dtype, View};
 use crate::pool;
 use crate::simd::{self, DefaultEnvironment, Kernel};
 use std::marker::PhantomData;
@@ -79,7 +79,7 @@ impl<A: Arithmetic> Kernel for Sum<'_, A> {
     #[inline(always)]
     fn run(self) {
         let Self { values, terms, out, row, width, column, n, .. } = self;
-        let (mut total, mut room) = ([0.0; BLOCK], Room::<A>::uninit());
+        let (mut total, mut room) = ([0.0; BLOCK], element::room::<A>(values.plain::<A>().is_some()));
         for (k, term) in terms.iter().enumerate() {
             // SAFETY: the term is a row of `values`, which computes in A, and column + n ≤ width.
             let term = unsafe { values.open(*term as usize * width + column, n, &mut room) };

@@ -12,7 +12,7 @@ mod units;
 pub(crate) use self::layerwise::{Gauge, gauge};
 pub use self::units::{Columns, adaptive_clip};
 use crate::codec::Coding;
-use crate::element::{Arithmetic, BLOCK, Dtype, Room, View};
+use crate::element::{self, Arithmetic, BLOCK, Dtype, View};
 use crate::error::Error;
 use crate::pool;
 use crate::random::Random;
@@ -121,8 +121,8 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
         let formula = Formula::<R, A, N>::new(row, shared);
         let plain = states.iter().chain([parameter, gradient]).all(|view| view.plain::<A>().is_some());
         // One call for both: each copy of the formula is kilobytes of code.
-        let (mut p_room, mut g_room) = (Room::uninit(), Room::uninit());
-        let mut s_rooms = [const { Room::<A>::uninit() }; N];
+        let (mut p_room, mut g_room) = (element::room(plain), element::room(plain));
+        let mut s_rooms = [(); N].map(|()| element::room::<A>(plain));
         // The same for all states of an element: m and v that err in the same direction divide to a smaller error.
         let draws = states.iter().any(|state| state.dtype().is_random());
         let mut bytes = [0; BLOCK];
@@ -591,8 +591,9 @@ impl<A: Arithmetic> Kernel for Add<'_, A> {
 
     #[inline(always)]
     fn run(self) {
-        let mut room = Room::uninit();
-        let most = if self.x.is_some_and(|x| x.plain::<A>().is_some()) { self.len } else { BLOCK };
+        let plain = self.x.is_some_and(|x| x.plain::<A>().is_some());
+        let mut room = element::room(plain);
+        let most = if plain { self.len } else { BLOCK };
         let Some(sums) = self.sum.plain::<A>() else { return };
         let (mut at, end) = (self.start, self.start + self.len);
         while at < end {

@@ -5,7 +5,7 @@
 
 use super::{Formula, Loop, Row, Shared, Step, Tensor};
 use crate::after;
-use crate::element::{Arithmetic, BLOCK, Dtype, Room, View};
+use crate::element::{self, Arithmetic, BLOCK, Dtype, View};
 use crate::reduce::{self, LANES};
 use crate::rules::{Layerwise, Measuring, Norms};
 use crate::simd::{self, Kernel};
@@ -54,8 +54,9 @@ impl<R: Layerwise<N>, A: Arithmetic, const N: usize> Kernel for OneBlock<'_, R, 
         let Loop { parameter, gradient, states, kept, row, shared, start, len, .. } = self.0;
         let formula = Formula::<R, A, N>::new(row, shared);
         let mut lanes: Lanes = [[0.0; LANES]; 2];
-        let (mut p_room, mut g_room) = (Room::uninit(), Room::uninit());
-        let mut s_rooms = [const { Room::<A>::uninit() }; N];
+        let plain = states.iter().chain([parameter, gradient]).all(|view| view.plain::<A>().is_some());
+        let (mut p_room, mut g_room) = (element::room(plain), element::room(plain));
+        let mut s_rooms = [(); N].map(|()| element::room::<A>(plain));
         for at in (start..start + len).step_by(BLOCK) {
             let n = BLOCK.min(start + len - at);
             // SAFETY: at + n ≤ start + len ≤ its length, n ≤ BLOCK; the rest is the contract of `Gauge`.
