@@ -78,7 +78,7 @@ fn inverse(scale: f32) -> (f32, u32) {
 
 /// Signed numbers as codes; returns their scale.
 #[inline(always)]
-fn encode_signed(x: &Block<f32>, bytes: &Bytes, codes: &mut Codes) -> f32 {
+pub(crate) fn encode_signed(x: &Block<f32>, bytes: &Bytes, codes: &mut Codes) -> f32 {
     let scale = scale_of(x);
     let (inverse, mask) = inverse(scale);
     for ((code, x), byte) in codes.iter_mut().zip(x).zip(bytes) {
@@ -92,7 +92,7 @@ fn encode_signed(x: &Block<f32>, bytes: &Bytes, codes: &mut Codes) -> f32 {
 
 /// Numbers ≥ 0 as codes; returns their scale.
 #[inline(always)]
-fn encode_unsigned(x: &Block<f32>, bytes: &Bytes, codes: &mut Codes) -> f32 {
+pub(crate) fn encode_unsigned(x: &Block<f32>, bytes: &Bytes, codes: &mut Codes) -> f32 {
     let scale = scale_of(x);
     let (inverse, mask) = inverse(scale);
     for ((code, x), byte) in codes.iter_mut().zip(x).zip(bytes) {
@@ -105,7 +105,7 @@ fn encode_unsigned(x: &Block<f32>, bytes: &Bytes, codes: &mut Codes) -> f32 {
 
 /// The numbers of signed codes.
 #[inline(always)]
-fn decode_signed(codes: &Codes, scale: f32, x: &mut Block<f32>) {
+pub(crate) fn decode_signed(codes: &Codes, scale: f32, x: &mut Block<f32>) {
     for (x, code) in x.iter_mut().zip(codes) {
         let q = f32::from(code.cast_signed());
         *x = (scale * power::<1>(q.abs() * (1.0 / 127.0))).copysign(q);
@@ -114,7 +114,7 @@ fn decode_signed(codes: &Codes, scale: f32, x: &mut Block<f32>) {
 
 /// The numbers of unsigned codes.
 #[inline(always)]
-fn decode_unsigned(codes: &Codes, scale: f32, x: &mut Block<f32>) {
+pub(crate) fn decode_unsigned(codes: &Codes, scale: f32, x: &mut Block<f32>) {
     for (x, code) in x.iter_mut().zip(codes) {
         *x = scale * power::<2>(f32::from(*code) * (1.0 / 255.0));
     }
@@ -124,7 +124,7 @@ fn decode_unsigned(codes: &Codes, scale: f32, x: &mut Block<f32>) {
 ///
 /// The last half keeps the mean where it is, of the 8 bits that no byte decides.
 #[inline(always)]
-fn f32_to_bf16_random(x: f32, random: u8) -> u16 {
+pub(crate) fn f32_to_bf16_random(x: f32, random: u8) -> u16 {
     let bits = x.to_bits();
     let added = u32::from(random) << 8 | 0x80;
     // What is added to a NaN could carry it away. Without a branch, or it does not vectorise.
@@ -133,63 +133,20 @@ fn f32_to_bf16_random(x: f32, random: u8) -> u16 {
     (rounded | u32::from(nan) << 6) as u16
 }
 
-/// A loop over a block, compiled for every instruction set.
-pub(crate) enum Coding<'a> {
-    EncodeSigned {
-        x: &'a Block<f32>,
-        bytes: &'a Bytes,
-        codes: &'a mut Codes,
-        scale: &'a mut f32,
-    },
-    EncodeUnsigned {
-        x: &'a Block<f32>,
-        bytes: &'a Bytes,
-        codes: &'a mut Codes,
-        scale: &'a mut f32,
-    },
-    DecodeSigned {
-        codes: &'a Codes,
-        scale: f32,
-        x: &'a mut Block<f32>,
-    },
-    DecodeUnsigned {
-        codes: &'a Codes,
-        scale: f32,
-        x: &'a mut Block<f32>,
-    },
-    RoundToBf16 {
-        x: &'a Block<f32>,
-        bytes: &'a Bytes,
-        bits: &'a mut [u16; BLOCK],
-    },
-    /// For the elements from `at` on, which is a multiple of [`BLOCK`].
-    Draw {
-        random: Random,
-        at: usize,
-        bytes: &'a mut Bytes,
-    },
+/// The random bytes of the elements from `at` on, a multiple of [`BLOCK`].
+pub(crate) struct Draw<'a> {
+    pub(crate) random: Random,
+    pub(crate) at: usize,
+    pub(crate) bytes: &'a mut Bytes,
 }
 
-impl Kernel for Coding<'_> {
+impl Kernel for Draw<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        match self {
-            Self::EncodeSigned { x, bytes, codes, scale } => *scale = encode_signed(x, bytes, codes),
-            Self::EncodeUnsigned { x, bytes, codes, scale } => *scale = encode_unsigned(x, bytes, codes),
-            Self::DecodeSigned { codes, scale, x } => decode_signed(codes, scale, x),
-            Self::DecodeUnsigned { codes, scale, x } => decode_unsigned(codes, scale, x),
-            Self::RoundToBf16 { x, bytes, bits } => {
-                for ((bits, x), byte) in bits.iter_mut().zip(x).zip(bytes) {
-                    *bits = f32_to_bf16_random(*x, *byte);
-                }
-            }
-            Self::Draw { random, at, bytes } => {
-                debug_assert!(at % BLOCK == 0);
-                *bytes = random.bytes(at as u64);
-            }
-        }
+        debug_assert!(self.at.is_multiple_of(BLOCK));
+        *self.bytes = self.random.bytes(self.at as u64);
     }
 }
 
@@ -198,18 +155,33 @@ mod tests {
     use super::*;
     use crate::simd::{self, Level};
 
+    /// Codes, scale and what they stand for, by the instruction set in use.
+    struct Coded<'a> {
+        x: &'a Block<f32>,
+        byte: u8,
+        signed: bool,
+    }
+
+    impl Kernel for Coded<'_> {
+        type Output = (Block<f32>, Codes, f32);
+
+        #[inline(always)]
+        fn run(self) -> Self::Output {
+            let (mut codes, mut back, bytes) = ([0; BLOCK], [0.0; BLOCK], [self.byte; BLOCK]);
+            let encode = if self.signed { encode_signed } else { encode_unsigned };
+            let scale = encode(self.x, &bytes, &mut codes);
+            let decode = if self.signed { decode_signed } else { decode_unsigned };
+            decode(&codes, scale, &mut back);
+            (back, codes, scale)
+        }
+    }
+
     fn signed(x: &Block<f32>, byte: u8) -> (Block<f32>, Codes, f32) {
-        let (mut codes, mut scale, mut back) = ([0; BLOCK], 0.0, [0.0; BLOCK]);
-        simd::dispatch(Coding::EncodeSigned { x, bytes: &[byte; BLOCK], codes: &mut codes, scale: &mut scale });
-        simd::dispatch(Coding::DecodeSigned { codes: &codes, scale, x: &mut back });
-        (back, codes, scale)
+        simd::dispatch(Coded { x, byte, signed: true })
     }
 
     fn unsigned(x: &Block<f32>, byte: u8) -> (Block<f32>, Codes, f32) {
-        let (mut codes, mut scale, mut back) = ([0; BLOCK], 0.0, [0.0; BLOCK]);
-        simd::dispatch(Coding::EncodeUnsigned { x, bytes: &[byte; BLOCK], codes: &mut codes, scale: &mut scale });
-        simd::dispatch(Coding::DecodeUnsigned { codes: &codes, scale, x: &mut back });
-        (back, codes, scale)
+        simd::dispatch(Coded { x, byte, signed: false })
     }
 
     /// Numbers of many sizes, from a small generator.
@@ -331,10 +303,9 @@ mod tests {
         let random = Random { seed: 5, step: 2, tensor: 1 };
         let all = Level::ALL.into_iter().filter(|level| *level <= simd::detected()).map(|level| {
             simd::set_level(level);
-            let (mut bits, mut bytes) = ([0; BLOCK], [0; BLOCK]);
-            simd::dispatch(Coding::Draw { random, at: 512, bytes: &mut bytes });
-            simd::dispatch(Coding::RoundToBf16 { x: &x, bytes: &bytes, bits: &mut bits });
-            (signed(&x, 77).1, unsigned(&x.map(|x| x * x), 77).1, bits)
+            let mut bytes = [0; BLOCK];
+            simd::dispatch(Draw { random, at: 512, bytes: &mut bytes });
+            (signed(&x, 77).1, unsigned(&x.map(|x| x * x), 77).1, bytes)
         });
         let all: Vec<_> = all.collect();
         assert!(all.iter().all(|codes| *codes == all[0]));

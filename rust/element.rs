@@ -3,7 +3,7 @@
 //! Kernels compute on blocks of [`BLOCK`] numbers on the stack, in float32 or float64 ([`Arithmetic`]). A [`View`] loads
 //! and stores such a block, whatever the array's dtype and strides are; so each of these exists once, not once per rule.
 
-use crate::codec::{Bytes, Coding};
+use crate::codec::{self, Bytes};
 use crate::pool;
 use crate::real::Real;
 use crate::simd::{self, Kernel};
@@ -396,6 +396,36 @@ impl View {
         }
     }
 
+    /// The same elements as they are stored; zeros behind them.
+    ///
+    /// # Safety
+    /// As [`View::load`]; `T` is the type of `dtype`.
+    #[inline(always)]
+    unsafe fn run_of<T: Copy + Default>(&self, at: usize, n: usize) -> Block<T> {
+        if self.strided.is_none() && n == BLOCK {
+            // SAFETY: at + BLOCK ≤ len elements, one after the other. Without a call, because the length is known.
+            return unsafe { self.data.cast::<T>().wrapping_add(at).cast::<Block<T>>().read() };
+        }
+        let mut block = [T::default(); BLOCK];
+        // SAFETY: the same contract.
+        unsafe { self.gather(at, n, &mut block) };
+        block
+    }
+
+    /// The other way.
+    ///
+    /// # Safety
+    /// As [`View::store`]; `T` is the type of `dtype`.
+    #[inline(always)]
+    unsafe fn put_run<T: Copy>(&self, at: usize, n: usize, block: &Block<T>) {
+        if self.strided.is_none() && n == BLOCK {
+            // SAFETY: at + BLOCK ≤ len elements, one after the other; they may be written.
+            return unsafe { self.data.cast::<T>().wrapping_add(at).cast::<Block<T>>().write(*block) };
+        }
+        // SAFETY: the same contract.
+        unsafe { self.scatter(at, n, block) };
+    }
+
     /// # Safety
     /// As [`View::load`]; `T` is the type of `dtype`.
     unsafe fn gather<T: Copy>(&self, at: usize, n: usize, block: &mut Block<T>) {
@@ -418,7 +448,7 @@ impl View {
     unsafe fn scatter<T: Copy>(&self, at: usize, n: usize, block: &Block<T>) {
         if self.strided.is_none() {
             // SAFETY: at + n ≤ len, and n ≤ BLOCK; views of parameters and states may be written.
-            return unsafe { store_run(self.data.cast::<T>().wrapping_add(at), n, block) };
+            return unsafe { self.data.cast::<T>().wrapping_add(at).copy_from_nonoverlapping(block.as_ptr(), n) };
         }
         let mut emptied = 0;
         self.runs(at, n, |first, stride, count| {
@@ -429,37 +459,6 @@ impl View {
             emptied += count;
         });
     }
-}
-
-/// Elements that lie one after the other, zeros behind them. Of a whole block, whose length the compiler knows, without
-/// calls.
-///
-/// # Safety
-/// n ≤ [`BLOCK`] elements can be read there, aligned.
-#[inline(always)]
-unsafe fn load_run<T: Copy + Default>(from: *const T, n: usize) -> Block<T> {
-    if n == BLOCK {
-        // SAFETY: the contract.
-        return unsafe { from.cast::<Block<T>>().read() };
-    }
-    let mut block = [T::default(); BLOCK];
-    // SAFETY: the contract; the block is elsewhere.
-    unsafe { from.copy_to_nonoverlapping(block.as_mut_ptr(), n) };
-    block
-}
-
-/// The other way.
-///
-/// # Safety
-/// n ≤ [`BLOCK`] elements can be written there, aligned, and the block is elsewhere.
-#[inline(always)]
-unsafe fn store_run<T: Copy>(to: *mut T, n: usize, block: &Block<T>) {
-    if n == BLOCK {
-        // SAFETY: the contract.
-        return unsafe { to.cast::<Block<T>>().write(*block) };
-    }
-    // SAFETY: the contract.
-    unsafe { to.copy_from_nonoverlapping(block.as_ptr(), n) };
 }
 
 /// A type that kernels compute in.
@@ -530,71 +529,118 @@ impl Arithmetic for f32 {
 
     #[inline(never)]
     unsafe fn load_other(view: &View, at: usize, n: usize, block: &mut Block<Self>) {
-        if view.dtype == Dtype::F32 {
-            // SAFETY: the same contract; the dtype was just compared.
-            return unsafe { view.gather(at, n, block) };
-        }
-        if view.dtype.has_scales() {
-            // SAFETY: the same contract; codes are bytes, one after the other.
-            let codes = unsafe { load_run(view.data.wrapping_add(at), n) };
-            // SAFETY: the contract of `View::coded`: every block has a scale.
-            let scale = unsafe { view.scales.wrapping_add(at / BLOCK).read() };
-            let x = block;
-            return simd::dispatch(match view.dtype {
-                Dtype::Signed8 => Coding::DecodeSigned { codes: &codes, scale, x },
-                _ => Coding::DecodeUnsigned { codes: &codes, scale, x },
-            });
-        }
-        let mut bits = [0u16; BLOCK];
-        if view.strided.is_none() {
-            // SAFETY: the same contract; the other dtypes that compute in f32 have two bytes.
-            bits = unsafe { load_run(view.data.cast::<u16>().wrapping_add(at), n) };
-        } else {
-            // SAFETY: as above.
-            unsafe { view.gather(at, n, &mut bits) };
-        }
-        match view.dtype {
-            Dtype::F16 => simd::dispatch(Convert { from: &bits, to: block, with: f16_to_f32 }),
-            _ => simd::dispatch(Convert { from: &bits, to: block, with: bf16_to_f32 }),
-        }
+        simd::dispatch(Load { view, at, n, block });
     }
 
     #[inline(never)]
     unsafe fn store_other(view: &View, at: usize, n: usize, block: &Block<Self>) {
-        if view.dtype == Dtype::F32 {
-            // SAFETY: the same contract; the dtype was just compared.
-            return unsafe { view.scatter(at, n, block) };
-        }
-        let mut bits = [0u16; BLOCK];
-        match view.dtype {
-            Dtype::F16 => simd::dispatch(Convert { from: block, to: &mut bits, with: f32_to_f16 }),
-            _ => simd::dispatch(Convert { from: block, to: &mut bits, with: f32_to_bf16 }),
-        }
-        // SAFETY: the same contract; the other dtypes that compute in f32 have two bytes.
-        unsafe { view.scatter(at, n, &bits) };
+        simd::dispatch(Store { view, at, n, block, bytes: &[0; BLOCK] });
     }
 
     #[inline(never)]
-    unsafe fn store_state(view: &View, at: usize, n: usize, x: &Block<Self>, bytes: &Bytes) {
-        if view.dtype == Dtype::Bf16Random {
-            let mut bits = [0; BLOCK];
-            simd::dispatch(Coding::RoundToBf16 { x, bytes, bits: &mut bits });
-            // SAFETY: the same contract; bfloat16 has two bytes.
-            return unsafe { view.scatter(at, n, &bits) };
+    unsafe fn store_state(view: &View, at: usize, n: usize, block: &Block<Self>, bytes: &Bytes) {
+        simd::dispatch(Store { view, at, n, block, bytes });
+    }
+}
+
+/// [`View::load`] of what computes in float32, by who made the same promise.
+struct Load<'a> {
+    view: &'a View,
+    at: usize,
+    n: usize,
+    block: &'a mut Block<f32>,
+}
+
+impl Load<'_> {
+    #[inline(always)]
+    fn each<T: Copy + Default>(self, number: impl Fn(T) -> f32) {
+        // SAFETY: the promise of `View::load`; `T` is the dtype's.
+        let stored = unsafe { self.view.run_of::<T>(self.at, self.n) };
+        for (x, stored) in self.block.iter_mut().zip(&stored) {
+            *x = number(*stored);
         }
-        if view.dtype.size() > 1 {
-            // SAFETY: the same contract.
-            return unsafe { Self::store_other(view, at, n, x) };
+    }
+
+    #[inline(always)]
+    fn codes(self, signed: bool) {
+        // SAFETY: the promise of `View::load`; codes are bytes.
+        let codes = unsafe { self.view.run_of(self.at, self.n) };
+        // SAFETY: the promise of `View::coded`: every block has a scale.
+        let scale = unsafe { self.view.scales.wrapping_add(self.at / BLOCK).read() };
+        // Called by name: what is handed over as a function is compiled for the lowest instruction set.
+        if signed {
+            codec::decode_signed(&codes, scale, self.block);
+        } else {
+            codec::decode_unsigned(&codes, scale, self.block);
         }
-        let (mut codes, mut scale) = ([0; BLOCK], 0.0);
-        simd::dispatch(match view.dtype {
-            Dtype::Signed8 => Coding::EncodeSigned { x, bytes, codes: &mut codes, scale: &mut scale },
-            _ => Coding::EncodeUnsigned { x, bytes, codes: &mut codes, scale: &mut scale },
-        });
-        // SAFETY: the same contract; codes are bytes, one after the other.
-        unsafe { store_run(view.data.wrapping_add(at), n, &codes) };
-        // SAFETY: the contract of `View::coded`: every block has a scale, and this block is ours.
-        unsafe { view.scales.wrapping_add(at / BLOCK).write(scale) };
+    }
+}
+
+impl Kernel for Load<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        match self.view.dtype {
+            Dtype::F16 => self.each(|bits| f16_to_f32(bits)),
+            Dtype::Bf16 | Dtype::Bf16Random => self.each(|bits| bf16_to_f32(bits)),
+            Dtype::Signed8 => self.codes(true),
+            Dtype::Unsigned8 => self.codes(false),
+            // SAFETY: the promise of `View::load`; float64 does not compute in float32.
+            Dtype::F32 | Dtype::F64 => unsafe { self.view.gather(self.at, self.n, self.block) },
+        }
+    }
+}
+
+/// [`View::store`] and [`View::close_state`] of what computes in float32, by who made the same promises.
+struct Store<'a> {
+    view: &'a View,
+    at: usize,
+    n: usize,
+    block: &'a Block<f32>,
+    bytes: &'a Bytes,
+}
+
+impl Store<'_> {
+    #[inline(always)]
+    fn each<T: Copy + Default>(self, stored: impl Fn(f32, u8) -> T) {
+        let mut block = [T::default(); BLOCK];
+        for ((to, x), byte) in block.iter_mut().zip(self.block).zip(self.bytes) {
+            *to = stored(*x, *byte);
+        }
+        // SAFETY: the promise of `View::store`; `T` is the dtype's.
+        unsafe { self.view.put_run(self.at, self.n, &block) };
+    }
+
+    #[inline(always)]
+    fn codes(self, signed: bool) {
+        let mut codes = [0; BLOCK];
+        let scale = if signed {
+            codec::encode_signed(self.block, self.bytes, &mut codes)
+        } else {
+            codec::encode_unsigned(self.block, self.bytes, &mut codes)
+        };
+        // SAFETY: the promise of `View::store`; codes are bytes.
+        unsafe { self.view.put_run(self.at, self.n, &codes) };
+        // SAFETY: the promise of `View::coded`: every block has a scale, and this block is ours.
+        unsafe { self.view.scales.wrapping_add(self.at / BLOCK).write(scale) };
+    }
+}
+
+impl Kernel for Store<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        match self.view.dtype {
+            Dtype::F16 => self.each(|x, _| f32_to_f16(x)),
+            Dtype::Bf16 => self.each(|x, _| f32_to_bf16(x)),
+            Dtype::Bf16Random => self.each(|x, byte| codec::f32_to_bf16_random(x, byte)),
+            Dtype::Signed8 => self.codes(true),
+            Dtype::Unsigned8 => self.codes(false),
+            // SAFETY: the promise of `View::store`; float64 does not compute in float32.
+            Dtype::F32 | Dtype::F64 => unsafe { self.view.scatter(self.at, self.n, self.block) },
+        }
     }
 }
 
@@ -651,23 +697,6 @@ fn f64_to_odd(x: f64) -> f32 {
         return near;
     }
     f32::from_bits((near.to_bits() - u32::from(back.abs() > x.abs())) | 1)
-}
-
-struct Convert<'a, T, U, F> {
-    from: &'a Block<T>,
-    to: &'a mut Block<U>,
-    with: F,
-}
-
-impl<T: Copy, U, F: Fn(T) -> U> Kernel for Convert<'_, T, U, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        for (to, from) in self.to.iter_mut().zip(self.from) {
-            *to = (self.with)(*from);
-        }
-    }
 }
 
 // Branch-free, so that they are vectorised; `half::f16` asks for the processor's features in every call.

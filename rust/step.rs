@@ -11,7 +11,7 @@ mod units;
 
 pub(crate) use self::layerwise::{Gauge, gauge};
 pub use self::units::{Columns, adaptive_clip};
-use crate::codec::Coding;
+use crate::codec::Draw;
 use crate::element::{self, Arithmetic, BLOCK, Dtype, View};
 use crate::error::Error;
 use crate::pool;
@@ -154,7 +154,7 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
             // SAFETY: as above, and opened so; parameters may be written.
             unsafe { parameter.close(at, n, &p_room) };
             if draws {
-                simd::dispatch(Coding::Draw { random, at, bytes: &mut bytes });
+                simd::dispatch(Draw { random, at, bytes: &mut bytes });
             }
             for (state, room) in states.iter().zip(&s_rooms) {
                 // SAFETY: as above; states may be written. Chunks start at whole blocks.
