@@ -382,6 +382,15 @@ def architectures_of(rule, kind):
 FOLLOWED = ("sgd", "adam", "adan")
 
 
+#: States in fewer bytes: the rule of most, one that measures, and the most states with the most that follows.
+COMPACT = [
+    ("adam", "8bit", "float32", ()),
+    ("adam", "bfloat16", "float32", ()),
+    ("lamb", "8bit", "bfloat16", ()),
+    ("adan", "8bit", "bfloat16", ("MASTER", "AVERAGE", "LOOKAHEAD")),
+]
+
+
 def sources():
     """Give all texts as they are compiled for a user, a kernel each, with the architectures to compile them for."""
     for rule, (kind, storages) in itertools.product(rv._core.rules(), KINDS.items()):
@@ -399,6 +408,12 @@ def sources():
         after = ("MASTER", "AVERAGE", "LOOKAHEAD")[kind == "float64" :]
         text = step_source(rule, frozenset([KINDS[kind]]), after)
         yield f"{rule} {kind} {' '.join(after).lower()}", text, ARCHITECTURES if rule == "adam" else (90,)
+    for rule, states, kind, after in COMPACT:
+        text = step_source(rule, frozenset([KINDS[kind]]), after, states)
+        name = " ".join([rule, kind, *after]).lower() + f" with states in {states}"
+        yield name, alone(text, "step"), ARCHITECTURES if rule == "adam" else (90,)
+        if rule in LAYERWISE:
+            yield f"{name} gauge", alone(text, "gauge"), (90,)
     for number, dtype in enumerate(("float64", "float32", "float16", "bfloat16")):
         text = measure_source(frozenset([number]))
         yield from ((f"{name} {dtype}", alone(text, name), ARCHITECTURES) for name in kernel_names(text))

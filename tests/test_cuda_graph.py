@@ -27,7 +27,9 @@ FOLLOWED = {"average": rv.SWA(start=3, every=4), "lookahead": rv.Lookahead(6)}
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"clip_norm": 0.5}, {"clip_norm": 0.5, "nonfinite": "skip"}, FOLLOWED], ids=str
+    "options",
+    [{}, {"clip_norm": 0.5}, {"clip_norm": 0.5, "nonfinite": "skip"}, FOLLOWED, {"states": "8bit"}],
+    ids=str,
 )
 def test_a_captured_step_can_be_replayed(gpu, options):
     here, g = problem(), problem(1)

@@ -23,6 +23,7 @@ SCALED = "on_a_device_sums and transposed and float16 or nothing_waits"
 SELECTIONS = {
     "loss scale": ["tests/test_loss_scale.py", "-k", SCALED],
     "step": ["tests/test_cuda_step.py", "-k", " ".join(STEP.split())],
+    "states": ["tests/test_cuda_states.py", "-k", "skipped and adam-8bit"],
     "norm": ["tests/test_cuda_norm.py", "-k", "sanitized"],
     "onebit": ["tests/test_cuda_onebit.py", "-k", "sanitized and not float64 and not bfloat16 or pieces"],
     "rows": ["tests/test_sparse.py", "-k", "strided_cupy"],

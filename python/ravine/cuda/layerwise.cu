@@ -44,7 +44,11 @@ __device__ __forceinline__ void gauge_block(const StepArgs &a, const Row &row, c
                 p[n] = *reinterpret_cast<const Pack<PS, 2> *>(reinterpret_cast<const PS *>(parameter.data) + at);
                 g[n] = *reinterpret_cast<const Pack<GS, 2> *>(reinterpret_cast<const GS *>(gradient.data) + at);
                 for (unsigned k = 0; k < STATES; ++k) {
+#ifdef COMPACT
+                    s[n][k] = {{load_state(states[k], way(k), at), load_state(states[k], way(k), at + 1)}};
+#else
                     s[n][k] = *reinterpret_cast<const Pack<A, 2> *>(reinterpret_cast<const A *>(states[k].data) + at);
+#endif
                 }
             }
 #pragma unroll
@@ -63,7 +67,11 @@ __device__ __forceinline__ void gauge_block(const StepArgs &a, const Row &row, c
         for (unsigned lane = 0; lane < 2; ++lane) {
             if (i + lane >= range.end) continue;
             A state[SLOTS];
+#ifdef COMPACT
+            for (unsigned k = 0; k < STATES; ++k) state[k] = load_state(states[k], way(k), i + lane);
+#else
             for (unsigned k = 0; k < STATES; ++k) state[k] = *place<const A>(states[k], i + lane);
+#endif
             const A p = exact(*place<const PS>(parameter, i + lane), i + lane);
             add(p, G::load(*place<const GS>(gradient, i + lane)), state, lane);
         }

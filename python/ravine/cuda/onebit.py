@@ -27,7 +27,7 @@ _PIECE, _MOST_PIECES = 4096, 2048
 @cache
 def onebit_source(storage: int) -> str:
     """Return the text of the kernels for arrays of this storage."""
-    return source("storage", "tree", "onebit", STORAGE=_STORAGES[storage])
+    return source("storage", "tree", "random", "onebit", STORAGE=_STORAGES[storage])
 
 
 class _Call:

@@ -3,7 +3,7 @@
 //
 // unscale -> sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter, or on
 // the new one -> what follows it: Lookahead, an average, the exact copy of a half-precision parameter (LOOKAHEAD, AVERAGE,
-// MASTER if defined).
+// MASTER if defined). States are in fewer bytes if COMPACT is defined: of which, it says (compact.cu).
 // What changes from step to step is in device memory, the counts of updates too, so a captured step can be replayed.
 
 #if defined(MASTER) || defined(AVERAGE) || defined(LOOKAHEAD)
@@ -163,6 +163,22 @@ template <typename P> struct After {
         if (slow && !begins) lanes.slow = *reinterpret_cast<const Pack<A, W> *>(slow + i);
     }
 
+#ifdef COMPACT
+    // The first `count` of them.
+    template <unsigned W> __device__ __forceinline__ void load(Lanes<W> &lanes, const u64 i, const unsigned count) const {
+        if (master) lanes.master = some<W>(master + i, count);
+        if (moves) lanes.average = some<W>(average + i, count);
+        if (slow && !begins) lanes.slow = some<W>(slow + i, count);
+    }
+
+    template <unsigned W>
+    __device__ __forceinline__ void store(const Lanes<W> &lanes, const u64 i, const unsigned count) const {
+        if (master) put(lanes.master, master + i, count);
+        if (average) put(lanes.average, average + i, count);
+        if (begins) put(lanes.slow, slow + i, count);
+    }
+#endif
+
     // Before the rule. An element that is not the rounding of its copy was changed from outside, and counts as it is.
     template <unsigned W> __device__ __forceinline__ void before(A &p, const PS bits, Lanes<W> &lanes, const unsigned j) const {
 #ifdef MASTER
@@ -192,12 +208,95 @@ template <typename P> struct After {
     __device__ __forceinline__ void before(A &, const PS, Lanes<W> &, const unsigned) const {}
     template <unsigned W, typename A> __device__ __forceinline__ void after(A &, Lanes<W> &, const unsigned) const {}
     template <unsigned W> __device__ __forceinline__ void store(const Lanes<W> &, const u64) const {}
+#ifdef COMPACT
+    template <unsigned W> __device__ __forceinline__ void load(Lanes<W> &, const u64, const unsigned) const {}
+    template <unsigned W> __device__ __forceinline__ void store(const Lanes<W> &, const u64, const unsigned) const {}
+#endif
 };
 #endif
 
 constexpr unsigned STATES = Rule::STATES;
 constexpr unsigned SLOTS = STATES > 0 ? STATES : 1; // arrays have at least one element
 
+#ifdef COMPACT
+// Whether all parts are asked for before the first is worked on: if there are registers for them.
+#ifdef FOLLOWED
+constexpr bool AHEAD = false;
+#else
+constexpr bool AHEAD = STATES < 4;
+#endif
+
+// Updates the elements of a block: a warp takes as many at a time as codes share a scale.
+template <typename P, typename G>
+__device__ __forceinline__ void update(const StepArgs &a, const Row &row, const u64 tensor, const u64 block) {
+    typedef typename P::Stored PS;
+    typedef typename G::Stored GS;
+    static_assert(sizeof(typename P::Computed) == 4, "states in fewer bytes are of float32 arithmetic");
+    const Array &parameter = a.parameters[tensor], &gradient = a.gradients[tensor];
+    const Formula<float> formula(row, a);
+    const After<P> after(a, row, tensor);
+    const Array *const states = a.states + tensor * STATES;
+    // Steps are told apart by 32 bits of their number, as on the host.
+    const Random random = {0, a.counters[0], tensor};
+    const Range range = elements(parameter, block);
+    PS *const p = reinterpret_cast<PS *>(parameter.data);
+    const GS *const g = reinterpret_cast<const GS *>(gradient.data);
+    const bool straight = parameter.axes == 0 && gradient.axes == 0 && aligned(p) && aligned(g);
+    u64 first = range.start + threadIdx.x / WARP * CODES;
+    for (; first < range.end; first += blockDim.x / WARP * CODES) {
+        const bool wide = straight && range.end - first >= CODES;
+        Pack<PS, WIDTH> ps[PARTS];
+        Pack<GS, WIDTH> gs[PARTS];
+        Stored stored[SLOTS][PARTS];
+        float scales[SLOTS];
+        Pack<float, WIDTH> ss[SLOTS][PARTS];
+        const auto load = [&](const unsigned part) {
+            const Here here(first, part, range.end);
+            if (wide) {
+                ps[part] = *reinterpret_cast<const Pack<PS, WIDTH> *>(p + here.i);
+                gs[part] = *reinterpret_cast<const Pack<GS, WIDTH> *>(g + here.i);
+#pragma unroll
+                for (unsigned k = 0; k < STATES; ++k) stored[k][part].load(states[k], way(k), here.i);
+            } else {
+                ps[part] = gather<PS>(parameter, here);
+                gs[part] = gather<GS>(gradient, here);
+#pragma unroll
+                for (unsigned k = 0; k < STATES; ++k) stored[k][part].load(states[k], way(k), here);
+            }
+        };
+#pragma unroll
+        for (unsigned k = 0; k < STATES; ++k) scales[k] = scale_at(states[k], way(k), first);
+#pragma unroll
+        for (unsigned part = 0; AHEAD && part < PARTS; ++part) load(part);
+#pragma unroll
+        for (unsigned part = 0; part < PARTS; ++part) {
+            const Here here(first, part, range.end);
+            if (!AHEAD) load(part);
+            typename After<P>::template Lanes<WIDTH> kept = {};
+            after.load(kept, here.i, here.count);
+#pragma unroll
+            for (unsigned j = 0; j < WIDTH; ++j) {
+                float x = P::load(ps[part].at[j]), s[SLOTS];
+#pragma unroll
+                for (unsigned k = 0; k < STATES; ++k) s[k] = stored[k][part].get(j, way(k), scales[k]);
+                after.before(x, ps[part].at[j], kept, j);
+                formula.apply(x, G::load(gs[part].at[j]), s);
+                after.after(x, kept, j);
+                ps[part].at[j] = P::store(x);
+                // What is not there has no size.
+#pragma unroll
+                for (unsigned k = 0; k < STATES; ++k) ss[k][part].at[j] = j < here.count ? s[k] : 0.0f;
+            }
+            if (wide) *reinterpret_cast<Pack<PS, WIDTH> *>(p + here.i) = ps[part];
+            else scatter(ps[part], parameter, here);
+            after.store(kept, here.i, here.count);
+        }
+        const Draws draws(random, first);
+#pragma unroll
+        for (unsigned k = 0; k < STATES; ++k) store_state(ss[k], states[k], way(k), first, range.end, draws);
+    }
+}
+#else
 // Updates the elements of a block.
 template <typename P, typename G>
 __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const u64 tensor, const u64 block) {
@@ -258,8 +357,16 @@ __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const 
         after.store(kept, i);
     }
 }
+#endif
 
-extern "C" __global__ void __launch_bounds__(256, 2) step(const StepArgs a) {
+// Blocks of threads that a multiprocessor must have registers for.
+#if defined(COMPACT) && defined(FOLLOWED)
+#define RESIDENT (Rule::STATES > 3 ? 1 : 2)
+#else
+#define RESIDENT 2
+#endif
+
+extern "C" __global__ void __launch_bounds__(256, RESIDENT) step(const StepArgs a) {
     __shared__ Row row;
     if (a.verdict && a.verdict->skip) return;
     u64 group = ~0ull, t = 0, of = ~0ull; // which row this is

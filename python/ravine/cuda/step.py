@@ -42,6 +42,8 @@ _STORAGES = ("F64", "F32", "F16", "BF16")
 WORDS = 21
 #: What may follow the rule, by the arrays that it keeps, as numbered in step.cu.
 _AFTER = ("MASTER", "AVERAGE", "LOOKAHEAD")
+#: What states in fewer bytes are, by the dtype of their arrays, as named in compact.cu.
+_COMPACT = {"uint16": "BFLOAT16", "int8": "SIGNED8", "uint8": "UNSIGNED8"}
 
 
 def _struct(words: str, *others: tuple[Any, ...]) -> np.dtype[Any]:
@@ -94,18 +96,30 @@ _REMEMBERED = 16
 
 
 @cache
-def step_source(rule: str, kinds: frozenset[tuple[int, int]], after: tuple[str, ...] = ()) -> str:
+def step_source(
+    rule: str, kinds: frozenset[tuple[int, int]], after: tuple[str, ...] = (), states: str | None = None
+) -> str:
     """Return the text of a rule's step, for these storages of parameter and gradient, with what comes before and after.
 
-    ``after``: MASTER, AVERAGE, LOOKAHEAD, as far as they are on.
+    ``after``: MASTER, AVERAGE, LOOKAHEAD, as far as they are on; ``states``: in how many bytes they are.
     """
     pairs = " ".join(f"X({_STORAGES[p]}, {_STORAGES[g]})" for p, g in sorted(kinds))
     layerwise = bool(_core.rules()[rule]["norms"])
     names = f"typedef rules::{rule} Rule;\nconstexpr bool LAYERWISE = {str(layerwise).lower()};\n"
     names += f"#define KINDS(X) {pairs}\n"
     stages = "".join(f"#define {stage}\n" for stage in after)
+    compact = _compact(rule, states)
+    shared = source("storage", *(("random", "compact") if compact else ()), **compact)
     before = f"\n{text('tree')}\n{text('layerwise')}" if layerwise else ""
-    return f"{stages}{source('storage')}\nnamespace rules {{\n{_core.cuda(rule)}}}\n\n{names}\n{text('step')}{before}"
+    return f"{stages}{shared}\nnamespace rules {{\n{_core.cuda(rule)}}}\n\n{names}\n{text('step')}{before}"
+
+
+def _compact(rule: str, states: str | None) -> dict[str, str]:
+    """Name the states that are in fewer bytes, as a macro; nothing if there are none."""
+    kept = {name: dtype for name, dtype, _ in _core.state_arrays(rule, (), "float32", states)}
+    ways = [(k, _COMPACT.get(kept[name])) for k, name in enumerate(_core.rules()[rule]["states"])]
+    named = " ".join(f"X({k}, {way})" for k, way in ways if way)
+    return {"COMPACT(X)": named} if named else {}
 
 
 @cache
@@ -250,6 +264,7 @@ class Engine:
     ) -> None:
         options = (clip_value, clip_norm, nonfinite, after, clip_eps, wide, states)
         self._core = _core.Engine(rule, params, group_of, new_states, *options)
+        self._precision = states
         self._device, self._rule, self._lock = device, rule, threading.Lock()
         self._clip_norm, self._nonfinite = clip_norm, nonfinite
         self._clip_value = math.inf if clip_value is None else clip_value
@@ -480,7 +495,7 @@ class Engine:
             kinds = self._kinds[table]
             measures = frozenset(gradient for _, gradient in kinds)
             steps = name in ("gauge", "settle", "step")
-            text = step_source(self._rule, kinds, self._after) if steps else measure_source(measures)
+            text = step_source(self._rule, kinds, self._after, self._precision) if steps else measure_source(measures)
             kernels[name] = self._device.load(text)[name]
         return kernels[name]
 
