@@ -239,10 +239,12 @@ impl<A: Arithmetic> Blend<A> {
     #[inline(always)]
     fn group<const W: usize>(&self, at: usize) {
         // SAFETY: at + W ≤ n elements can be read, as `after_rule` asks.
-        let from = unsafe { self.from.wrapping_add(at).cast::<[A; W]>().read() };
+        let mut result = unsafe { self.from.wrapping_add(at).cast::<[A; W]>().read() };
         // SAFETY: as above.
         let to = unsafe { self.to.wrapping_add(at).cast::<[A; W]>().read() };
-        let result = std::array::from_fn(|i| from[i] + self.weight * (to[i] - from[i]));
+        for (from, to) in result.iter_mut().zip(to) {
+            *from = *from + self.weight * (to - *from);
+        }
         // SAFETY: as above; they may be written.
         unsafe { self.result.wrapping_add(at).cast::<[A; W]>().write(result) };
     }
@@ -251,8 +253,13 @@ impl<A: Arithmetic> Blend<A> {
 #[inline(always)]
 fn in_groups(n: usize, group: impl Fn(usize), single: impl Fn(usize)) {
     let whole = n - n % LANES;
-    (0..whole).step_by(LANES).for_each(group);
-    (whole..n).for_each(single);
+    // Not `for_each`: its body may be compiled for the lowest instruction set before it is inlined.
+    for at in (0..whole).step_by(LANES) {
+        group(at);
+    }
+    for at in whole..n {
+        single(at);
+    }
 }
 
 /// Elements that are worked on at a time where all arrays are plain: so few that they stay in the first-level cache from
