@@ -173,11 +173,12 @@ $(CORE): $(TOOLS) Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 	env -u CONDA_PREFIX VIRTUAL_ENV="$(CURDIR)/.venv" $(BIN)/maturin develop --release --extras demo
 	touch $@
 
-# What the static library needs of the system is what rustc says it does.
+# What the static library needs of the system is what rustc says it does. The names of its kernels say their types (v0):
+# tests/test_instructions.py asks.
 $(C_LIBRARY): Cargo.toml Cargo.lock $(shell find rust -name '*.rs')
 	cargo rustc --quiet --release --lib --crate-type cdylib,staticlib --target-dir target/c -- \
 		--print native-static-libs="$(CURDIR)/$(C)/native-static-libs" \
-		$(C_NAME) -C debuginfo=0 -C strip=debuginfo
+		$(C_NAME) -C debuginfo=0 -C strip=debuginfo -C symbol-mangling-version=v0
 	ln -sf libravine.so $(C)/libravine.so.$(ABI)
 	touch $@
 
