@@ -45,7 +45,7 @@ impl Case {
         for state in entry.states {
             let stored = state.layout(states, dtype, &[]).0;
             let scales = if stored.size() == 1 { len.div_ceil(BLOCK) * 4 } else { 0 };
-            arrays.push(vec![0; (len * stored.size()).next_multiple_of(8) / 8 + scales.div_ceil(8)]);
+            arrays.push(vec![0; (len * stored.size()).div_ceil(8) + scales.div_ceil(8)]);
         }
         Self { dtype, states, len, arrays }
     }

@@ -215,6 +215,7 @@ impl View {
     }
 
     /// The arrays that it is of: itself, and the scales of codes.
+    #[cfg(feature = "python")]
     pub(crate) fn all(&self) -> impl Iterator<Item = Self> {
         let blocks = self.len.div_ceil(BLOCK);
         // SAFETY: the promise of `View::coded`.
@@ -567,7 +568,7 @@ impl Load<'_> {
         let codes = unsafe { self.view.run_of(self.at, self.n) };
         // SAFETY: the promise of `View::coded`: every block has a scale.
         let scale = unsafe { self.view.scales.wrapping_add(self.at / BLOCK).read() };
-        // Called by name: what is handed over as a function is compiled for the lowest instruction set.
+        // Called by name: handed over as functions they would be compiled for the lowest instruction set.
         if signed {
             codec::decode_signed(&codes, scale, self.block);
         } else {
@@ -582,8 +583,8 @@ impl Kernel for Load<'_> {
     #[inline(always)]
     fn run(self) {
         match self.view.dtype {
-            Dtype::F16 => self.each(|bits| f16_to_f32(bits)),
-            Dtype::Bf16 | Dtype::Bf16Random => self.each(|bits| bf16_to_f32(bits)),
+            Dtype::F16 => self.each(f16_to_f32),
+            Dtype::Bf16 | Dtype::Bf16Random => self.each(bf16_to_f32),
             Dtype::Signed8 => self.codes(true),
             Dtype::Unsigned8 => self.codes(false),
             // SAFETY: the promise of `View::load`; float64 does not compute in float32.
@@ -635,7 +636,7 @@ impl Kernel for Store<'_> {
         match self.view.dtype {
             Dtype::F16 => self.each(|x, _| f32_to_f16(x)),
             Dtype::Bf16 => self.each(|x, _| f32_to_bf16(x)),
-            Dtype::Bf16Random => self.each(|x, byte| codec::f32_to_bf16_random(x, byte)),
+            Dtype::Bf16Random => self.each(codec::f32_to_bf16_random),
             Dtype::Signed8 => self.codes(true),
             Dtype::Unsigned8 => self.codes(false),
             // SAFETY: the promise of `View::store`; float64 does not compute in float32.
