@@ -134,19 +134,18 @@ pub(crate) fn f32_to_bf16_random(x: f32, random: u8) -> u16 {
 }
 
 /// The random bytes of the elements from `at` on, a multiple of [`BLOCK`].
-pub(crate) struct Draw<'a> {
+pub(crate) struct Draw {
     pub(crate) random: Random,
     pub(crate) at: usize,
-    pub(crate) bytes: &'a mut Bytes,
 }
 
-impl Kernel for Draw<'_> {
-    type Output = ();
+impl Kernel for Draw {
+    type Output = Bytes;
 
     #[inline(always)]
-    fn run(self) {
+    fn run(self) -> Bytes {
         debug_assert!(self.at.is_multiple_of(BLOCK));
-        *self.bytes = self.random.bytes(self.at as u64);
+        self.random.bytes(self.at as u64)
     }
 }
 
@@ -303,8 +302,7 @@ mod tests {
         let random = Random { seed: 5, step: 2, tensor: 1 };
         let all = Level::ALL.into_iter().filter(|level| *level <= simd::detected()).map(|level| {
             simd::set_level(level);
-            let mut bytes = [0; BLOCK];
-            simd::dispatch(Draw { random, at: 512, bytes: &mut bytes });
+            let bytes = simd::dispatch(Draw { random, at: 512 });
             (signed(&x, 77).1, unsigned(&x.map(|x| x * x), 77).1, bytes)
         });
         let all: Vec<_> = all.collect();

@@ -141,6 +141,13 @@ impl<A: Arithmetic> Kernel for MeasureBlock<'_, A> {
                 sums.add(self.asked, unsafe { data.wrapping_add(at).cast::<[A; LANES]>().read() });
                 at += LANES;
             }
+            if at < end {
+                let mut rest = [A::ZERO; LANES];
+                // SAFETY: end − at < LANES elements are there; the row is elsewhere.
+                unsafe { data.wrapping_add(at).copy_to_nonoverlapping(rest.as_mut_ptr(), end - at) };
+                sums.add(self.asked, rest);
+                at = end;
+            }
         }
         while at < end {
             let n = LOADED.min(end - at);

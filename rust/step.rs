@@ -16,6 +16,7 @@ use crate::element::{self, Arithmetic, BLOCK, Dtype, View};
 use crate::error::Error;
 use crate::pool;
 use crate::random::Random;
+use crate::real::Real;
 use crate::reduce::{self, Measure, Measured};
 use crate::rules::{CoefficientRow, Entry, Fields, MAX_STATES, Moment, Range, Rule};
 use crate::simd::{self, DefaultEnvironment, Kernel};
@@ -123,9 +124,7 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
         // One call for both: each copy of the formula is kilobytes of code.
         let (mut p_room, mut g_room) = (element::room(plain), element::room(plain));
         let mut s_rooms = [(); N].map(|()| element::room::<A>(plain));
-        // The same for all states of an element: m and v that err in the same direction divide to a smaller error.
         let draws = states.iter().any(|state| state.dtype().is_random());
-        let mut bytes = [0; BLOCK];
         let most = match (plain, kept) {
             (true, None) => len,
             (true, Some(_)) => after::MOST,
@@ -151,14 +150,15 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
             unsafe { formula.apply(p, g, s, n) };
             // SAFETY: as before the rule.
             unsafe { after::after_rule(kept, &row.after, p, at, n) };
-            // SAFETY: as above, and opened so; parameters may be written.
-            unsafe { parameter.close(at, n, &p_room) };
-            if draws {
-                simd::dispatch(Draw { random, at, bytes: &mut bytes });
-            }
-            for (state, room) in states.iter().zip(&s_rooms) {
-                // SAFETY: as above; states may be written. Chunks start at whole blocks.
-                unsafe { state.close_state(at, n, room, &bytes) };
+            if !plain {
+                // SAFETY: as above, and opened so; parameters may be written.
+                unsafe { parameter.close(at, n, &p_room) };
+                // The same for all states of an element: m and v that err in the same direction divide to a smaller error.
+                let bytes = if draws { simd::dispatch(Draw { random, at }) } else { [0; BLOCK] };
+                for (state, room) in states.iter().zip(&s_rooms) {
+                    // SAFETY: as above; states may be written. Chunks start at whole blocks.
+                    unsafe { state.close_state(at, n, room, &bytes) };
+                }
             }
             at += n;
         }
@@ -523,15 +523,8 @@ pub unsafe fn scale(views: &[View], factor: f64) {
 /// # Safety
 /// As [`clip_by_global_norm`]; the plan is that of the views.
 unsafe fn scale_all(plan: &Plan, views: &[View], factor: f64) {
-    plan.for_each(&|chunk| {
-        let view = &views[chunk.tensor];
-        match view.dtype().compute() {
-            // SAFETY: the contract of this function; the dtype was just compared, and chunks do not overlap.
-            Dtype::F64 => unsafe { scale_chunk::<f64>(view, chunk, factor) },
-            // SAFETY: as above.
-            _ => unsafe { scale_chunk::<f32>(view, chunk, factor) },
-        }
-    });
+    // SAFETY: the contract of this function; chunks do not overlap.
+    plan.for_each(&|chunk| unsafe { scale_chunk(&views[chunk.tensor], chunk, factor) });
 }
 
 /// How many elements of all views are NaN or infinite.
@@ -564,15 +557,37 @@ fn clip_scale(max_norm: f64, norm: f64, eps: f64) -> Option<f64> {
 }
 
 /// # Safety
-/// As [`clip_by_global_norm`]; the view computes in `A` and nobody else is at this chunk.
-unsafe fn scale_chunk<A: Arithmetic>(view: &View, chunk: &Chunk, scale: f64) {
-    let scale = A::constant(scale);
-    for at in (chunk.start..chunk.start + chunk.len).step_by(BLOCK) {
-        let n = BLOCK.min(chunk.start + chunk.len - at);
-        // SAFETY: at + n ≤ the end of the chunk ≤ len; the rest is the contract of this function.
-        let block = unsafe { view.load::<A>(at, n) }.map(|x| x * scale);
-        // SAFETY: as above.
-        unsafe { view.store(at, n, &block) };
+/// As [`clip_by_global_norm`]; nobody else is at this chunk.
+unsafe fn scale_chunk(view: &View, chunk: &Chunk, factor: f64) {
+    match view.dtype().compute() {
+        Dtype::F64 => simd::dispatch(Scale { view, chunk, factor }),
+        _ => simd::dispatch(Scale { view, chunk, factor: <f32 as Real>::constant(factor) }),
+    }
+}
+
+/// [`scale_chunk`] of a view that computes in `A`.
+struct Scale<'a, A> {
+    view: &'a View,
+    chunk: &'a Chunk,
+    factor: A,
+}
+
+impl<A: Arithmetic> Kernel for Scale<'_, A> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { view, chunk, factor } = self;
+        for at in (chunk.start..chunk.start + chunk.len).step_by(BLOCK) {
+            let n = BLOCK.min(chunk.start + chunk.len - at);
+            // SAFETY: at + n ≤ the end of the chunk ≤ len; the rest is the promise.
+            let mut block = unsafe { view.load::<A>(at, n) };
+            for x in &mut block {
+                *x = *x * factor;
+            }
+            // SAFETY: as above.
+            unsafe { view.store(at, n, &block) };
+        }
     }
 }
 

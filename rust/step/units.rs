@@ -74,12 +74,8 @@ unsafe fn clip_rows([parameters, gradients]: [&[View]; 2], limit: Limit) {
         (0..gradients.len()).map(sums).map(|(parameter, gradient)| limit.scale(parameter, gradient)).collect();
     plan.for_each(&|chunk| {
         let (view, Some(scale)) = (&gradients[chunk.tensor], scales[chunk.tensor]) else { return };
-        match view.dtype().compute() {
-            // SAFETY: the contract of this function; the dtype was just compared, and chunks do not overlap.
-            Dtype::F64 => unsafe { scale_chunk::<f64>(view, chunk, scale) },
-            // SAFETY: as above.
-            _ => unsafe { scale_chunk::<f32>(view, chunk, scale) },
-        }
+        // SAFETY: the contract of this function; chunks do not overlap.
+        unsafe { scale_chunk(view, chunk, scale) };
     });
 }
 
