@@ -47,9 +47,9 @@ test-rust: | check-tools  ## the core's tests; needs no Python package
 test-python: $(CORE) $(C_LIBRARY) $(GROUPS_INSTALLED)  ## the package's tests, with the examples of README and docstrings
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-test-slow: $(CORE) $(GROUPS_INSTALLED)  ## what takes many gigabytes, a step over more than 2^31 elements, or minutes: damaged and interrupted checkpoints
+test-slow: $(CORE) $(GROUPS_INSTALLED)  ## what takes many gigabytes, a step over more than 2^31 elements, or minutes: damaged and interrupted checkpoints, CUDA kernels under sanitizers
 	RAVINE_SLOW=1 $(BIN)/python -m pytest tests/test_faults.py tests/test_cuda_faults.py tests/test_checkpoint.py \
-		-k "fault_20 or fault_22 or fault_24" --timeout 1800
+		tests/test_cuda_sanitized.py -k "fault_20 or fault_22 or fault_24 or kernels_are_clean" --timeout 1800
 
 test-adapters: $(CORE) $(GROUPS_INSTALLED) .venv/.adapters  ## with torch, JAX, optax, autograd and spaCy, which it installs (on Linux 2.5 GB to fetch, 6 GB on disk): what works with them
 	$(BIN)/python -m pytest -rs $(addprefix tests/test_,$(addsuffix .py,torch thinc foreign convert_runs examples docs))

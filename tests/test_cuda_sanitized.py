@@ -14,7 +14,7 @@ from tests.cuda_on_cpu import sanitized_environment
 
 #: Every kernel, every dtype, sizes around the widths, strides; not every rule: they differ in arithmetic only.
 STEP = """
-    every_length and (adam-float32 or adam-float16) or strided_arrays and adam-gaps or strided_norms
+    every_length and (float32-adam or float16-adam) or strided_arrays and gaps-adam or strided_norms
     or dtypes_in_one and adam or skipped and adam or norms_and_clipping or functions_equal and float32-float32-momentum
     or follows_the_rule
 """
@@ -22,15 +22,21 @@ STEP = """
 SCALED = "on_a_device_sums and transposed and float16 or nothing_waits"
 SELECTIONS = {
     "loss scale": ["tests/test_loss_scale.py", "-k", SCALED],
-    "step": ["tests/test_cuda_step.py", "-k", " ".join(STEP.split())],
+    "strides": ["tests/test_cuda_step.py", "-k", "strided_arrays and gaps-adam"],
     "states": ["tests/test_cuda_states.py", "-k", "skipped and adam-8bit"],
+    "rows": ["tests/test_sparse.py", "-k", "strided_cupy"],
+}
+#: A minute or more each, on a CPU.
+LONG = {
+    "step": ["tests/test_cuda_step.py", "-k", " ".join(STEP.split())],
     "norm": ["tests/test_cuda_norm.py", "-k", "sanitized"],
     "onebit": ["tests/test_cuda_onebit.py", "-k", "sanitized and not float64 and not bfloat16 or pieces"],
-    "rows": ["tests/test_sparse.py", "-k", "strided_cupy"],
 }
 
 
 GPU = bool(os.environ.get("RAVINE_GPU"))
+if GPU or os.environ.get("RAVINE_SLOW"):
+    SELECTIONS |= LONG
 TOOLS = ["memcheck", "racecheck"] if GPU else ["addresses"]
 
 
