@@ -118,8 +118,10 @@ pub(crate) unsafe fn restore<A: Arithmetic>(kept: Option<&Kept>, dtype: Dtype, p
     debug_assert!(A::DTYPE == Dtype::F32 && dtype.size() == 2);
     let (p, master) = (p.cast::<f32>(), master.wrapping_add(at));
     match dtype {
-        Dtype::F16 => simd::dispatch(Restore { p, master, n, rounded: |x| f16_to_f32(f32_to_f16(x)) }),
-        _ => simd::dispatch(Restore { p, master, n, rounded: |x| bf16_to_f32(f32_to_bf16(x)) }),
+        Dtype::F16 => {
+            simd::dispatch(Staged { n, stage: Restore { p, master, rounded: |x| f16_to_f32(f32_to_f16(x)) } });
+        }
+        _ => simd::dispatch(Staged { n, stage: Restore { p, master, rounded: |x| bf16_to_f32(f32_to_bf16(x)) } }),
     }
 }
 
@@ -156,14 +158,14 @@ pub(crate) unsafe fn after_rule<A: Arithmetic>(kept: Option<&Kept>, numbers: &Nu
     let one = A::constant(1.0);
     if let (Some(from), Some(weight)) = (here(&kept.slow), numbers.alpha.map(A::constant).filter(|alpha| *alpha != one))
     {
-        simd::dispatch(Blend { from, to: p, result: p, weight, n });
+        simd::dispatch(Staged { n, stage: Blend { from, to: p, result: p, weight } });
     }
     if let (Some(average), Some(weight)) = (here(&kept.average), numbers.weight.map(A::constant)) {
         if weight == one {
             // SAFETY: n elements are in both, which are different arrays.
             unsafe { average.copy_from_nonoverlapping(p, n) };
         } else {
-            simd::dispatch(Blend { from: average, to: p, result: average, weight, n });
+            simd::dispatch(Staged { n, stage: Blend { from: average, to: p, result: average, weight } });
         }
     }
     if let Some(master) = here(&kept.master) {
@@ -172,29 +174,41 @@ pub(crate) unsafe fn after_rule<A: Arithmetic>(kept: Option<&Kept>, numbers: &Nu
     }
 }
 
-struct Restore<F> {
-    p: *mut f32,
-    master: *const f32,
-    n: usize,
-    rounded: F,
+/// What happens to some elements, all of them read before one is written.
+trait Stage {
+    /// Of `W` from `at` on.
+    fn group<const W: usize>(&self, at: usize);
 }
 
-impl<F: Fn(f32) -> f32> Kernel for Restore<F> {
+/// A stage of `n` elements: in groups, then one by one.
+struct Staged<S> {
+    n: usize,
+    stage: S,
+}
+
+impl<S: Stage> Kernel for Staged<S> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        in_groups(
-            self.n,
-            #[inline(always)]
-            |at| self.group::<LANES>(at),
-            #[inline(always)]
-            |at| self.group::<1>(at),
-        );
+        let whole = self.n - self.n % LANES;
+        // Not `for_each`: its body may be compiled for the lowest instruction set before it is inlined.
+        for at in (0..whole).step_by(LANES) {
+            self.stage.group::<LANES>(at);
+        }
+        for at in whole..self.n {
+            self.stage.group::<1>(at);
+        }
     }
 }
 
-impl<F: Fn(f32) -> f32> Restore<F> {
+struct Restore<F> {
+    p: *mut f32,
+    master: *const f32,
+    rounded: F,
+}
+
+impl<F: Fn(f32) -> f32> Stage for Restore<F> {
     #[inline(always)]
     fn group<const W: usize>(&self, at: usize) {
         let here = self.p.wrapping_add(at).cast::<[f32; W]>();
@@ -217,25 +231,9 @@ struct Blend<A> {
     to: *const A,
     result: *mut A,
     weight: A,
-    n: usize,
 }
 
-impl<A: Arithmetic> Kernel for Blend<A> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        in_groups(
-            self.n,
-            #[inline(always)]
-            |at| self.group::<LANES>(at),
-            #[inline(always)]
-            |at| self.group::<1>(at),
-        );
-    }
-}
-
-impl<A: Arithmetic> Blend<A> {
+impl<A: Arithmetic> Stage for Blend<A> {
     #[inline(always)]
     fn group<const W: usize>(&self, at: usize) {
         // SAFETY: at + W ≤ n elements can be read, as `after_rule` asks.
@@ -247,18 +245,6 @@ impl<A: Arithmetic> Blend<A> {
         }
         // SAFETY: as above; they may be written.
         unsafe { self.result.wrapping_add(at).cast::<[A; W]>().write(result) };
-    }
-}
-
-#[inline(always)]
-fn in_groups(n: usize, group: impl Fn(usize), single: impl Fn(usize)) {
-    let whole = n - n % LANES;
-    // Not `for_each`: its body may be compiled for the lowest instruction set before it is inlined.
-    for at in (0..whole).step_by(LANES) {
-        group(at);
-    }
-    for at in whole..n {
-        single(at);
     }
 }
 

@@ -284,7 +284,7 @@ impl View {
             unsafe { data.wrapping_add(at).copy_from_nonoverlapping(block.as_ptr(), n) };
         } else {
             // SAFETY: the same contract.
-            unsafe { A::store_other(self, at, n, block) };
+            unsafe { A::store_other(self, at, n, block, &[0; BLOCK]) };
         }
     }
 
@@ -310,31 +310,18 @@ impl View {
         )
     }
 
-    /// Stores what was written there, rounded once.
+    /// Stores what was written there, rounded once: if it is at random, by a byte of each element.
     ///
     /// # Safety
-    /// As [`View::store`], after [`View::open`] of the same elements with the same room.
+    /// As [`View::store`], after [`View::open`] of the same elements with the same room; of coded ones, `at` is a multiple
+    /// of [`BLOCK`], and `n` is BLOCK or all that is left.
     #[inline(always)]
-    pub(crate) unsafe fn close<A: Arithmetic>(&self, at: usize, n: usize, room: &Room<A>) {
+    pub(crate) unsafe fn close<A: Arithmetic>(&self, at: usize, n: usize, room: &Room<A>, bytes: &Bytes) {
         if self.plain::<A>().is_none() {
             // SAFETY: the contract of `open`, for an array that is not plain.
             let block = unsafe { room.assume_init_ref() };
             // SAFETY: the same contract.
-            unsafe { A::store_other(self, at, n, block) };
-        }
-    }
-
-    /// [`View::close`] of a state, which may be in fewer bytes: then a random byte of each element rounds it.
-    ///
-    /// # Safety
-    /// As [`View::close`]; of coded states, `at` is a multiple of [`BLOCK`], and `n` is BLOCK or all that is left.
-    #[inline(always)]
-    pub(crate) unsafe fn close_state<A: Arithmetic>(&self, at: usize, n: usize, room: &Room<A>, bytes: &Bytes) {
-        if self.plain::<A>().is_none() {
-            // SAFETY: as in `close`.
-            let block = unsafe { room.assume_init_ref() };
-            // SAFETY: the same contract.
-            unsafe { A::store_state(self, at, n, block, bytes) };
+            unsafe { A::store_other(self, at, n, block, bytes) };
         }
     }
 
@@ -478,17 +465,11 @@ pub trait Arithmetic: Real + PartialOrd + Default + Send + Sync {
     /// As [`View::load`].
     unsafe fn load_other(view: &View, at: usize, n: usize, block: &mut Block<Self>);
 
-    /// What [`View::store`] does for arrays that are strided or of another dtype.
+    /// What [`View::close`] does for arrays that are strided or of another dtype.
     ///
     /// # Safety
-    /// As [`View::store`].
-    unsafe fn store_other(view: &View, at: usize, n: usize, block: &Block<Self>);
-
-    /// What [`View::close_state`] does for them.
-    ///
-    /// # Safety
-    /// As [`View::close_state`].
-    unsafe fn store_state(view: &View, at: usize, n: usize, block: &Block<Self>, bytes: &Bytes);
+    /// As [`View::close`].
+    unsafe fn store_other(view: &View, at: usize, n: usize, block: &Block<Self>, bytes: &Bytes);
 }
 
 impl Arithmetic for f64 {
@@ -507,14 +488,8 @@ impl Arithmetic for f64 {
     }
 
     #[inline(never)]
-    unsafe fn store_other(view: &View, at: usize, n: usize, block: &Block<Self>) {
+    unsafe fn store_other(view: &View, at: usize, n: usize, block: &Block<Self>, _bytes: &Bytes) {
         // SAFETY: the same contract; only float64 computes in f64.
-        unsafe { view.scatter(at, n, block) };
-    }
-
-    #[inline(never)]
-    unsafe fn store_state(view: &View, at: usize, n: usize, block: &Block<Self>, _bytes: &Bytes) {
-        // SAFETY: the same contract; what is in fewer bytes computes in f32.
         unsafe { view.scatter(at, n, block) };
     }
 }
@@ -534,12 +509,7 @@ impl Arithmetic for f32 {
     }
 
     #[inline(never)]
-    unsafe fn store_other(view: &View, at: usize, n: usize, block: &Block<Self>) {
-        simd::dispatch(Store { view, at, n, block, bytes: &[0; BLOCK] });
-    }
-
-    #[inline(never)]
-    unsafe fn store_state(view: &View, at: usize, n: usize, block: &Block<Self>, bytes: &Bytes) {
+    unsafe fn store_other(view: &View, at: usize, n: usize, block: &Block<Self>, bytes: &Bytes) {
         simd::dispatch(Store { view, at, n, block, bytes });
     }
 }
@@ -593,7 +563,7 @@ impl Kernel for Load<'_> {
     }
 }
 
-/// [`View::store`] and [`View::close_state`] of what computes in float32, by who made the same promises.
+/// [`View::close`] of what computes in float32, by who made the same promise.
 struct Store<'a> {
     view: &'a View,
     at: usize,
@@ -609,7 +579,7 @@ impl Store<'_> {
         for ((to, x), byte) in block.iter_mut().zip(self.block).zip(self.bytes) {
             *to = stored(*x, *byte);
         }
-        // SAFETY: the promise of `View::store`; `T` is the dtype's.
+        // SAFETY: the promise of `View::close`; `T` is the dtype's.
         unsafe { self.view.put_run(self.at, self.n, &block) };
     }
 
@@ -621,7 +591,7 @@ impl Store<'_> {
         } else {
             codec::encode_unsigned(self.block, self.bytes, &mut codes)
         };
-        // SAFETY: the promise of `View::store`; codes are bytes.
+        // SAFETY: the promise of `View::close`; codes are bytes.
         unsafe { self.view.put_run(self.at, self.n, &codes) };
         // SAFETY: the promise of `View::coded`: every block has a scale, and this block is ours.
         unsafe { self.view.scales.wrapping_add(self.at / BLOCK).write(scale) };
@@ -639,7 +609,7 @@ impl Kernel for Store<'_> {
             Dtype::Bf16Random => self.each(codec::f32_to_bf16_random),
             Dtype::Signed8 => self.codes(true),
             Dtype::Unsigned8 => self.codes(false),
-            // SAFETY: the promise of `View::store`; float64 does not compute in float32.
+            // SAFETY: the promise of `View::close`; float64 does not compute in float32.
             Dtype::F32 | Dtype::F64 => unsafe { self.view.scatter(self.at, self.n, self.block) },
         }
     }

@@ -5,12 +5,12 @@
 //! Every stage is a little loop of its own over a few vectors in registers, run only if it is on; arrays that are strided
 //! or of another dtype pass through blocks on the stack. So kernels add up (rules + dtypes + stages) and never multiply.
 
-use crate::after::{self, After, Kept, Numbers};
 mod layerwise;
 mod units;
 
 pub(crate) use self::layerwise::{Gauge, gauge};
 pub use self::units::{Columns, adaptive_clip};
+use crate::after::{self, After, Kept, Numbers};
 use crate::codec::Draw;
 use crate::element::{self, Arithmetic, BLOCK, Dtype, View};
 use crate::error::Error;
@@ -151,13 +151,13 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
             // SAFETY: as before the rule.
             unsafe { after::after_rule(kept, &row.after, p, at, n) };
             if !plain {
-                // SAFETY: as above, and opened so; parameters may be written.
-                unsafe { parameter.close(at, n, &p_room) };
                 // The same for all states of an element: m and v that err in the same direction divide to a smaller error.
                 let bytes = if draws { simd::dispatch(Draw { random, at }) } else { [0; BLOCK] };
+                // SAFETY: as above, and opened so; parameters may be written.
+                unsafe { parameter.close(at, n, &p_room, &bytes) };
                 for (state, room) in states.iter().zip(&s_rooms) {
                     // SAFETY: as above; states may be written. Chunks start at whole blocks.
-                    unsafe { state.close_state(at, n, room, &bytes) };
+                    unsafe { state.close(at, n, room, &bytes) };
                 }
             }
             at += n;

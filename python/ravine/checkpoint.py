@@ -55,9 +55,15 @@ _UNKNOWN = "0" * 8
 _PIECE = 1 << 20
 #: Of the options that every rule has.
 _SWITCHES = ("maximize", "decay_after", "decay_implicit", "decay_unscaled")
-_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-#: States in fewer bytes; NumPy has no bfloat16, and holds its bits.
-_DTYPES |= {"uint16": "BF16", "int8": "I8", "uint8": "U8"}
+_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "uint16": "BF16",  # the bits of a state's numbers: NumPy has no bfloat16
+    "int8": "I8",
+    "uint8": "U8",
+}
 #: What a file system says that has no hard links.
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 
