@@ -1072,12 +1072,12 @@ def test_fault_19_and_nothing_is_bound(monkeypatch):
             raise MemoryError("no room")
         return np.zeros(shape, dtype)
 
-    params = [np.ones(3), np.ones(4)]
+    params = [np.ones(300_000), np.ones(400_000)]  # too large to share memory with others
     with monkeypatch.context() as patch:
         patch.setattr("ravine.backends.cpu.zeros", zeros)
         with refused(MemoryError, "no room", keep=[params]):
             rv.Adam(params)
-    rv.Adam(params).step([np.ones(3), np.ones(4)])
+    rv.Adam(params).step([np.ones(300_000), np.ones(400_000)])
 
 
 # 20: large numbers

@@ -1,6 +1,7 @@
 """The state of a run: plain dicts, matched by name, checked as a whole before anything is loaded."""
 
 import io
+import itertools
 import json
 import pickle
 from functools import partial
@@ -277,3 +278,20 @@ def test_what_is_no_state_is_refused(state):
     opt = rv.Adam(np.ones(2))
     with pytest.raises(ValueError, match=r"expected what state_dict\(\) returned"):
         opt.load_state_dict(state)
+
+
+def test_the_states_of_small_parameters_stand_in_lines_apart():
+    sizes = [0, 1, 15, 16, 17, 1000, 5000, 70_000, 300_000, 3, 40_000, 200_000] * 3
+    params = [np.ones(size, np.float32 if size % 2 else np.float64) for size in sizes]
+    states = [state for states in rv.Adam(params)._engine.states for state in states]
+    assert all(state.ctypes.data % 64 == 0 for state in states if 0 < state.nbytes <= 1 << 20)
+    assert all(state.flags.c_contiguous and not state.any() for state in states)
+    ends = sorted((state.ctypes.data, state.ctypes.data + state.nbytes) for state in states if state.size)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(ends))
+
+
+def test_first_moments_of_small_parameters_stand_behind_first_moments():
+    states = rv.Adam([np.ones(100, np.float32) for _ in range(50)])._engine.states
+    for moments in zip(*states, strict=True):
+        places = [moment.ctypes.data for moment in moments]
+        assert np.diff(places).tolist() == [448] * 49  # 400 bytes, and up to a whole cache line

@@ -497,11 +497,12 @@ class Optimizer:
     def _new_engine(self, params: Any, group_of: Callable[[list[str]], list[int]]) -> Any:
         """Bind the parameters, with new states."""
         backend = self._backend
+        new_states = backends.states_maker(backend, self._rule, self._precision)
         return backend.Engine(
             self._rule,
             params,
             group_of,
-            lambda parameter, dtype: backends.new_states(backend, self._rule, parameter.shape, dtype, self._precision),
+            lambda parameter, dtype: new_states(parameter.shape, dtype),
             self._options["clip_value"],
             self._options["clip_norm"],
             self._options["nonfinite"],

@@ -64,6 +64,28 @@ struct Bond {
     sum: Option<Py<PyAny>>,
 }
 
+impl Bond {
+    /// Whether the parameter is what it was, as far as a few loads tell.
+    #[inline]
+    fn in_place(&self, parameter: &Bound<'_, PyAny>) -> bool {
+        self.look.as_ref().and_then(|look| look.again(parameter)) == Some((self.data as *mut u8, true))
+    }
+
+    /// The gradient, if it lies where the last one lay and nothing else has changed, either.
+    #[inline]
+    fn again(&self, place: Place, gradient: &Bound<'_, PyAny>) -> Option<View> {
+        let (data, _) = self.look.as_ref()?.again(gradient).filter(|(data, _)| *data as usize == self.last_gradient)?;
+        // SAFETY: the same type, dtype, shape and place as a gradient that passed all checks.
+        let view = || unsafe { View::contiguous(data, self.dtype, self.len) };
+        (!self.may_move(place) || self.in_place(self.given.bind(gradient.py()))).then(view)
+    }
+
+    /// Whether a parameter can be resized under our hands: CuPy's arrays never move; those of other libraries may.
+    fn may_move(&self, place: Place) -> bool {
+        place == Place::Host || !self.given.is(&self.array)
+    }
+}
+
 /// Gradients of several micro-batches, added up.
 #[derive(Debug, Default)]
 struct Sums {
@@ -755,11 +777,10 @@ impl Binding {
     /// Refuses parameters that the caller's container no longer holds.
     fn check_own(&self, py: Python<'_>) -> PyResult<()> {
         let mut replaced = None;
-        let intact = self.tree.visit_own(py, &mut |i, leaf| {
+        let intact = self.tree.visit_own(py, |i, leaf| {
             if !leaf.is(&self.bonds[i].given) {
                 replaced.get_or_insert(i);
             }
-            Ok(())
         })?;
         if let Some(i) = replaced {
             let name = &self.tree.names[i];
@@ -875,10 +896,15 @@ impl Binding {
         held.clear();
         let takes = |bond: &Bond, dtype| *wide && dtype == bond.dtype.compute();
         let mut wrong: Vec<PyErr> = Vec::new();
-        let mut take = |i: usize, leaf: &Bound<'py, PyAny>| {
+        let take = |i: usize, leaf: Bound<'py, PyAny>| {
+            if let Some(gradient) = bonds[i].again(*place, &leaf) {
+                held.push(leaf.unbind());
+                // SAFETY: as below; the gradient of a step before this one, or one that cannot be told from it.
+                return unsafe { step.set_gradient(i, Some(gradient)) };
+            }
             let name = &tree.names[i];
             let called = || if name == "params" { "grads".to_owned() } else { format!("grads['{name}']") };
-            match checked_gradient(*place, bonds, i, &takes, &tree.names, &called, occupied, leaf) {
+            match checked_gradient(*place, bonds, i, &takes, &tree.names, &called, occupied, &leaf) {
                 Ok((gradient, array)) => {
                     // Only what `Look::again` describes completely may be let through by its address alone.
                     let plain = gradient.as_ref().filter(|view| view.is_contiguous() && view.dtype() == bonds[i].dtype);
@@ -890,9 +916,8 @@ impl Binding {
                 }
                 Err(error) => wrong.push(error),
             }
-            Ok(())
         };
-        if !tree.visit(grads, &mut take)? {
+        if !tree.visit(grads, take)? {
             wrong.clear();
             let differences = format!("grads: {}", tree.differences(grads)?);
             let (given, leaves) = Tree::flatten(grads)?;
@@ -955,15 +980,8 @@ fn checked_gradient(
     leaf: &Bound<'_, PyAny>,
 ) -> PyResult<(Option<View>, Py<PyAny>)> {
     let (bond, py) = (&bonds[i], leaf.py());
-    // CuPy's arrays never move; those of other libraries may.
-    if place == Place::Host || !bond.given.is(&bond.array) {
+    if bond.may_move(place) {
         check_in_place(place, bond, &names[i], bond.given.bind(py))?;
-    }
-    if let Some((data, _)) = bond.look.as_ref().and_then(|look| look.again(leaf))
-        && data as usize == bond.last_gradient
-    {
-        // SAFETY: the same type, dtype, shape and place as a gradient that passed all of the checks below.
-        return Ok((Some(unsafe { View::contiguous(data, bond.dtype, bond.len) }), leaf.clone().unbind()));
     }
     if leaf.is_none() {
         return Ok((None, py.None()));
@@ -1016,7 +1034,7 @@ fn checked_gradient(
 
 /// Refuses a parameter that was moved, resized or made read-only behind the optimizer's back.
 fn check_in_place(place: Place, bond: &Bond, name: &str, parameter: &Bound<'_, PyAny>) -> PyResult<()> {
-    if bond.look.as_ref().and_then(|look| look.again(parameter)) == Some((bond.data as *mut u8, true)) {
+    if bond.in_place(parameter) {
         return Ok(());
     }
     let called = || parameter_called(name);

@@ -40,16 +40,16 @@ impl Tree {
     pub(crate) fn visit<'py>(
         &self,
         other: &Bound<'py, PyAny>,
-        visit: &mut dyn FnMut(usize, &Bound<'py, PyAny>) -> PyResult<()>,
+        mut visit: impl FnMut(usize, Bound<'py, PyAny>),
     ) -> PyResult<bool> {
-        walk(&self.node, other, visit)
+        walk(&self.node, other.clone(), &mut visit)
     }
 
     /// Visits the leaves that are in the tree's own containers now.
     pub(crate) fn visit_own<'py>(
         &self,
         py: Python<'py>,
-        visit: &mut dyn FnMut(usize, &Bound<'py, PyAny>) -> PyResult<()>,
+        visit: impl FnMut(usize, Bound<'py, PyAny>),
     ) -> PyResult<bool> {
         match &self.node {
             Node::Leaf(_) => Ok(true), // the caller's own variable: out of sight
@@ -117,57 +117,63 @@ fn grow<'py>(
     Ok(Node::Leaf(leaves.len() - 1))
 }
 
-fn walk<'py>(
+fn walk<'py, V: FnMut(usize, Bound<'py, PyAny>)>(
     node: &Node,
-    other: &Bound<'py, PyAny>,
-    visit: &mut dyn FnMut(usize, &Bound<'py, PyAny>) -> PyResult<()>,
+    other: Bound<'py, PyAny>,
+    visit: &mut V,
 ) -> PyResult<bool> {
-    match node {
+    let children = match node {
         Node::Leaf(i) => {
-            let container = other.is_instance_of::<PyDict>()
-                || other.is_instance_of::<PyList>()
-                || other.is_instance_of::<PyTuple>();
+            let container = is_container(&other);
             if !container {
-                visit(*i, other)?;
+                visit(*i, other);
             }
-            Ok(!container)
+            return Ok(!container);
         }
         Node::Dict(_, children) => {
-            let Ok(dict) = other.cast::<PyDict>() else { return Ok(false) };
-            if dict.len() != children.len() {
-                return Ok(false);
-            }
-            for (key, child) in children {
-                let Some(item) = dict.get_item(key)? else { return Ok(false) };
-                if !walk(child, &item, visit)? {
+            let Some(items) = items_of(&other, children)? else { return Ok(false) };
+            for ((_, child), item) in children.iter().zip(items) {
+                if !walk(child, item, visit)? {
                     return Ok(false);
                 }
             }
-            Ok(true)
+            return Ok(true);
         }
         // A list of gradients may answer a tuple of parameters, and the other way round: their names are the same.
-        Node::List(_, children) | Node::Tuple(_, children) => {
-            if let Ok(list) = other.cast::<PyList>() {
-                if list.len() != children.len() {
-                    return Ok(false);
-                }
-                for (i, child) in children.iter().enumerate() {
-                    if !walk(child, &list.get_item(i)?, visit)? {
-                        return Ok(false);
-                    }
-                }
-                return Ok(true);
-            }
-            let Ok(tuple) = other.cast::<PyTuple>() else { return Ok(false) };
-            if tuple.len() != children.len() {
-                return Ok(false);
-            }
-            for (i, child) in children.iter().enumerate() {
-                if !walk(child, &tuple.get_item(i)?, visit)? {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
+        Node::List(_, children) | Node::Tuple(_, children) => children,
+    };
+    let items: Vec<_> = if let Ok(list) = other.cast::<PyList>() {
+        list.iter().collect()
+    } else if let Ok(tuple) = other.cast::<PyTuple>() {
+        tuple.iter().collect()
+    } else {
+        return Ok(false);
+    };
+    if items.len() != children.len() {
+        return Ok(false);
+    }
+    for (child, item) in children.iter().zip(items) {
+        if !walk(child, item, visit)? {
+            return Ok(false);
         }
+    }
+    Ok(true)
+}
+
+fn is_container(object: &Bound<'_, PyAny>) -> bool {
+    object.is_instance_of::<PyDict>() || object.is_instance_of::<PyList>() || object.is_instance_of::<PyTuple>()
+}
+
+/// The values of these keys, if those are the keys of a dict.
+fn items_of<'py>(
+    other: &Bound<'py, PyAny>,
+    children: &[(Py<PyAny>, Node)],
+) -> PyResult<Option<Vec<Bound<'py, PyAny>>>> {
+    let Some(dict) = other.cast::<PyDict>().ok().filter(|dict| dict.len() == children.len()) else { return Ok(None) };
+    // The very keys in the same order, as a rule: then none need be looked up, which takes longer than all other checks.
+    let in_order = dict.iter().zip(children).map(|((key, item), (own, _))| key.is(own).then_some(item));
+    match in_order.collect() {
+        Some(items) => Ok(Some(items)),
+        None => children.iter().map(|(key, _)| dict.get_item(key)).collect(),
     }
 }

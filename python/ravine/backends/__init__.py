@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import re
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from ravine import _core
 from ravine.backends import cpu, cuda, foreign
 
-__all__ = ["array_module", "backend_for", "backend_of", "backend_on", "is_array", "new_states"]
+__all__ = ["array_module", "backend_for", "backend_of", "backend_on", "is_array", "new_states", "states_maker"]
 
 
 def array_module(x: Any) -> Any:
@@ -53,7 +55,17 @@ def backend_on(device: str) -> Any:
     return cuda.backend_on(device)
 
 
-def new_states(backend: Any, rule: str, shape: tuple[int, ...], dtype: str, states: str | None = None) -> list[Any]:
+def new_states(backend: Any, rule: str, shape: tuple[int, ...], dtype: str) -> list[Any]:
     """Return the states of a rule before the first update, of a parameter of this shape that computes in ``dtype``."""
-    arrays = _core.state_arrays(rule, shape, dtype, states)
-    return [backend.zeros(tuple(of_shape), kept) for _, kept, of_shape in arrays]
+    return states_maker(backend, rule)(shape, dtype)
+
+
+def states_maker(backend: Any, rule: str, states: str | None = None) -> Callable[[tuple[int, ...], str], list[Any]]:
+    """Return a function that makes the states of one parameter after the other."""
+    shelves: Mapping[int, Callable[[tuple[int, ...], str], Any]] = collections.defaultdict(backend.shelf)
+
+    def make(shape: tuple[int, ...], dtype: str) -> list[Any]:
+        arrays = _core.state_arrays(rule, shape, dtype, states)
+        return [shelves[i](tuple(of_shape), kept) for i, (_, kept, of_shape) in enumerate(arrays)]
+
+    return make
