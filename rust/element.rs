@@ -254,6 +254,12 @@ impl View {
         (self.dtype == A::DTYPE && self.strided.is_none()).then_some(self.data.cast())
     }
 
+    /// Its address, if it is a state in bfloat16, one number after the other.
+    #[inline(always)]
+    pub(crate) fn short(&self) -> Option<*mut u16> {
+        (self.dtype == Dtype::Bf16Random && self.strided.is_none()).then_some(self.data.cast())
+    }
+
     /// Elements `at..at + n`, n ≤ [`BLOCK`], as numbers to compute with; 0 behind them.
     ///
     /// # Safety
@@ -459,6 +465,12 @@ pub trait Arithmetic: Real + PartialOrd + Default + Send + Sync {
     /// The same number in f64, where squares of float32 numbers are exact.
     fn to_f64(self) -> f64;
 
+    /// A bfloat16 number.
+    fn from_bf16(bits: u16) -> Self;
+
+    /// The bfloat16 number below or above it, as the random byte says.
+    fn to_bf16_random(self, random: u8) -> u16;
+
     /// What [`View::load`] does for arrays that are strided or of another dtype.
     ///
     /// # Safety
@@ -481,6 +493,16 @@ impl Arithmetic for f64 {
         self
     }
 
+    #[inline(always)]
+    fn from_bf16(bits: u16) -> Self {
+        f64::from(bf16_to_f32(bits))
+    }
+
+    #[inline(always)]
+    fn to_bf16_random(self, random: u8) -> u16 {
+        codec::f32_to_bf16_random(self as f32, random)
+    }
+
     #[inline(never)]
     unsafe fn load_other(view: &View, at: usize, n: usize, block: &mut Block<Self>) {
         // SAFETY: the same contract; only float64 computes in f64.
@@ -501,6 +523,16 @@ impl Arithmetic for f32 {
     #[inline(always)]
     fn to_f64(self) -> f64 {
         f64::from(self)
+    }
+
+    #[inline(always)]
+    fn from_bf16(bits: u16) -> Self {
+        bf16_to_f32(bits)
+    }
+
+    #[inline(always)]
+    fn to_bf16_random(self, random: u8) -> u16 {
+        codec::f32_to_bf16_random(self, random)
     }
 
     #[inline(never)]

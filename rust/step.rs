@@ -11,7 +11,7 @@ mod units;
 pub(crate) use self::layerwise::{Gauge, gauge};
 pub use self::units::{Columns, adaptive_clip};
 use crate::after::{self, After, Kept, Numbers};
-use crate::codec::Draw;
+use crate::codec::{Bytes, Draw};
 use crate::element::{self, Arithmetic, BLOCK, Dtype, View};
 use crate::error::Error;
 use crate::pool;
@@ -125,6 +125,8 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
         let (mut p_room, mut g_room) = (element::room(plain), element::room(plain));
         let mut s_rooms = [(); N].map(|()| element::room::<A>(plain));
         let draws = states.iter().any(|state| state.dtype().is_random());
+        // Of whole blocks of states that are all so, which then need no room.
+        let short = (A::DTYPE == Dtype::F32).then(|| shorts(states)).flatten();
         let most = match (plain, kept) {
             (true, None) => len,
             (true, Some(_)) => after::MOST,
@@ -138,24 +140,35 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
             let p = unsafe { parameter.open(at, n, &mut p_room) };
             // SAFETY: as above.
             let g = unsafe { gradient.open(at, n, &mut g_room) };
+            let short = short.filter(|_| n == BLOCK);
             let mut s = [p; N];
-            for ((pointer, state), room) in s.iter_mut().zip(states).zip(&mut s_rooms) {
-                // SAFETY: as above.
-                *pointer = unsafe { state.open(at, n, room) };
+            if short.is_none() {
+                for ((pointer, state), room) in s.iter_mut().zip(states).zip(&mut s_rooms) {
+                    // SAFETY: as above.
+                    *pointer = unsafe { state.open(at, n, room) };
+                }
             }
+            // The same for all states of an element: m and v that err in the same direction divide to a smaller error.
+            let bytes = if draws { simd::dispatch(Draw { random, at }) } else { [0; BLOCK] };
             // Asked inside: to ask here is to have two loops, each with its copy of the formula (a fifth of the library).
             // SAFETY: n elements were opened at p; the rest is the contract of `Step::keep`.
             unsafe { after::before_rule(kept, parameter.dtype(), &row.after, p, at, n) };
-            // SAFETY: n elements are there, as above.
-            unsafe { formula.apply(p, g, s, n) };
+            if let Some(mut short) = short {
+                for pointer in &mut short {
+                    *pointer = pointer.wrapping_add(at);
+                }
+                // SAFETY: as above: a whole block is there.
+                unsafe { formula.apply_short(p, g, short, &bytes) };
+            } else {
+                // SAFETY: n elements are there, as above.
+                unsafe { formula.apply(p, g, s, n) };
+            }
             // SAFETY: as before the rule.
             unsafe { after::after_rule(kept, &row.after, p, at, n) };
             if !plain {
-                // The same for all states of an element: m and v that err in the same direction divide to a smaller error.
-                let bytes = if draws { simd::dispatch(Draw { random, at }) } else { [0; BLOCK] };
                 // SAFETY: as above, and opened so; parameters may be written.
                 unsafe { parameter.close(at, n, &p_room, &bytes) };
-                for (state, room) in states.iter().zip(&s_rooms) {
+                for (state, room) in states.iter().zip(&s_rooms).filter(|_| short.is_none()) {
                     // SAFETY: as above; states may be written. Chunks start at whole blocks.
                     unsafe { state.close(at, n, room, &bytes) };
                 }
@@ -163,6 +176,16 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
             at += n;
         }
     }
+}
+
+/// The addresses of states that are all kept in bfloat16, if there are any.
+#[inline(always)]
+fn shorts<const N: usize>(states: &[View; N]) -> Option<[*mut u16; N]> {
+    let mut all = [std::ptr::null_mut(); N];
+    for (pointer, state) in all.iter_mut().zip(states) {
+        *pointer = state.short()?;
+    }
+    (N > 0).then_some(all)
 }
 
 /// Elements that are read before any of them is written: a few vectors, in registers (measured: 16 stop the
@@ -236,26 +259,67 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
         let mut g_lanes = unsafe { here(g.cast_mut()).read() };
         // SAFETY: as above.
         let mut s_lanes = s.map(|s| unsafe { here(s).read() });
-        self.prepare(&mut g_lanes, &p_lanes);
-        if let Some(keep) = self.keep {
-            p_lanes = p_lanes.map(|p| keep * p);
-        }
-        for i in 0..W {
-            let state = std::array::from_fn(|k| s_lanes[k][i]);
-            let (p, state) = R::update(&self.coefficients, p_lanes[i], g_lanes[i], state);
-            p_lanes[i] = p;
-            for k in 0..N {
-                s_lanes[k][i] = state[k];
-            }
-        }
-        if let Some(shrink) = self.shrink {
-            p_lanes = p_lanes.map(|p| shrink * p);
-        }
+        self.compute(&mut p_lanes, &mut g_lanes, &mut s_lanes);
         // SAFETY: at + W ≤ count elements can be written.
         unsafe { here(p).write(p_lanes) };
         for (s, lanes) in s.into_iter().zip(s_lanes) {
             // SAFETY: as above.
             unsafe { here(s).write(lanes) };
+        }
+    }
+
+    /// Updates a whole block whose states are kept in bfloat16: without a copy of them, because the processor rounds one
+    /// group while it divides for the next.
+    ///
+    /// # Safety
+    /// As [`Formula::apply`], with [`BLOCK`] elements at each pointer.
+    #[inline(always)]
+    unsafe fn apply_short(&self, p: *mut A, g: *const A, s: [*mut u16; N], bytes: &Bytes) {
+        for at in (0..BLOCK).step_by(LANES) {
+            let here = |pointer: *mut A| pointer.wrapping_add(at).cast::<[A; LANES]>();
+            // SAFETY: at + LANES ≤ BLOCK elements can be read.
+            let mut p_lanes = unsafe { here(p).read() };
+            // SAFETY: as above.
+            let mut g_lanes = unsafe { here(g.cast_mut()).read() };
+            let mut s_lanes = [[A::ZERO; LANES]; N];
+            for (lanes, s) in s_lanes.iter_mut().zip(s) {
+                // SAFETY: as above.
+                let bits = unsafe { s.wrapping_add(at).cast::<[u16; LANES]>().read() };
+                for i in 0..LANES {
+                    lanes[i] = A::from_bf16(bits[i]);
+                }
+            }
+            self.compute(&mut p_lanes, &mut g_lanes, &mut s_lanes);
+            // SAFETY: at + LANES ≤ BLOCK elements can be written.
+            unsafe { here(p).write(p_lanes) };
+            for (lanes, s) in s_lanes.iter().zip(s) {
+                let mut bits = [0; LANES];
+                for i in 0..LANES {
+                    bits[i] = lanes[i].to_bf16_random(bytes[at + i]);
+                }
+                // SAFETY: as above.
+                unsafe { s.wrapping_add(at).cast::<[u16; LANES]>().write(bits) };
+            }
+        }
+    }
+
+    /// The whole pipeline, over what is in registers.
+    #[inline(always)]
+    fn compute<const W: usize>(&self, p: &mut [A; W], g: &mut [A; W], s: &mut [[A; W]; N]) {
+        self.prepare(g, p);
+        if let Some(keep) = self.keep {
+            *p = p.map(|p| keep * p);
+        }
+        for i in 0..W {
+            let state = std::array::from_fn(|k| s[k][i]);
+            let (new, state) = R::update(&self.coefficients, p[i], g[i], state);
+            p[i] = new;
+            for k in 0..N {
+                s[k][i] = state[k];
+            }
+        }
+        if let Some(shrink) = self.shrink {
+            *p = p.map(|p| shrink * p);
         }
     }
 

@@ -40,7 +40,7 @@ def test_every_optimizer_has_a_formula(capsys):
         (["formula", "adamw", "lr=-1"], "lr: expected a finite number >= 0, got -1.0"),
         (["formula", "adamw", "lr"], "expected name=value, like momentum=0.9, got 'lr'"),
         (["formula", "adamw", "lr=exit()"], "expected name=value"),
-        (["bench", "--cases", "7"], "--cases: expected some of 10, "),
+        (["bench", "--cases", "7"], "--cases: expected some of 1, 10, "),
         (["bench", "--threads", "0"], "expected at least 1"),
         ([], "the following arguments are required: COMMAND"),
     ],

@@ -3,8 +3,9 @@
     python -m ravine bench --quick
     python -m ravine bench --threads 1 --cases 1e6,resnet50 --output adamw.md
 
-Peers: torch (fused), optax (jit, donated), thinc, NumPy in place, as far as they are installed, and the yardstick: a
-plain C loop over the whole list, compiled here with ``cc``. It tells a slow peer from a slow moment of the machine.
+Peers: torch (fused), DeepSpeed, optax (jit, donated), thinc, a numba loop, NumPy in place, as far as they are
+installed, and the yardsticks, C over the whole list, compiled here with ``cc``: a plain loop, one written by hand for
+AVX-512, and one that only reads and writes the same. They tell a slow peer from a slow moment of the machine.
 
 Every case first checks that all peers agree with AdamW in float64. Then rounds: one sample of each peer in turn,
 forwards and backwards alternately; a sample is at least 3 ms of steps, or one step. The ratios are medians of the
@@ -43,6 +44,7 @@ TOLERANCE = 1e-5
 # since Adam hardly notices a constant factor, and a clip that does nothing would pass.
 CHECKED_STEPS = (1.0, -0.5, 4.0, 1.0)
 SLICE = 1000
+PARALLEL_FROM = 1 << 16  # elements; of the numba loop
 
 Arrays = dict[str, np.ndarray]
 Shapes = list[tuple[int, ...]]
@@ -76,13 +78,13 @@ def gpt2() -> Shapes:
 
 
 CASES: dict[str, Shapes] = {
-    "10": [(10,)],
-    "1e3": [(1_000,)],
-    "1e5": [(100_000,)],
-    "1e6": [(1_000_000,)],
-    "1e7": [(10_000_000,)],
-    "64e6": [(64_000_000,)],
+    # One tensor.
+    **{name: [(int(float(name)),)] for name in ("1", "10", "1e2", "1e3", "1e4", "1e5", "1e6", "1e7", "64e6", "1e8")},
+    # A million elements in several.
+    "10x1e5": [(100_000,)] * 10,
+    "100x1e4": [(10_000,)] * 100,
     "1000x1000": [(1_000,)] * 1000,
+    "10000x100": [(100,)] * 10_000,
     "resnet50": resnet50(),
     "gpt2": gpt2(),
     "gpt2-clip": gpt2(),
@@ -101,6 +103,9 @@ class Peer:
         self.clip_norm = clip_norm
         self.set_up({name: p.copy() for name, p in params.items()})
         self.gradients_changed()
+
+    checked = True
+    most: int | None = None  # tensors
 
     @property
     def label(self) -> str:
@@ -201,6 +206,7 @@ class TorchFused(Peer):
 
 class OptaxJit(Peer):
     name = "optax jit"
+    most = 1000  # to compile a step over 10 000 tensors takes minutes
 
     def set_up(self, params: Arrays) -> None:
         import jax
@@ -252,6 +258,64 @@ class Thinc(Peer):
             self.params[name], self.own[name] = self.optimizer(key, self.params[name], self.own[name])
 
 
+class DeepSpeed(Peer):
+    name = "DeepSpeed"
+
+    def set_up(self, params: Arrays) -> None:
+        import torch
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        self.params = params
+        tensors = [torch.nn.Parameter(torch.from_numpy(p)) for p in params.values()]
+        for tensor, g in zip(tensors, self.grads.values(), strict=True):
+            tensor.grad = torch.from_numpy(g)
+        numbers = {"lr": LR, "betas": (BETA1, BETA2), "eps": EPS, "weight_decay": WEIGHT_DECAY}
+        self.optimizer = DeepSpeedCPUAdam(tensors, **numbers, adamw_mode=True)
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+
+class Numba(Peer):
+    """The loop that users write, over one tensor after the other; in parallel where that is faster."""
+
+    name = "numba loop"
+
+    def set_up(self, params: Arrays) -> None:
+        super().set_up(params)
+        self.m = {name: np.zeros_like(p) for name, p in params.items()}
+        self.v = {name: np.zeros_like(p) for name, p in params.items()}
+        # Views of one dimension, made once.
+        lists = (params, self.grads, self.m, self.v)
+        self.flat = [tuple(arrays[name].reshape(-1) for arrays in lists) for name in params]
+        self.t = 0
+        self.loops = numba_loops()
+
+    def step(self) -> None:
+        self.t += 1
+        rate, correction = LR / (1 - BETA1**self.t), 1 / (1 - BETA2**self.t) ** 0.5
+        numbers = [np.float32(x) for x in (LR * WEIGHT_DECAY, rate, BETA1, BETA2, correction, EPS)]
+        for arrays in self.flat:
+            self.loops[arrays[0].size >= PARALLEL_FROM](*arrays, *numbers)
+
+
+def numba_loops() -> tuple[Any, Any]:
+    """Compile the loop, serial and parallel."""
+    import numba
+
+    def loop(
+        p: Any, g: Any, m: Any, v: Any, decay: Any, rate: Any, b1: Any, b2: Any, correction: Any, eps: Any
+    ) -> None:
+        one = np.float32(1)
+        for i in numba.prange(p.size):
+            m[i] = b1 * m[i] + (one - b1) * g[i]
+            v[i] = b2 * v[i] + (one - b2) * (g[i] * g[i])
+            p[i] = (one - decay) * p[i] - rate * (m[i] / (np.sqrt(v[i]) * correction + eps))
+
+    serial = numba.njit(loop, error_model="numpy")
+    return serial, numba.njit(loop, error_model="numpy", parallel=True) if numba.get_num_threads() > 1 else serial
+
+
 class AdamW(ctypes.Structure):
     """The struct of yardstick.c."""
 
@@ -261,11 +325,13 @@ class AdamW(ctypes.Structure):
         *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "max_norm")),
         ("t", ctypes.c_int64),
         ("threads", ctypes.c_int64),
+        ("kind", ctypes.c_int64),
     )
 
 
 class Yardstick(Peer):
     name = "C loop (yardstick)"
+    kind = 0  # of the loops in yardstick.c
     library: Any = None
     threads = 1
 
@@ -278,8 +344,8 @@ class Yardstick(Peer):
         for openmp in (["-fopenmp"], []):
             command = [str(compiler), *flags, *openmp, str(source), "-o", str(target), "-lm"]
             if compiler and subprocess.run(command, capture_output=True, check=False).returncode == 0:
-                cls.library = ctypes.CDLL(str(target))
-                cls.threads = threads if openmp else 1
+                Yardstick.library = ctypes.CDLL(str(target))
+                Yardstick.threads = threads if openmp else 1
                 return shlex.join(["cc", *flags, *openmp, "yardstick.c"])
         return None
 
@@ -296,7 +362,7 @@ class Yardstick(Peer):
         self.alive: list[Any] = [sizes, *lists]
         addresses = [ctypes.addressof(array) for array in self.alive]
         numbers = (LR, BETA1, BETA2, EPS, WEIGHT_DECAY, self.clip_norm or 0)
-        self.optimizer = AdamW(count, *addresses, *numbers, 0, self.threads)
+        self.optimizer = AdamW(count, *addresses, *numbers, 0, self.threads, self.kind)
         # One argument: at ten elements the call itself is what is measured.
         self.call = self.library.yardstick_adamw
         self.call.argtypes, self.call.restype = [ctypes.c_void_p], None
@@ -306,8 +372,40 @@ class Yardstick(Peer):
         self.call(self.pointer)
 
 
-PEERS: list[type[Peer]] = [Ravine, TorchFused, OptaxJit, Thinc, NumpyInPlace, Yardstick]
-MODULES = {Ravine: ["ravine"], TorchFused: ["torch"], OptaxJit: ["optax", "jax"], Thinc: ["thinc"]}
+class Traffic(Yardstick):
+    """The yardstick's reads and writes, hardly any arithmetic."""
+
+    name = "C, memory traffic alone"
+    kind = 1
+    checked = False
+
+
+class ByHand(Yardstick):
+    name = "C, AVX-512 by hand"
+    kind = 2
+
+
+PEERS: list[type[Peer]] = [
+    Ravine,
+    TorchFused,
+    DeepSpeed,
+    OptaxJit,
+    Thinc,
+    Numba,
+    NumpyInPlace,
+    Yardstick,
+    ByHand,
+    Traffic,
+]
+MODULES = {
+    Ravine: ["ravine"],
+    TorchFused: ["torch"],
+    DeepSpeed: ["deepspeed"],
+    OptaxJit: ["optax", "jax"],
+    Thinc: ["thinc"],
+    Numba: ["numba"],
+}
+CLIPPING = (Ravine, TorchFused, Yardstick)
 
 
 def installed(threads: int, directory: str) -> tuple[list[type[Peer]], list[str]]:
@@ -318,6 +416,8 @@ def installed(threads: int, directory: str) -> tuple[list[type[Peer]], list[str]
             command = Yardstick.compile(directory, threads)
             notes.append(f"yardstick: {command}" if command else "yardstick: no C compiler, left out")
             found = command is not None
+        elif issubclass(peer, Yardstick):
+            found = Yardstick.library is not None and bool(Yardstick.library.yardstick_has(peer.kind))
         else:
             modules = MODULES.get(peer, ["numpy"])
             try:
@@ -338,6 +438,10 @@ def installed(threads: int, directory: str) -> tuple[list[type[Peer]], list[str]
         import torch
 
         torch.set_num_threads(threads)
+    if Numba in peers:
+        import numba
+
+        numba.set_num_threads(threads)
     return peers, notes
 
 
@@ -375,6 +479,8 @@ def check(peers: list[Peer], params: Arrays, grads: Arrays) -> dict[str, float]:
             peer.step()
     deviations = {}
     for peer in peers:
+        if not peer.checked:
+            continue
         worst = 0.0
         for name, g in slices.items():
             want = expected(params[name].reshape(-1)[:SLICE], g, norm, peer.clip_norm)
@@ -448,23 +554,26 @@ class Result:
             ratios = [self.ratio(label, ", ".join(filter(None, (other.name, suffix)))) for other in (Ravine, Yardstick)]
             cells = [f"{1e6 * x:.4g}" for x in (statistics.median(times), min(times), max(times))]
             cells += ["–" if ratio is None else f"{ratio:.3g}" for ratio in ratios]
-            lines.append(f"| {label} | {' | '.join(cells)} | {self.deviations[label]:.0e} |")
+            deviation = f"{self.deviations[label]:.0e}" if label in self.deviations else "–"
+            lines.append(f"| {label} | {' | '.join(cells)} | {deviation} |")
         for label, plain in self.clips.items():
             lines += ["", f"{label}: {self.ratio(label, plain):.3g} times the step without"]
         return "\n".join(lines) + "\n"
 
 
-def run(case: str, peers: list[type[Peer]], rounds: int) -> Result:
-    shapes = CASES[case]
+def run(case: str, peers: list[type[Peer]], rounds: int, shapes: Shapes | None = None) -> Result:
+    """Check and time a case: one of `CASES`, or these shapes."""
+    shapes = shapes or CASES[case]
     rng = np.random.default_rng(0)
     # Far enough from 0 that relative deviations mean something, for w, and that ε does not matter, for g.
     params = {f"p{k}": rng.random(shape, np.float32) + np.float32(0.5) for k, shape in enumerate(shapes)}
     grads = {name: rng.random(p.shape, np.float32) + np.float32(0.05) for name, p in params.items()}
     for g in grads.values():
         g.reshape(-1)[::2] *= -1
-    variants: list[tuple[type[Peer], float | None]] = [(peer, None) for peer in peers]
+    fitting = [peer for peer in peers if peer.most is None or len(shapes) <= peer.most]
+    variants: list[tuple[type[Peer], float | None]] = [(peer, None) for peer in fitting]
     if case.endswith("-clip"):
-        own = [peer for peer in peers if peer in (Ravine, TorchFused, Yardstick)]
+        own = [peer for peer in peers if peer in CLIPPING]
         variants = [(peer, clip) for peer in own for clip in (None, 1.0)] + [(NumpyInPlace, 1.0)]
     built = [peer(params, grads, clip) for peer, clip in variants]
     deviations = check(built, params, grads)
@@ -479,6 +588,22 @@ def run(case: str, peers: list[type[Peer]], rounds: int) -> Result:
 
 
 # The record.
+
+
+def summary(results: list[Result]) -> str:
+    """Make one table of all cases: what each peer takes, as a multiple of ravine's time."""
+    labels = [peer.name for peer in PEERS if any(peer.name in result.times for result in results)]
+    others = [label for label in labels if label != Ravine.name]
+    lines = ["## All cases: time / ravine's", "", "<!-- summary -->"]
+    lines += [f"| case | ravine, µs | {' | '.join(others)} |", "|---|--:" + "|--:" * len(others) + "|"]
+    for result in results:
+        if Ravine.name not in result.times:
+            continue
+        ratios = [result.ratio(label, Ravine.name) if label in result.times else None for label in others]
+        cells = ["–" if ratio is None else f"{ratio:.3g}" for ratio in ratios]
+        median = 1e6 * statistics.median(result.times[Ravine.name])
+        lines.append(f"| {result.case} | {median:.4g} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "<!-- /summary -->", ""])
 
 
 def machine() -> str:
@@ -522,8 +647,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def set_threads(threads: int) -> None:
     """Start again with the environment that thread pools read when they are loaded, on as many CPUs as threads."""
-    names = ["OMP", "MKL", "OPENBLAS", "BLIS", "RAVINE"]
+    names = ["OMP", "MKL", "OPENBLAS", "BLIS", "NUMBA", "RAVINE"]
     environment = {f"{name}_NUM_THREADS": str(threads) for name in names} | {"JAX_PLATFORMS": "cpu"}
+    # Or its workers would spin for 200 ms, through the samples of all the others.
+    environment |= {"KMP_BLOCKTIME": "1"}
     if all(os.environ.get(name) == value for name, value in environment.items()):
         return
     if hasattr(os, "sched_setaffinity"):
@@ -545,11 +672,15 @@ def main(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
         peers, notes = installed(arguments.threads, directory)
         record = header(arguments.threads, rounds, notes)
         print(record, flush=True)
+        results = []
         for case in cases:
-            part = run(case, peers, rounds).markdown()
+            results.append(run(case, peers, rounds))
             gc.collect()
+            part = results[-1].markdown()
             print(part, flush=True)
             record += "\n" + part
+        print(part := summary(results))
+        record += "\n" + part
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(record, encoding="utf-8")
