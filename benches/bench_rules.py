@@ -98,9 +98,10 @@ def main():
         f"* Date: {date:%Y-%m-%d %H:%M} UTC; {machine()}, {args.rounds} rounds",
         f"* ravine {rv.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         f"* Command: `python benches/bench_rules.py --threads {args.threads}`",
-        "* ravine's median µs a step, and torch's time as a multiple of it: the median of the ratios within a round, the"
-        " least and the most",
+        "* ravine's median µs a step, and torch's time as a multiple of it: the median of the ratios within a round, "
+        "the least and the most",
         "",
+        "<!-- rules -->",
         "| rule | torch's form | " + " | ".join(f"{size:.0e}: µs | torch".replace("e+0", "e") for size in SIZES) + " |",
         "|---|---" + "|--:" * 2 * len(SIZES) + "|",
     ]
@@ -119,7 +120,7 @@ def main():
         what = ", ".join([name, *(f"{key}={value}" for key, value in common.items())])
         lines.append(f"| {what} | {form} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
-    text = "\n".join(lines) + "\n"
+    text = "\n".join([*lines, "<!-- /rules -->", ""])
     if args.output:
         args.output.write_text(text)
 

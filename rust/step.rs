@@ -12,7 +12,7 @@ pub(crate) use self::layerwise::{Gauge, gauge};
 pub use self::units::{Columns, adaptive_clip};
 use crate::after::{self, After, Kept, Numbers};
 use crate::codec::{Bytes, Draw};
-use crate::element::{self, Arithmetic, BLOCK, Dtype, View};
+use crate::element::{self, Arithmetic, BLOCK, Dtype, Room, View};
 use crate::error::Error;
 use crate::pool;
 use crate::random::Random;
@@ -123,7 +123,12 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
         let plain = states.iter().chain([parameter, gradient]).all(|view| view.plain::<A>().is_some());
         // One call for both: each copy of the formula is kilobytes of code.
         let (mut p_room, mut g_room) = (element::room(plain), element::room(plain));
-        let mut s_rooms = [(); N].map(|()| element::room::<A>(plain));
+        let mut s_rooms = [const { Room::<A>::uninit() }; N];
+        if !plain {
+            for room in &mut s_rooms {
+                room.write([A::ZERO; BLOCK]);
+            }
+        }
         let draws = states.iter().any(|state| state.dtype().is_random());
         // Of whole blocks of states that are all so, which then need no room.
         let short = (A::DTYPE == Dtype::F32).then(|| shorts(states)).flatten();
@@ -149,7 +154,13 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
                 }
             }
             // The same for all states of an element: m and v that err in the same direction divide to a smaller error.
-            let bytes = if draws { simd::dispatch(Draw { random, at }) } else { [0; BLOCK] };
+            let drawn: Bytes;
+            let bytes = if draws {
+                drawn = simd::dispatch(Draw { random, at });
+                &drawn
+            } else {
+                &NO_BYTES
+            };
             // Asked inside: to ask here is to have two loops, each with its copy of the formula (a fifth of the library).
             // SAFETY: n elements were opened at p; the rest is the contract of `Step::keep`.
             unsafe { after::before_rule(kept, parameter.dtype(), &row.after, p, at, n) };
@@ -158,7 +169,7 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
                     *pointer = pointer.wrapping_add(at);
                 }
                 // SAFETY: as above: a whole block is there.
-                unsafe { formula.apply_short(p, g, short, &bytes) };
+                unsafe { formula.apply_short(p, g, short, bytes) };
             } else {
                 // SAFETY: n elements are there, as above.
                 unsafe { formula.apply(p, g, s, n) };
@@ -167,16 +178,19 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
             unsafe { after::after_rule(kept, &row.after, p, at, n) };
             if !plain {
                 // SAFETY: as above, and opened so; parameters may be written.
-                unsafe { parameter.close(at, n, &p_room, &bytes) };
+                unsafe { parameter.close(at, n, &p_room, bytes) };
                 for (state, room) in states.iter().zip(&s_rooms).filter(|_| short.is_none()) {
                     // SAFETY: as above; states may be written. Chunks start at whole blocks.
-                    unsafe { state.close(at, n, room, &bytes) };
+                    unsafe { state.close(at, n, room, bytes) };
                 }
             }
             at += n;
         }
     }
 }
+
+/// For what is not rounded at random.
+const NO_BYTES: Bytes = [0; BLOCK];
 
 /// The addresses of states that are all kept in bfloat16, if there are any.
 #[inline(always)]
@@ -308,10 +322,15 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
     fn compute<const W: usize>(&self, p: &mut [A; W], g: &mut [A; W], s: &mut [[A; W]; N]) {
         self.prepare(g, p);
         if let Some(keep) = self.keep {
-            *p = p.map(|p| keep * p);
+            for p in p.iter_mut() {
+                *p = keep * *p;
+            }
         }
         for i in 0..W {
-            let state = std::array::from_fn(|k| s[k][i]);
+            let mut state = [A::ZERO; N];
+            for k in 0..N {
+                state[k] = s[k][i];
+            }
             let (new, state) = R::update(&self.coefficients, p[i], g[i], state);
             p[i] = new;
             for k in 0..N {
@@ -319,7 +338,9 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
             }
         }
         if let Some(shrink) = self.shrink {
-            *p = p.map(|p| shrink * p);
+            for p in p.iter_mut() {
+                *p = shrink * *p;
+            }
         }
     }
 

@@ -122,58 +122,64 @@ fn walk<'py, V: FnMut(usize, Bound<'py, PyAny>)>(
     other: Bound<'py, PyAny>,
     visit: &mut V,
 ) -> PyResult<bool> {
-    let children = match node {
+    match node {
         Node::Leaf(i) => {
             let container = is_container(&other);
             if !container {
                 visit(*i, other);
             }
-            return Ok(!container);
+            Ok(!container)
         }
         Node::Dict(_, children) => {
-            let Some(items) = items_of(&other, children)? else { return Ok(false) };
-            for ((_, child), item) in children.iter().zip(items) {
+            let Some(dict) = other.cast::<PyDict>().ok().filter(|dict| dict.len() == children.len()) else {
+                return Ok(false);
+            };
+            // The very keys in the same order, as a rule: then none need be looked up, which takes longer than all other
+            // checks. What is visited may run Python code, which may change the dict; its iterator would panic.
+            let mut in_order = Some(dict.iter());
+            for (key, child) in children {
+                let unchanged = in_order.as_mut().filter(|_| dict.len() == children.len());
+                let next = unchanged.and_then(Iterator::next).filter(|(own, _)| own.is(key));
+                let item = if let Some((_, item)) = next {
+                    item
+                } else {
+                    in_order = None;
+                    let Some(item) = dict.get_item(key)? else { return Ok(false) };
+                    item
+                };
                 if !walk(child, item, visit)? {
                     return Ok(false);
                 }
             }
-            return Ok(true);
+            Ok(true)
         }
         // A list of gradients may answer a tuple of parameters, and the other way round: their names are the same.
-        Node::List(_, children) | Node::Tuple(_, children) => children,
-    };
-    let items: Vec<_> = if let Ok(list) = other.cast::<PyList>() {
-        list.iter().collect()
-    } else if let Ok(tuple) = other.cast::<PyTuple>() {
-        tuple.iter().collect()
-    } else {
-        return Ok(false);
-    };
-    if items.len() != children.len() {
-        return Ok(false);
-    }
-    for (child, item) in children.iter().zip(items) {
-        if !walk(child, item, visit)? {
-            return Ok(false);
+        Node::List(_, children) | Node::Tuple(_, children) => {
+            if let Ok(list) = other.cast::<PyList>() {
+                if list.len() != children.len() {
+                    return Ok(false);
+                }
+                for (i, child) in children.iter().enumerate() {
+                    if !walk(child, list.get_item(i)?, visit)? {
+                        return Ok(false);
+                    }
+                }
+                return Ok(true);
+            }
+            let Ok(tuple) = other.cast::<PyTuple>() else { return Ok(false) };
+            if tuple.len() != children.len() {
+                return Ok(false);
+            }
+            for (i, child) in children.iter().enumerate() {
+                if !walk(child, tuple.get_item(i)?, visit)? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
         }
     }
-    Ok(true)
 }
 
 fn is_container(object: &Bound<'_, PyAny>) -> bool {
     object.is_instance_of::<PyDict>() || object.is_instance_of::<PyList>() || object.is_instance_of::<PyTuple>()
-}
-
-/// The values of these keys, if those are the keys of a dict.
-fn items_of<'py>(
-    other: &Bound<'py, PyAny>,
-    children: &[(Py<PyAny>, Node)],
-) -> PyResult<Option<Vec<Bound<'py, PyAny>>>> {
-    let Some(dict) = other.cast::<PyDict>().ok().filter(|dict| dict.len() == children.len()) else { return Ok(None) };
-    // The very keys in the same order, as a rule: then none need be looked up, which takes longer than all other checks.
-    let in_order = dict.iter().zip(children).map(|((key, item), (own, _))| key.is(own).then_some(item));
-    match in_order.collect() {
-        Some(items) => Ok(Some(items)),
-        None => children.iter().map(|(key, _)| dict.get_item(key)).collect(),
-    }
 }
