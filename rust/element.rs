@@ -576,6 +576,8 @@ impl Load<'_> {
         } else {
             codec::decode_unsigned(&codes, scale, self.block);
         }
+        // A scale that is not finite makes NaN of 0, and what lies behind the end has a say in the next scale.
+        self.block[self.n..].fill(0.0);
     }
 }
 

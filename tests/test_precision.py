@@ -100,6 +100,21 @@ def test_numbers_that_are_not_finite_are_kept_alike(states):
         assert_same_bits(got, right)
 
 
+def test_what_lies_behind_the_end_of_an_array_has_no_say_in_its_scale():
+    """Rprop's state of the second step is the gradient itself, whatever an infinite one has left behind."""
+    hyper = next(iter(hyper_sets("rprop")))
+    params, steps = numbers((8, 300), 2)
+    steps[0][0][3] = steps[0][1][299] = np.inf
+    steps[1][1] = steps[0][1] + 1
+    expected, kept = specified("rprop", params, steps, hyper, "8bit")
+    made = engine("rprop", params, hyper, states="8bit")
+    for gradients in steps:
+        made.step(gradients)
+    for got, right in zip([*params, *arrays_of(made)], [*expected, *kept], strict=True):
+        assert_same_bits(got, right)
+    assert np.isfinite(made.states[0][1]).all()
+
+
 def test_bytes_that_round_are_uniform_and_others_at_each_step_and_tensor():
     drawn = [rounding_bytes(step, tensor, 4096) for step in range(2) for tensor in range(2)]
     for one in drawn:
