@@ -80,9 +80,9 @@ impl After {
 }
 
 /// The names of the arrays that are kept, in order.
-pub const KEPT: [&str; 3] = ["master", "average", "slow"];
+pub const KEPT: [&str; 4] = ["master", "average", "slow", "remainder"];
 
-/// Arrays that are kept for a parameter, in the type that it computes in, one element after the other.
+/// Arrays that are kept for a parameter, one element after the other; but for the remainder in the type that it computes in.
 #[derive(Debug, Default)]
 pub struct Kept {
     /// The exact parameter, of which the stored one is the rounding.
@@ -91,12 +91,14 @@ pub struct Kept {
     pub average: Option<View>,
     /// Lookahead's slow weights: the parameter as it was when the last part of the way was gone.
     pub slow: Option<View>,
+    /// The lower halves of a split parameter, whose own view reads and writes them.
+    pub remainder: Option<View>,
 }
 
 impl Kept {
     /// In the order of [`KEPT`].
     pub fn views(&self) -> [Option<&View>; KEPT.len()] {
-        [self.master.as_ref(), self.average.as_ref(), self.slow.as_ref()]
+        [self.master.as_ref(), self.average.as_ref(), self.slow.as_ref(), self.remainder.as_ref()]
     }
 
     /// Whether anything happens in an update with these numbers.

@@ -39,12 +39,14 @@ pub enum Dtype {
     F16,
     /// The upper half of binary32; computed in float32.
     Bf16,
-    /// A state in bfloat16, rounded up or down at random, right on average.
+    /// A state or a parameter in bfloat16, rounded up or down at random, right on average.
     Bf16Random,
     /// A state of signed numbers in eight bits, [`crate::codec`].
     Signed8,
     /// A state of numbers ≥ 0 in eight bits.
     Unsigned8,
+    /// A bfloat16 parameter that is the upper half of a float32 number, [`split`]; the lower half is in another array.
+    Split,
 }
 
 impl Dtype {
@@ -53,7 +55,7 @@ impl Dtype {
         match self {
             Self::F64 => 8,
             Self::F32 => 4,
-            Self::F16 | Self::Bf16 | Self::Bf16Random => 2,
+            Self::F16 | Self::Bf16 | Self::Bf16Random | Self::Split => 2,
             Self::Signed8 | Self::Unsigned8 => 1,
         }
     }
@@ -69,7 +71,7 @@ impl Dtype {
             Self::F64 => "float64",
             Self::F32 => "float32",
             Self::F16 => "float16",
-            Self::Bf16 | Self::Bf16Random => "bfloat16",
+            Self::Bf16 | Self::Bf16Random | Self::Split => "bfloat16",
             Self::Signed8 => "int8",
             Self::Unsigned8 => "uint8",
         }
@@ -77,7 +79,12 @@ impl Dtype {
 
     /// NumPy's own name for arrays of a state: bfloat16 numbers by their bits, because NumPy knows none.
     pub fn name_of_state(self) -> &'static str {
-        if self.size() == 2 { "uint16" } else { self.name() }
+        match self {
+            // Lower halves are signed numbers.
+            Self::Split => "int16",
+            _ if self.size() == 2 => "uint16",
+            _ => self.name(),
+        }
     }
 
     /// Whether it is rounded at random.
@@ -101,8 +108,9 @@ pub struct View {
     len: usize,
     /// None: one element after the other.
     strided: Option<Box<Strided>>,
-    /// Of eight-bit codes, a float32 number for every [`BLOCK`] of them.
-    scales: *mut f32,
+    /// What stands beside the elements, one after the other: of eight-bit codes, a float32 number for every [`BLOCK`] of
+    /// them; of upper halves, the lower ones.
+    beside: *mut u8,
 }
 
 /// Lengths and byte strides of the axes, outermost first, as few as there can be.
@@ -142,7 +150,7 @@ impl View {
             let (shape, strides) = axes.into_iter().unzip();
             Box::new(Strided { shape, strides })
         });
-        Self { data, dtype, len, strided, scales: std::ptr::null_mut() }
+        Self { data, dtype, len, strided, beside: std::ptr::null_mut() }
     }
 
     /// A view of `len` elements, one after the other.
@@ -150,7 +158,7 @@ impl View {
     /// # Safety
     /// As [`View::new`].
     pub unsafe fn contiguous(data: *mut u8, dtype: Dtype, len: usize) -> Self {
-        Self { data, dtype, len, strided: None, scales: std::ptr::null_mut() }
+        Self { data, dtype, len, strided: None, beside: std::ptr::null_mut() }
     }
 
     /// A view of `len` eight-bit codes, one after the other, and their scales.
@@ -159,13 +167,42 @@ impl View {
     /// As [`View::new`], for the codes and for one scale for each [`BLOCK`] of them or part of one.
     pub unsafe fn coded(codes: *mut u8, dtype: Dtype, len: usize, scales: *mut f32) -> Self {
         debug_assert!(dtype.has_scales());
-        Self { data: codes, dtype, len, strided: None, scales }
+        Self { data: codes, dtype, len, strided: None, beside: scales.cast() }
+    }
+
+    /// The same bfloat16 array, as the upper halves of numbers whose lower halves are at `lower`.
+    ///
+    /// # Safety
+    /// As [`View::contiguous`], for as many elements of two bytes there.
+    pub unsafe fn split(self, lower: *mut u8) -> Self {
+        debug_assert!(self.dtype == Dtype::Bf16);
+        Self { dtype: Dtype::Split, beside: lower, ..self }
+    }
+
+    /// The same bfloat16 array, rounded at random when it is stored.
+    #[must_use]
+    pub fn rounded_at_random(self) -> Self {
+        debug_assert!(self.dtype == Dtype::Bf16);
+        Self { dtype: Dtype::Bf16Random, ..self }
+    }
+
+    /// Where its first element is.
+    #[cfg(feature = "python")]
+    pub(crate) fn address(&self) -> *mut u8 {
+        self.data
+    }
+
+    /// The lower halves of a split array.
+    #[inline(always)]
+    fn lower(&self) -> Self {
+        // SAFETY: the promise of `View::split`.
+        unsafe { Self::contiguous(self.beside, Dtype::Split, self.len) }
     }
 
     /// A view of nothing.
     pub fn empty() -> Self {
         let data = std::ptr::dangling_mut::<u64>().cast();
-        Self { data, dtype: Dtype::F64, len: 0, strided: None, scales: std::ptr::null_mut() }
+        Self { data, dtype: Dtype::F64, len: 0, strided: None, beside: std::ptr::null_mut() }
     }
 
     /// How many elements it has.
@@ -219,8 +256,7 @@ impl View {
     pub(crate) fn all(&self) -> impl Iterator<Item = Self> {
         let blocks = self.len.div_ceil(BLOCK);
         // SAFETY: the promise of `View::coded`.
-        let scales =
-            (!self.scales.is_null()).then(|| unsafe { Self::contiguous(self.scales.cast(), Dtype::F32, blocks) });
+        let scales = self.dtype.has_scales().then(|| unsafe { Self::contiguous(self.beside, Dtype::F32, blocks) });
         std::iter::once(self.clone()).chain(scales)
     }
 
@@ -234,7 +270,7 @@ impl View {
         words[2] = first_block as u64;
         words[3] = self.dtype as u64;
         // Coded ones lie one after the other, so that they have no axes.
-        words[5] = self.scales as u64;
+        words[5] = self.beside as u64;
         if let Some(axes) = &self.strided {
             words[4] = axes.shape.len() as u64;
             if axes.shape.len() > MAX_AXES {
@@ -569,7 +605,7 @@ impl Load<'_> {
         // SAFETY: the promise of `View::load`; codes are bytes.
         let codes = unsafe { self.view.run_of(self.at, self.n) };
         // SAFETY: the promise of `View::coded`: every block has a scale.
-        let scale = unsafe { self.view.scales.wrapping_add(self.at / BLOCK).read() };
+        let scale = unsafe { self.view.beside.cast::<f32>().wrapping_add(self.at / BLOCK).read() };
         // Called by name: handed over as functions they would be compiled for the lowest instruction set.
         if signed {
             codec::decode_signed(&codes, scale, self.block);
@@ -578,6 +614,17 @@ impl Load<'_> {
         }
         // A scale that is not finite makes NaN of 0, and what lies behind the end has a say in the next scale.
         self.block[self.n..].fill(0.0);
+    }
+
+    #[inline(always)]
+    fn halves(self) {
+        // SAFETY: the promise of `View::load`; halves are two bytes.
+        let upper = unsafe { self.view.run_of(self.at, self.n) };
+        // SAFETY: as above, and that of `View::split`.
+        let lower = unsafe { self.view.lower().run_of(self.at, self.n) };
+        for ((x, upper), lower) in self.block.iter_mut().zip(&upper).zip(&lower) {
+            *x = joined(*upper, *lower);
+        }
     }
 }
 
@@ -591,6 +638,7 @@ impl Kernel for Load<'_> {
             Dtype::Bf16 | Dtype::Bf16Random => self.each(bf16_to_f32),
             Dtype::Signed8 => self.codes(true),
             Dtype::Unsigned8 => self.codes(false),
+            Dtype::Split => self.halves(),
             // SAFETY: the promise of `View::load`; float64 does not compute in float32.
             Dtype::F32 | Dtype::F64 => unsafe { self.view.gather(self.at, self.n, self.block) },
         }
@@ -628,7 +676,19 @@ impl Store<'_> {
         // SAFETY: the promise of `View::close`; codes are bytes.
         unsafe { self.view.put_run(self.at, self.n, &codes) };
         // SAFETY: the promise of `View::coded`: every block has a scale, and this block is ours.
-        unsafe { self.view.scales.wrapping_add(self.at / BLOCK).write(scale) };
+        unsafe { self.view.beside.cast::<f32>().wrapping_add(self.at / BLOCK).write(scale) };
+    }
+
+    #[inline(always)]
+    fn halves(self) {
+        let (mut upper, mut lower) = ([0; BLOCK], [0; BLOCK]);
+        for ((upper, lower), x) in upper.iter_mut().zip(&mut lower).zip(self.block) {
+            (*upper, *lower) = split(*x);
+        }
+        // SAFETY: the promise of `View::close`; halves are two bytes.
+        unsafe { self.view.put_run(self.at, self.n, &upper) };
+        // SAFETY: as above, and that of `View::split`.
+        unsafe { self.view.lower().put_run(self.at, self.n, &lower) };
     }
 }
 
@@ -643,6 +703,7 @@ impl Kernel for Store<'_> {
             Dtype::Bf16Random => self.each(codec::f32_to_bf16_random),
             Dtype::Signed8 => self.codes(true),
             Dtype::Unsigned8 => self.codes(false),
+            Dtype::Split => self.halves(),
             // SAFETY: the promise of `View::close`; float64 does not compute in float32.
             Dtype::F32 | Dtype::F64 => unsafe { self.view.scatter(self.at, self.n, self.block) },
         }
@@ -746,6 +807,24 @@ pub fn f32_to_bf16(x: f32) -> u16 {
     (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
 }
 
+/// A number as the nearest bfloat16 number, ties away from 0, and what is lost by that: the lower half of its bits, which as
+/// a signed integer is to be added to the upper one's.
+#[inline(always)]
+pub fn split(x: f32) -> (u16, u16) {
+    let bits = x.to_bits();
+    let nan = bits & 0x7fff_ffff > 0x7f80_0000;
+    let upper = if nan { (bits >> 16) | 0x40 } else { bits.wrapping_add(0x8000) >> 16 };
+    (upper as u16, if nan { 0 } else { bits as u16 })
+}
+
+/// The number that was split so. Where the upper half was changed, and there is no such number: that half alone.
+#[inline(always)]
+pub fn joined(upper: u16, lower: u16) -> f32 {
+    let bits = u32::from(upper) << 16;
+    let whole = bits.wrapping_add(i32::from(lower.cast_signed()).cast_unsigned());
+    f32::from_bits(if whole & 0x7fff_ffff > 0x7f80_0000 { bits } else { whole })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -763,6 +842,37 @@ mod tests {
                 assert!(bf16_to_f32(f32_to_bf16(brain)).is_nan());
             } else {
                 assert_eq!(f32_to_bf16(brain), bits);
+            }
+        }
+    }
+
+    #[test]
+    fn halves_of_any_number_are_that_number() {
+        // Around all upper halves, and every lower half beside some.
+        let lowers = [0u32, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
+        let near = (0..=u16::MAX).flat_map(|upper| lowers.map(|lower| u32::from(upper) << 16 | lower));
+        let all = [0u32, 0x3f80, 0x7f7f, 0x8000, 0xbf80, 0xff7f].map(|upper| upper << 16);
+        let all = all.into_iter().flat_map(|upper| (0..=u32::from(u16::MAX)).map(move |lower| upper | lower));
+        for bits in near.chain(all) {
+            let x = f32::from_bits(bits);
+            let (upper, lower) = split(x);
+            if x.is_nan() {
+                assert!(bf16_to_f32(upper).is_nan() && joined(upper, lower).is_nan() && lower == 0, "{bits:x}");
+                continue;
+            }
+            assert_eq!(joined(upper, lower).to_bits(), bits);
+            let (nearest, tie) = (f32_to_bf16(x), bits & 0xffff == 0x8000);
+            assert!(upper == nearest || (tie && upper == nearest + 1), "{bits:x}");
+        }
+    }
+
+    #[test]
+    fn an_upper_half_that_was_changed_counts_as_it_is_or_as_what_rounds_to_it() {
+        for upper in 0..=u16::MAX {
+            for lower in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let (x, own) = (joined(upper, lower), bf16_to_f32(upper));
+                assert_eq!(x.is_nan(), own.is_nan(), "{upper:x} {lower:x}");
+                assert!(own.is_nan() || split(x).0 == upper, "{upper:x} {lower:x}");
             }
         }
     }

@@ -845,13 +845,17 @@ impl Step {
     /// As [`Step::bind`].
     ///
     /// # Panics
-    /// If one has another length or dtype than the states, or is strided, or a parameter has a copy that needs none.
+    /// If one has another length or dtype than the states, or is strided, or a parameter has a copy that needs none, or a
+    /// remainder that is not its own.
     pub unsafe fn keep(&mut self, kept: Kept) {
         let tensor = self.tensors.last_mut().expect("a parameter was bound");
         let (parameter, compute) = (&tensor.parameter, tensor.parameter.dtype().compute());
-        let fits = |view: &View| view.len() == parameter.len() && view.dtype() == compute && view.is_contiguous();
+        let fits = |view: &View| view.len() == parameter.len() && view.is_contiguous();
         assert!(kept.views().into_iter().flatten().all(fits));
-        assert!(kept.master.is_none() || parameter.dtype().size() == 2);
+        let Kept { master, average, slow, remainder } = &kept;
+        assert!([master, average, slow].into_iter().flatten().all(|view| view.dtype() == compute));
+        assert!(master.is_none() || (parameter.dtype().size() == 2 && remainder.is_none()));
+        assert_eq!(remainder.is_some(), parameter.dtype() == Dtype::Split);
         tensor.kept = Some(Box::new(kept));
     }
 

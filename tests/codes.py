@@ -90,3 +90,18 @@ def store(kinds, numbers, states, step, tensor):
         else:
             arrays.extend(to_codes(x, kind, step, tensor))
     return arrays
+
+
+def split(x):
+    """Give float32 numbers as bits of bfloat16, ties away from 0, and what the rounding has lost as int16."""
+    bits = x.view(np.uint32)
+    up, nan = bits >> np.uint32(15) & np.uint32(1), np.isnan(x)
+    upper = np.where(nan, bits >> np.uint32(16) | np.uint32(0x40), (bits >> np.uint32(16)) + up).astype(np.uint16)
+    return upper, np.where(nan, 0, bits & np.uint32(0xFFFF)).astype(np.uint16).view(np.int16)
+
+
+def joined(upper, lower):
+    """Read what was split; where there is no such number, the upper half alone."""
+    bits = upper.astype(np.int64) << 16
+    whole = ((bits + lower) % 2**32).astype(np.uint32).view(F)
+    return np.where(np.isnan(whole), bits.astype(np.uint32).view(F), whole)

@@ -178,7 +178,7 @@ def test_a_state_has_the_exact_copy_as_the_next_step_would_take_it():
 
 
 def test_what_is_no_exact_copy_is_refused():
-    with pytest.raises(ValueError, match="master: expected 'float32' or None, got 'float64'"):
+    with pytest.raises(ValueError, match="master: expected 'float32', 'split' or None, got 'float64'"):
         rv.SGD(np.ones(2, F16), lr=0.1, master="float64")
 
 

@@ -391,6 +391,14 @@ COMPACT = [
 ]
 
 
+#: Parameters with remainders, which take the place of exact copies.
+SPLIT = [
+    ("adam", None, ("REMAINDER",)),
+    ("lamb", None, ("REMAINDER",)),
+    ("adan", "8bit", ("AVERAGE", "LOOKAHEAD", "REMAINDER")),
+]
+
+
 def sources():
     """Give all texts as they are compiled for a user, a kernel each, with the architectures to compile them for."""
     for rule, (kind, storages) in itertools.product(rv._core.rules(), KINDS.items()):
@@ -408,6 +416,12 @@ def sources():
         after = ("MASTER", "AVERAGE", "LOOKAHEAD")[kind == "float64" :]
         text = step_source(rule, frozenset([KINDS[kind]]), after)
         yield f"{rule} {kind} {' '.join(after).lower()}", text, ARCHITECTURES if rule == "adam" else (90,)
+    for rule, states, after in SPLIT:
+        text = step_source(rule, frozenset([(7, 3)]), after, states)
+        name = f"{rule} split {' '.join(after).lower()}" + (f" with states in {states}" if states else "")
+        yield name, alone(text, "step"), (75, 120) if rule == "adam" else (90,)
+        if rule in LAYERWISE:
+            yield f"{name} gauge", alone(text, "gauge"), (90,)
     for rule, states, kind, after in COMPACT:
         text = step_source(rule, frozenset([KINDS[kind]]), after, states)
         name = " ".join([rule, kind, *after]).lower() + f" with states in {states}"

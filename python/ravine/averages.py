@@ -139,9 +139,11 @@ def after_rule(
         return None
 
     def arrays(parameter: Any, dtype: str) -> list[Any]:
-        # Zeros do: a copy counts only where its parameter is its rounding, the others are written before they are read.
-        there = [master and parameter.dtype.itemsize == 2, average, lookahead]
-        return [zeros(parameter.shape, dtype) if needed else None for needed in there]
+        # Zeros do: a copy counts only where its parameter is its rounding, of a new parameter nothing remains, and the
+        # others are written before they are read.
+        there = [master == "float32" and parameter.dtype.itemsize == 2, average, lookahead]
+        remainder = zeros(parameter.shape, "int16") if master == "split" else None
+        return [*(zeros(parameter.shape, dtype) if needed else None for needed in there), remainder]
 
     decay, warmup = (average.decay, average.warmup) if isinstance(average, EMA) else (None, False)
     return (

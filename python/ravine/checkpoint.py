@@ -1,8 +1,8 @@
 r"""Checkpoints: what ``opt.save`` writes and ``opt.load`` reads, one file in the safetensors format.
 
 Any reader of that format finds the arrays: ``<rule>/<state>/<parameter>``, such as ``adam/m/hidden.w``, and
-``params/<parameter>``; where they are kept, ``master/<parameter>``, ``average/<parameter>`` and Lookahead's
-``slow/<parameter>``. The metadata have one entry, ``ravine``, in JSON:
+``params/<parameter>``; where they are kept, ``master/<parameter>`` or ``remainder/<parameter>``,
+``average/<parameter>`` and Lookahead's ``slow/<parameter>``. The metadata have one entry, ``ravine``, in JSON:
 
 ==============  =================================================================================================
 ``checksum``    CRC-32 of the length and the header, its own eight digits read as 0
@@ -61,6 +61,7 @@ _DTYPES = {
     "float16": "F16",
     "bfloat16": "BF16",
     "uint16": "BF16",  # the bits of a state's numbers: NumPy has no bfloat16
+    "int16": "I16",
     "int8": "I8",
     "uint8": "U8",
 }
@@ -587,6 +588,8 @@ def _numbers(opt: Optimizer, header: _Header, fits: list[str]) -> tuple[dict[tup
             elif here != there and not _both_functions(here, there):
                 unlike[f"{group} {key}"] = f"{what}: expected {_shown(here)}, got {_shown(there)}"
     cure = ["make the optimizer as it was, or pass hyper=False to go on with its own numbers"]
+    if {options.get("master"), header.options.get("master")} == {"float32", "split"}:
+        cure = [f"load it with master={header.options['master']!r}, and pass the state_dict() of that on"]
     return numbers, [*unlike.values(), *cure] if unlike else []
 
 

@@ -72,7 +72,9 @@ class OptionsButDecay(TypedDict, total=False):
         master: ``"float32"`` keeps an exact copy of each float16 or bfloat16 parameter, which is then its rounding: the
             step reads and writes the copy, and updates smaller than the parameter's last bit add up. Where a parameter
             is not its copy's rounding, it was changed from outside, and that element counts as it is. float32 and
-            float64 parameters are their own.
+            float64 parameters are their own. ``"split"``, for bfloat16 parameters, keeps only the 16 bits that the
+            rounding loses, 2 bytes an element: parameter and remainder together are the exact copy. Ties are rounded
+            away from 0; an element changed from outside counts as a number that is rounded to it.
         states: ``"bfloat16"`` or ``"8bit"`` keeps each state in 2 bytes an element, or in 1.02, rounded at random; what
             must be exact stays as it is. For parameters that compute in float32; see docs/states.md.
         like: another system's formula and defaults: ``"torch"``, ``"keras"``, ``"optax"``, ``"chainer"``, ``"mlx"`` or
@@ -92,7 +94,7 @@ class OptionsButDecay(TypedDict, total=False):
     groups: Groups
     lookahead: Lookahead | None
     average: EMA | SWA | None
-    master: Literal["float32"] | None
+    master: Literal["float32", "split"] | None
     states: Literal["bfloat16", "8bit"] | None
     like: conventions.System | None
     clip_eps: float
@@ -241,8 +243,8 @@ class Optimizer:
             raise TypeError(f"lookahead: expected a ravine.Lookahead or None, got {lookahead!r}")
         if average is not None and not isinstance(average, EMA | SWA):
             raise TypeError(f"average: expected a ravine.EMA, a ravine.SWA or None, got {average!r}")
-        if master not in (None, "float32"):
-            raise ValueError(f"master: expected 'float32' or None, got {master!r}")
+        if master not in (None, "float32", "split"):
+            raise ValueError(f"master: expected 'float32', 'split' or None, got {master!r}")
         if lookahead is not None and self._rule in self._sequences:
             raise ValueError(
                 f"lookahead: the states of {type(self).__name__} (rule {self._rule!r}) refer to where the parameter "
@@ -630,6 +632,30 @@ class Optimizer:
                 with np.errstate(all="ignore"):
                     self._backend.assign(parameter, backends.cpu.put(kept["master"]).astype(parameter.dtype))
 
+    def _with_masters_as_here(
+        self, state: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]]
+    ) -> tuple[Mapping[str, Any], dict[str, Any]]:
+        """Split exact copies where remainders are kept, and join remainders and parameters where copies are.
+
+        The other result are the parameters' upper halves where a copy was split. What does not fit is left as it is.
+        """
+        given = state.get("states")
+        uppers: dict[str, Any] = {}
+        if not isinstance(given, Mapping):
+            return state, uppers
+        made = dict(given)
+        for name, parameter in zip(self._engine.names, self._engine.parameters, strict=True):
+            here, there = own[name], given.get(name)
+            if not isinstance(there, Mapping) or parameter.dtype.name != "bfloat16":
+                continue
+            there = dict(there)
+            if "remainder" in here and "remainder" not in there and _is(there.get("master"), parameter, "float32"):
+                uppers[name], there["remainder"] = _split(backends.cpu.put(there.pop("master")), parameter.dtype)
+            elif "master" in here and "master" not in there and _is(there.get("remainder"), parameter, "int16"):
+                there["master"] = _joined(*map(backends.cpu.put, (parameter, there.pop("remainder"))))
+            made[name] = there
+        return {**state, "states": made}, uppers
+
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all that a run needs to go on, bit for bit: plain dicts of arrays and numbers.
 
@@ -647,7 +673,8 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``, matched by the parameters' names.
 
-        Parameters that have an exact copy (``master``) become its rounding; others are not in a state.
+        Parameters that have an exact copy (``master``) become its rounding; others are not in a state. A remainder
+        belongs to the parameter as it was then. Exact copies can be loaded as remainders, and the other way.
 
         Args:
             state: what ``state_dict`` returned; hyperparameters are this optimizer's own.
@@ -662,9 +689,13 @@ class Optimizer:
         names = self._engine.names
         self._check_own("load_state_dict")
         own = self._arrays()
+        state, uppers = self._with_masters_as_here(state, own)
         wrong = _state_differences(state, self._rule, own)
         if wrong:
             raise ValueError("state: " + "; ".join(wrong) + ". Nothing was loaded.")
+        for parameter, name in zip(self._engine.parameters, names, strict=True):
+            if name in uppers:
+                self._backend.assign(parameter, uppers[name])
         for name in names:
             for kind, array in own[name].items():
                 self._backend.assign(array, state["states"][name][kind])
@@ -930,8 +961,29 @@ def _state_differences(state: Mapping[str, Any], rule: str, own: dict[str, dict[
 
 def _without(kind: str) -> str:
     """Say what to do about an array that the optimizer does not keep."""
-    option = {"slow": "lookahead"}.get(kind, kind)
+    option = {"slow": "lookahead", "remainder": "master"}.get(kind, kind)
     return f"make the optimizer with the same {option}=, or delete the entry"
+
+
+def _is(array: Any, parameter: Any, dtype: str) -> bool:
+    return getattr(array, "dtype", None) == dtype and array.shape == parameter.shape
+
+
+def _split(master: Any, dtype: Any) -> tuple[Any, Any]:
+    """Give the upper halves of float32 numbers as bfloat16, and the lower ones, as the core has them."""
+    bits = np.asarray(master, order="C").view(np.uint32)
+    nan = np.isnan(master)
+    with np.errstate(over="ignore"):  # of a NaN without axes
+        upper = np.where(nan, bits >> 16 | 0x40, (bits + np.uint32(0x8000)) >> 16).astype(np.uint16).view(dtype)
+    return upper, np.where(nan, 0, bits).astype(np.uint16).view(np.int16)
+
+
+def _joined(parameter: Any, remainder: Any) -> Any:
+    """Give the float32 numbers that upper and lower halves are, as the core reads them."""
+    bits = np.asarray(parameter, order="C").view(np.uint16).astype(np.uint32) << np.uint32(16)
+    with np.errstate(over="ignore"):
+        whole = (bits + remainder.astype(np.int32).view(np.uint32)).view(np.float32)
+    return np.where(np.isnan(whole), bits.view(np.float32), whole)
 
 
 class SGD(Optimizer):

@@ -134,6 +134,7 @@ pub(crate) fn state_at<'a, 'py>(
         let number = match kept {
             Dtype::Signed8 => 1,
             Dtype::Unsigned8 => 2,
+            Dtype::Split => 3,
             Dtype::Bf16 | Dtype::Bf16Random => 4,
             Dtype::F64 | Dtype::F32 | Dtype::F16 => return dtype_of(descr, name),
         };

@@ -220,15 +220,21 @@ impl Engine {
             for view in views.iter().flat_map(View::all) {
                 ranges.extend(view.extent().map(|(low, high)| (low, high, i)));
             }
-            let kept = after.as_ref().map(|after| kept_of(place, leaf, &parameter, after)).transpose()?;
+            let kept = after.as_ref().map(|after| kept_of(place, leaf, &parameter, after, &called(i))).transpose()?;
             let (kept, kept_views) = kept.unzip();
+            let lower = kept_views.as_ref().and_then(|kept: &Kept| kept.remainder.as_ref()).map(View::address);
             for view in kept_views.iter().flat_map(Kept::views).flatten() {
                 ranges.extend(view.extent().map(|(low, high)| (low, high, i)));
             }
             elements += parameter.len();
+            let mut view = parameter.view();
+            if let Some(lower) = lower {
+                // SAFETY: `kept_of` has checked that there are as many; the rest as below.
+                view = unsafe { view.split(lower) };
+            }
             // SAFETY: the bond keeps the arrays alive, NumPy does not resize arrays that are referred to twice, and
             // `check` looks at every step whether they lie where they lay; they are writable and overlap nothing.
-            unsafe { step.bind(parameter.view(), views, groups[i]) };
+            unsafe { step.bind(view, views, groups[i]) };
             if let Some(kept) = kept_views {
                 // SAFETY: as above.
                 unsafe { step.keep(kept) };
@@ -634,23 +640,32 @@ fn kept_of<'py>(
     leaf: &Bound<'py, PyAny>,
     parameter: &Array<'_, '_>,
     (new, average, lookahead): &AfterRule<'py>,
+    called: &dyn Fn() -> String,
 ) -> PyResult<([Option<Bound<'py, PyAny>>; KEPT.len()], Kept)> {
     let compute = parameter.dtype.compute();
     let arrays: [Option<Bound<'py, PyAny>>; KEPT.len()] = new.call1((leaf, compute.name()))?.extract()?;
     let name = || "kept".to_owned();
     let mut right = true;
-    let mut view = |object: &Option<Bound<'py, PyAny>>, needed: bool| {
+    let mut view = |object: &Option<Bound<'py, PyAny>>, needed: bool, dtype: Dtype| {
         right &= object.is_some() == needed;
         let Some(object) = object else { return Ok(None) };
-        let array = arrays::array_at(place, object, &name)?;
+        let array = arrays::state_at(place, object, &name, dtype)?;
         array.check_writable(&name)?;
-        right &= array.contiguous && array.shape() == parameter.shape() && array.dtype == compute;
+        right &= array.contiguous && array.shape() == parameter.shape() && array.dtype == dtype;
         Ok::<_, PyErr>(Some(array.view()))
     };
-    let master = view(&arrays[0], arrays[0].is_some() && parameter.dtype.size() == 2)?;
-    let (average, slow) = (view(&arrays[1], average.is_some())?, view(&arrays[2], lookahead.is_some())?);
+    if arrays[3].is_some() && parameter.dtype != Dtype::Bf16 {
+        let dtype = parameter.dtype.name();
+        let text =
+            format!("{}: master='split' is for bfloat16, got {dtype}; give it an optimizer of its own", called());
+        return Err(Error::Dtype(text).into());
+    }
+    let master = view(&arrays[0], arrays[0].is_some() && parameter.dtype.size() == 2, compute)?;
+    let (average, slow) =
+        (view(&arrays[1], average.is_some(), compute)?, view(&arrays[2], lookahead.is_some(), compute)?);
+    let remainder = view(&arrays[3], arrays[3].is_some() && master.is_none(), Dtype::Split)?;
     if right {
-        Ok((arrays, Kept { master, average, slow }))
+        Ok((arrays, Kept { master, average, slow, remainder }))
     } else {
         Err(PyValueError::new_err("kept: not the arrays that what follows the rule needs"))
     }

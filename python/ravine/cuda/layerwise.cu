@@ -17,6 +17,9 @@ __device__ __forceinline__ void gauge_block(const StepArgs &a, const Row &row, c
         const A *const master = reinterpret_cast<const A *>(a.kept[tensor * KEPT].data);
         if (sizeof(PS) == 2 && master && P::store(master[i]) == bits) return master[i];
 #endif
+#ifdef REMAINDER
+        return SPLIT::joined(bits, reinterpret_cast<const short *>(a.kept[tensor * KEPT + 3].data)[i]);
+#endif
         return P::load(bits);
     };
     const Range range = elements(parameter, block);

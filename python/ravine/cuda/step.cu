@@ -3,10 +3,11 @@
 //
 // unscale -> sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter, or on
 // the new one -> what follows it: Lookahead, an average, the exact copy of a half-precision parameter (LOOKAHEAD, AVERAGE,
-// MASTER if defined). States are in fewer bytes if COMPACT is defined: of which, it says (compact.cu).
+// MASTER if defined), or what its rounding has lost (REMAINDER). States are in fewer bytes if COMPACT is defined: of which,
+// it says (compact.cu).
 // What changes from step to step is in device memory, the counts of updates too, so a captured step can be replayed.
 
-#if defined(MASTER) || defined(AVERAGE) || defined(LOOKAHEAD)
+#if defined(MASTER) || defined(AVERAGE) || defined(LOOKAHEAD) || defined(REMAINDER)
 #define FOLLOWED
 #endif
 
@@ -120,8 +121,8 @@ template <typename A> struct Formula {
     }
 };
 
-// The arrays that are kept of each parameter: its exact copy, its average, Lookahead's slow weights.
-constexpr unsigned KEPT = 3;
+// The arrays that are kept of each parameter: its exact copy, its average, Lookahead's slow weights, its remainder.
+constexpr unsigned KEPT = 4;
 
 #ifdef FOLLOWED
 // What follows the rule, for one parameter in one update. Arrays that this update leaves alone are null; the others were
@@ -130,16 +131,19 @@ template <typename P> struct After {
     typedef typename P::Computed A;
     typedef typename P::Stored PS;
     A *master, *average, *slow;
+    short *remainder;
     A weight, alpha;
     bool moves, begins, ends;
 
     // What a thread holds of them.
     template <unsigned W> struct Lanes {
         Pack<A, W> master, average, slow;
+        Pack<short, W> remainder;
     };
 
     __device__ __forceinline__ After(const StepArgs &a, const Row &row, const u64 tensor)
-        : master(nullptr), average(nullptr), slow(nullptr), weight(0), alpha(0), moves(false), begins(false), ends(false) {
+        : master(nullptr), average(nullptr), slow(nullptr), remainder(nullptr), weight(0), alpha(0), moves(false),
+          begins(false), ends(false) {
         const Array *const kept = a.kept + tensor * KEPT;
 #ifdef MASTER
         if (sizeof(PS) == 2) master = reinterpret_cast<A *>(kept[0].data);
@@ -155,12 +159,16 @@ template <typename P> struct After {
         ends = row.ends && alpha != A(1.0);
         if (begins || ends) slow = reinterpret_cast<A *>(kept[2].data);
 #endif
+#ifdef REMAINDER
+        remainder = reinterpret_cast<short *>(kept[3].data);
+#endif
     }
 
     template <unsigned W> __device__ __forceinline__ void load(Lanes<W> &lanes, const u64 i) const {
         if (master) lanes.master = *reinterpret_cast<const Pack<A, W> *>(master + i);
         if (moves) lanes.average = *reinterpret_cast<const Pack<A, W> *>(average + i);
         if (slow && !begins) lanes.slow = *reinterpret_cast<const Pack<A, W> *>(slow + i);
+        if (remainder) lanes.remainder = *reinterpret_cast<const Pack<short, W> *>(remainder + i);
     }
 
 #ifdef COMPACT
@@ -169,6 +177,7 @@ template <typename P> struct After {
         if (master) lanes.master = some<W>(master + i, count);
         if (moves) lanes.average = some<W>(average + i, count);
         if (slow && !begins) lanes.slow = some<W>(slow + i, count);
+        if (remainder) lanes.remainder = some<W>(remainder + i, count);
     }
 
     template <unsigned W>
@@ -176,6 +185,7 @@ template <typename P> struct After {
         if (master) put(lanes.master, master + i, count);
         if (average) put(lanes.average, average + i, count);
         if (begins) put(lanes.slow, slow + i, count);
+        if (remainder) put(lanes.remainder, remainder + i, count);
     }
 #endif
 
@@ -184,6 +194,9 @@ template <typename P> struct After {
 #ifdef MASTER
         if (master && P::store(lanes.master.at[j]) == bits) p = lanes.master.at[j];
 #endif
+#ifdef REMAINDER
+        if (remainder) p = SPLIT::joined(bits, lanes.remainder.at[j]);
+#endif
         if (begins) lanes.slow.at[j] = p;
     }
 
@@ -191,12 +204,16 @@ template <typename P> struct After {
         if (ends) p = lanes.slow.at[j] + alpha * (p - lanes.slow.at[j]);
         if (average) lanes.average.at[j] = moves ? lanes.average.at[j] + weight * (p - lanes.average.at[j]) : p;
         if (master) lanes.master.at[j] = p;
+#ifdef REMAINDER
+        if (remainder) lanes.remainder.at[j] = SPLIT::remainder(p);
+#endif
     }
 
     template <unsigned W> __device__ __forceinline__ void store(const Lanes<W> &lanes, const u64 i) const {
         if (master) *reinterpret_cast<Pack<A, W> *>(master + i) = lanes.master;
         if (average) *reinterpret_cast<Pack<A, W> *>(average + i) = lanes.average;
         if (begins) *reinterpret_cast<Pack<A, W> *>(slow + i) = lanes.slow;
+        if (remainder) *reinterpret_cast<Pack<short, W> *>(remainder + i) = lanes.remainder;
     }
 };
 #else

@@ -38,10 +38,10 @@ After: TypeAlias = tuple[
 Values: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 #: As numbered in storage.cu, and words of its struct Array.
-_STORAGES = ("F64", "F32", "F16", "BF16")
+_STORAGES = {0: "F64", 1: "F32", 2: "F16", 3: "BF16", 4: "BF16_RANDOM", 7: "SPLIT"}
 WORDS = 21
 #: What may follow the rule, by the arrays that it keeps, as numbered in step.cu.
-_AFTER = ("MASTER", "AVERAGE", "LOOKAHEAD")
+_AFTER = ("MASTER", "AVERAGE", "LOOKAHEAD", "REMAINDER")
 #: What states in fewer bytes are, by the dtype of their arrays, as named in compact.cu.
 _COMPACT = {"uint16": "BFLOAT16", "int8": "SIGNED8", "uint8": "UNSIGNED8"}
 
@@ -101,7 +101,7 @@ def step_source(
 ) -> str:
     """Return the text of a rule's step, for these storages of parameter and gradient, with what comes before and after.
 
-    ``after``: MASTER, AVERAGE, LOOKAHEAD, as far as they are on; ``states``: in how many bytes they are.
+    ``after``: MASTER, AVERAGE, LOOKAHEAD, REMAINDER, as far as they are on; ``states``: in how many bytes they are.
     """
     pairs = " ".join(f"X({_STORAGES[p]}, {_STORAGES[g]})" for p, g in sorted(kinds))
     layerwise = bool(_core.rules()[rule]["norms"])

@@ -52,8 +52,35 @@ struct BF16 {
     }
 };
 
-// As the host numbers them.
-enum Storage : u64 { STORAGE_F64, STORAGE_F32, STORAGE_F16, STORAGE_BF16 };
+// A bfloat16 parameter that is the upper half of a float32 number; what remains of that is in another array.
+struct SPLIT {
+    typedef unsigned short Stored;
+    typedef float Computed;
+    static __device__ __forceinline__ float load(const unsigned short bits) { return BF16::load(bits); }
+
+    // Ties away from 0.
+    static __device__ __forceinline__ unsigned short store(const float x) {
+        const unsigned bits = __float_as_uint(x);
+        return static_cast<unsigned short>(is_nan(bits) ? bits >> 16 | 0x40u : (bits + 0x8000u) >> 16);
+    }
+
+    static __device__ __forceinline__ short remainder(const float x) {
+        const unsigned bits = __float_as_uint(x);
+        return static_cast<short>(is_nan(bits) ? 0u : bits & 0xffffu);
+    }
+
+    // Where the upper half was changed, and there is no such number: that half alone.
+    static __device__ __forceinline__ float joined(const unsigned short upper, const short lower) {
+        const unsigned bits = unsigned(upper) << 16, whole = bits + static_cast<unsigned>(int(lower));
+        return __uint_as_float(is_nan(whole) ? bits : whole);
+    }
+
+  private:
+    static __device__ __forceinline__ bool is_nan(const unsigned bits) { return (bits & 0x7fffffffu) > 0x7f800000u; }
+};
+
+// As the host numbers them; those between are of states.
+enum Storage : u64 { STORAGE_F64, STORAGE_F32, STORAGE_F16, STORAGE_BF16, STORAGE_BF16_RANDOM, STORAGE_SPLIT = 7 };
 
 constexpr unsigned MAX_AXES = 8;
 
