@@ -1,4 +1,5 @@
-//! States in fewer bytes: eight-bit codes in blocks with one scale each, and bfloat16; rounded at random.
+//! States in fewer bytes: eight-bit codes in blocks with one scale each, and bfloat16; rounded at random, and so are
+//! bfloat16 parameters.
 //!
 //! Signed numbers x are kept as ±s·r²(|q|/127) with q = −127 … 127, s the largest |x| of the block; numbers ≥ 0 as
 //! s·r⁴(q/255) with q = 0 … 255. Where r² and r⁴ are 1, ¼, … of the powers they are, and linear between: halving or
@@ -125,12 +126,31 @@ pub(crate) fn decode_unsigned(codes: &Codes, scale: f32, x: &mut Block<f32>) {
 /// The last half keeps the mean where it is, of the 8 bits that no byte decides.
 #[inline(always)]
 pub(crate) fn f32_to_bf16_random(x: f32, random: u8) -> u16 {
+    rounded_by(x, u32::from(random) << 8 | 0x80)
+}
+
+/// The upper half of the number's bits, after something below 2¹⁶ was added to them.
+#[inline(always)]
+fn rounded_by(x: f32, added: u32) -> u16 {
     let bits = x.to_bits();
-    let added = u32::from(random) << 8 | 0x80;
     // What is added to a NaN could carry it away. Without a branch, or it does not vectorise.
     let nan = bits & 0x7fff_ffff > 0x7f80_0000;
     let rounded = bits.wrapping_add(if nan { 0 } else { added }) >> 16;
     (rounded | u32::from(nan) << 6) as u16
+}
+
+/// Parameters as bfloat16 numbers below or above them, exactly right on average, by 16 random bits: above the element's own
+/// byte, that of the element half a block away. It decides nearly alone: with its own, a step that rounds a parameter up
+/// would round its moments up, which move it down in the next.
+#[inline(always)]
+pub(crate) fn round_parameters(x: &Block<f32>, bytes: &Bytes, rounded: &mut Block<u16>) {
+    const HALF: usize = BLOCK / 2;
+    let mut upper = [0; BLOCK];
+    upper[..HALF].copy_from_slice(&bytes[HALF..]);
+    upper[HALF..].copy_from_slice(&bytes[..HALF]);
+    for (((to, x), upper), lower) in rounded.iter_mut().zip(x).zip(&upper).zip(bytes) {
+        *to = rounded_by(*x, u32::from(*upper) << 8 | u32::from(*lower));
+    }
 }
 
 /// The random bytes of the elements from `at` on, a multiple of [`BLOCK`].

@@ -39,7 +39,7 @@ pub enum Dtype {
     F16,
     /// The upper half of binary32; computed in float32.
     Bf16,
-    /// A state or a parameter in bfloat16, rounded up or down at random, right on average.
+    /// A state in bfloat16, rounded up or down at random, right on average.
     Bf16Random,
     /// A state of signed numbers in eight bits, [`crate::codec`].
     Signed8,
@@ -47,6 +47,8 @@ pub enum Dtype {
     Unsigned8,
     /// A bfloat16 parameter that is the upper half of a float32 number, [`split`]; the lower half is in another array.
     Split,
+    /// A parameter in bfloat16, rounded up or down at random.
+    Bf16Parameter,
 }
 
 impl Dtype {
@@ -55,7 +57,7 @@ impl Dtype {
         match self {
             Self::F64 => 8,
             Self::F32 => 4,
-            Self::F16 | Self::Bf16 | Self::Bf16Random | Self::Split => 2,
+            Self::F16 | Self::Bf16 | Self::Bf16Random | Self::Split | Self::Bf16Parameter => 2,
             Self::Signed8 | Self::Unsigned8 => 1,
         }
     }
@@ -71,7 +73,7 @@ impl Dtype {
             Self::F64 => "float64",
             Self::F32 => "float32",
             Self::F16 => "float16",
-            Self::Bf16 | Self::Bf16Random | Self::Split => "bfloat16",
+            Self::Bf16 | Self::Bf16Random | Self::Split | Self::Bf16Parameter => "bfloat16",
             Self::Signed8 => "int8",
             Self::Unsigned8 => "uint8",
         }
@@ -89,7 +91,7 @@ impl Dtype {
 
     /// Whether it is rounded at random.
     pub(crate) fn is_random(self) -> bool {
-        matches!(self, Self::Bf16Random | Self::Signed8 | Self::Unsigned8)
+        matches!(self, Self::Bf16Random | Self::Signed8 | Self::Unsigned8 | Self::Bf16Parameter)
     }
 
     /// Whether a scale stands beside each [`BLOCK`] of elements.
@@ -183,7 +185,7 @@ impl View {
     #[must_use]
     pub fn rounded_at_random(self) -> Self {
         debug_assert!(self.dtype == Dtype::Bf16);
-        Self { dtype: Dtype::Bf16Random, ..self }
+        Self { dtype: Dtype::Bf16Parameter, ..self }
     }
 
     /// Where its first element is.
@@ -635,7 +637,7 @@ impl Kernel for Load<'_> {
     fn run(self) {
         match self.view.dtype {
             Dtype::F16 => self.each(f16_to_f32),
-            Dtype::Bf16 | Dtype::Bf16Random => self.each(bf16_to_f32),
+            Dtype::Bf16 | Dtype::Bf16Random | Dtype::Bf16Parameter => self.each(bf16_to_f32),
             Dtype::Signed8 => self.codes(true),
             Dtype::Unsigned8 => self.codes(false),
             Dtype::Split => self.halves(),
@@ -680,6 +682,14 @@ impl Store<'_> {
     }
 
     #[inline(always)]
+    fn parameters(self) {
+        let mut rounded = [0; BLOCK];
+        codec::round_parameters(self.block, self.bytes, &mut rounded);
+        // SAFETY: the promise of `View::close`; bfloat16 numbers are two bytes.
+        unsafe { self.view.put_run(self.at, self.n, &rounded) };
+    }
+
+    #[inline(always)]
     fn halves(self) {
         let (mut upper, mut lower) = ([0; BLOCK], [0; BLOCK]);
         for ((upper, lower), x) in upper.iter_mut().zip(&mut lower).zip(self.block) {
@@ -701,6 +711,7 @@ impl Kernel for Store<'_> {
             Dtype::F16 => self.each(|x, _| f32_to_f16(x)),
             Dtype::Bf16 => self.each(|x, _| f32_to_bf16(x)),
             Dtype::Bf16Random => self.each(codec::f32_to_bf16_random),
+            Dtype::Bf16Parameter => self.parameters(),
             Dtype::Signed8 => self.codes(true),
             Dtype::Unsigned8 => self.codes(false),
             Dtype::Split => self.halves(),

@@ -20,7 +20,8 @@ pub enum Purpose {
     /// Signs of a random rotation; `onebit.rs` says which.
     Signs = 3,
     /// The byte that rounds an element up or down: with j = i mod 256, element i has byte 4·⌊j/64⌋ + j mod 4 of block
-    /// 16·⌊i/256⌋ + ⌊j/4⌋ mod 16. So 16 blocks side by side have their words, and bytes, where the elements are.
+    /// 16·⌊i/256⌋ + ⌊j/4⌋ mod 16. So 16 blocks side by side have their words, and bytes, where the elements are. Of a
+    /// parameter it is the lower one of two; the upper one is that of the element with (j + 128) mod 256.
     Rounding = 4,
 }
 

@@ -129,7 +129,7 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
                 room.write([A::ZERO; BLOCK]);
             }
         }
-        let draws = states.iter().any(|state| state.dtype().is_random());
+        let draws = states.iter().chain([parameter]).any(|view| view.dtype().is_random());
         // Of whole blocks of states that are all so, which then need no room.
         let short = (A::DTYPE == Dtype::F32).then(|| shorts(states)).flatten();
         let most = match (plain, kept) {

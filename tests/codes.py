@@ -30,9 +30,20 @@ def power(y, k):
 
 
 def to_bfloat16(x, step, tensor):
-    """Round at random to the bits of bfloat16."""
+    """Round a state at random to the bits of bfloat16."""
+    return rounded_by(x, (bytes_of(step, tensor, x.size) << np.uint32(8)) + np.uint32(0x80))
+
+
+def parameter_to_bfloat16(x, step, tensor):
+    """Round a parameter at random to the bits of bfloat16."""
+    own = bytes_of(step, tensor, -(-x.size // BLOCK) * BLOCK).reshape(-1, BLOCK)
+    upper = np.roll(own, BLOCK // 2, axis=1)
+    return rounded_by(x, (upper << np.uint32(8) | own).reshape(-1)[: x.size])
+
+
+def rounded_by(x, added):
+    """Give the upper halves of the numbers' bits, after something was added to them."""
     old = x.reshape(-1).view(np.uint32)
-    added = (bytes_of(step, tensor, x.size) << np.uint32(8)) + np.uint32(0x80)
     nan = (old & 0x7FFFFFFF) > 0x7F800000
     new = np.where(nan, old >> np.uint32(16) | np.uint32(0x40), (old + added) >> np.uint32(16))
     return new.astype(np.uint16).reshape(x.shape)

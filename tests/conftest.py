@@ -84,6 +84,7 @@ def engine(
     after=None,
     clip_eps=0.0,
     states=None,
+    rounding="nearest",
     **common,
 ):
     """Bind any rule of the registry to parameters, by its name."""
@@ -98,6 +99,7 @@ def engine(
         after_rule(np.zeros, **(after or {})),
         clip_eps,
         states=states,
+        rounding=rounding,
     )
     for name, value in {**hyper, **common}.items():
         made.set_hyper(0, name, value)

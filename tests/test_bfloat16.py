@@ -1,4 +1,4 @@
-"""bfloat16 parameters that lose nothing: with the remainders of their rounding."""
+"""bfloat16 parameters that lose nothing, having remainders, or nothing on average, being rounded at random."""
 
 import ml_dtypes
 import numpy as np
@@ -298,4 +298,150 @@ def test_what_cannot_be_split_is_refused_at_once():
         opt.step(rv.RowSparse(np.array([1]), gentle((1, 2))))
     with pytest.raises(ValueError, match=r"grads: shares memory with parameter 'params' or its states"):
         opt.step(opt._engine.kept[0]["remainder"].view(BF16))
+    assert opt.steps == 0
+
+
+# Rounded at random.
+
+
+@every_rule
+@pytest.mark.parametrize("states", [None, "bfloat16"])
+def test_a_parameter_rounded_at_random_follows_the_specification(rule, states):
+    kinds, full = list(RULES[rule]["states"].values()), states is None or rule not in RULES_WITH
+    make = numbers if full else finite
+    w, other = make(600, BF16), make(300, BF16, 1)
+    at, kept = other.copy(), {name: np.zeros(300, F32) for name in ("average", "slow")}
+    pipeline = {"weight_decay": 0.13, "after": FOLLOWED}
+    made = engine(rule, [w, other], HYPER[rule], states=states, rounding="stochastic", **pipeline)
+    arrays, t = zero_states(rule, (300,), F32, states=states), 0
+    for step in range(6):
+        g = make(300, BF16, step)
+        made.step([make(600, BF16, step), g if step != 2 else None])
+        if step == 2:
+            continue
+        t += 1
+        read = arrays if full else codes.load(kinds, arrays, states)
+        with np.errstate(all="ignore"):
+            new, numbers_of = specification.step(
+                rule, at.astype(F32), g, read, t=t, hyper=HYPER[rule], kept=kept, **pipeline
+            )
+        arrays = numbers_of if full else codes.store(kinds, numbers_of, states, step, 1)
+        at = codes.parameter_to_bfloat16(new, step, 1).view(BF16)
+        assert_same_bits(other, at, step)
+        for name, array in kept.items():
+            assert_same_bits(made.kept[1][name], array, f"{name} after {step}")
+        for got, state in zip(made.states[1], arrays, strict=True):
+            assert_same_bits(got, state, step)
+
+
+@pytest.mark.parametrize("states", [None, "8bit"])
+def test_chance_has_the_same_bits_for_any_threads_instructions_and_strides(states):
+    n = 3 * 8192 + 77
+    params = [numbers(n, BF16), *(numbers(k, BF16, k) for k in LENGTHS)]
+    gradients = [[numbers(w.shape, BF16, 9 + seed) for w in params] for seed in range(3)]
+
+    def stepped(params):
+        made = engine("adam", params, HYPER["adam"], rounding="stochastic", states=states)
+        for of_step in gradients:
+            made.step(of_step)
+        return [*(np.ascontiguousarray(w) for w in params), *(array for own in made.states for array in own)]
+
+    expected = stepped([w.copy() for w in params])
+    for threads in (1, 2, 3):
+        rv.set_num_threads(threads)
+        for level in instruction_sets():
+            rv._core.set_simd(level)
+            strided = np.zeros((n, 3), BF16)[::-1, 1]
+            strided[:] = params[0]
+            for got, right in zip(stepped([strided, *(w.copy() for w in params[1:])]), expected, strict=True):
+                assert_same_bits(got, right, f"{threads} {level}")
+
+
+@pytest.mark.parametrize("share", [0.0, 2.0**-10, 0.03, 0.25, 0.5, 0.9])
+def test_a_step_is_right_on_average(share):
+    """The new parameter lies between two neighbours; so many are the upper one as it is near to that."""
+    n, last_bit = 1 << 16, 2.0**-7
+    w = np.ones(n, BF16)
+    opt = rv.SGD(w, lr=1.0, rounding="stochastic")
+    opt.step(np.full(n, -share * last_bit, BF16))
+    exact = float(np.float32(1) - np.full(1, -share * last_bit, BF16).astype(F32)[0])
+    got = w.astype(np.float64)
+    assert set(got) <= {1.0, 1.0 + last_bit}
+    assert abs(got.mean() - exact) <= 5 * last_bit * np.sqrt(share * (1 - share) / n)
+
+
+def test_decay_is_right_on_average_where_a_step_is_less_than_a_hundredth_of_the_last_bit():
+    n, steps = 1 << 16, 1000
+    w, nearest = np.ones(n, BF16), np.ones(n, BF16)
+    for array, rounding in ((w, "stochastic"), (nearest, "nearest")):
+        opt = rv.SGD(array, lr=1.0, weight_decay=1e-5, rounding=rounding)
+        for _ in range(steps):
+            opt.step(np.zeros(n, BF16))
+    assert (nearest == 1).all()
+    assert abs(w.astype(np.float64).mean() / (1 - 1e-5) ** steps - 1) < 0.00015
+
+
+def test_a_parameter_and_its_states_err_independently():
+    n = 1 << 15
+    rng = np.random.default_rng(0)
+    w, g = np.ones(n, BF16), rng.uniform(1, 2, n).astype(BF16)
+    opt = rv.SGD(w, lr=0.0123, momentum=0.87, rounding="stochastic", states="bfloat16")
+    opt.step(g)
+    before, m = w.astype(F32), codes.from_bfloat16(opt._states()["params"]["b"])
+    opt.step(g)
+    exact = np.float32(0.87) * m + g.astype(F32)
+    of_state = codes.from_bfloat16(opt._states()["params"]["b"]) - exact
+    of_parameter = w.astype(F32) - (before - np.float32(0.0123) * exact)
+    assert np.std(of_state) > 0 < np.std(of_parameter)
+    assert abs(np.corrcoef(of_state, of_parameter)[0, 1]) < 5 / np.sqrt(n)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda w, **o: rv.Muon(w, lr=0.02, **o), lambda w, **o: rv.Adafactor(w, lr=0.02, **o)],
+    ids=["Muon", "Adafactor"],
+)
+def test_rules_of_whole_matrices_round_at_random_too(make):
+    w = gentle((24, 20))
+    opt = make(w, rounding="stochastic", weight_decay=0.3)
+    for step in range(3):
+        g, wide = gentle((24, 20), BF16, step + 1), w.astype(F32)
+        other = make(wide, weight_decay=0.3)
+        other.load_state_dict(opt.state_dict())
+        other.step(g)
+        opt.step(g)
+        assert_same_bits(w, codes.parameter_to_bfloat16(wide, step, 0).view(BF16), step)
+
+
+@pytest.mark.parametrize("options", [{}, {"states": "8bit"}, FOLLOWED], ids=["plain", "8bit", "followed"])
+def test_a_run_with_chance_goes_on_bit_for_bit(options, tmp_path):
+    def make(seed=0):
+        return rv.AdamW(tree(seed), lr=0.01, rounding="stochastic", nonfinite="skip", **options)
+
+    whole, half = run(make(), 0, 7), run(make(), 0, 4)
+    before, bad = all_bits(half), tree(5)
+    bad["w"][3, 3] = np.nan
+    assert half.step(bad).skipped
+    assert all_bits(half) == before
+    half.save(tmp_path / "run")
+    resumed = make(77)
+    resumed.load(tmp_path / "run")
+    assert all_bits(run(resumed, 4, 7)) == all_bits(whole)
+    nearest = rv.AdamW(tree(), lr=0.01, nonfinite="skip", **options)
+    with pytest.raises(ValueError, match="rounding: expected None, got 'stochastic'; make the optimizer as it was"):
+        nearest.load(tmp_path / "run")
+
+
+def test_what_cannot_be_rounded_at_random_is_refused_at_once():
+    for dtype in (np.float16, np.float32, np.float64):
+        with pytest.raises(TypeError, match=r"params\['b'\]: rounding='stochastic' is for bfloat16, got float"):
+            rv.Adam({"a": gentle(3), "b": np.ones(3, dtype)}, rounding="stochastic")
+    for master in ("float32", "split"):
+        with pytest.raises(ValueError, match="rounding: 'stochastic' is for parameters without an exact copy"):
+            rv.Adam(gentle(3), rounding="stochastic", master=master)
+    with pytest.raises(ValueError, match="rounding: expected 'nearest' or 'stochastic', got 'up'"):
+        rv.Adam(gentle(3), rounding="up")
+    opt = rv.SGD(gentle((3, 2)), 0.1, rounding="stochastic")
+    with pytest.raises(ValueError, match="RowSparse: rounding='stochastic' knows elements by their places"):
+        opt.step(rv.RowSparse(np.array([1]), gentle((1, 2))))
     assert opt.steps == 0

@@ -1,4 +1,4 @@
-"""bfloat16 parameters that lose nothing, on a device: byte for byte the CPU's."""
+"""bfloat16 parameters that lose nothing, or nothing on average, on a device: byte for byte the CPU's."""
 
 import ml_dtypes
 import numpy as np
@@ -25,11 +25,10 @@ def steps(params, make=finite, count=3):
     return gradients
 
 
-@pytest.mark.parametrize("states", [None, "8bit"])
 @pytest.mark.parametrize("rule", SHAPES.values())
-def test_split_parameters_equal_the_cpus(gpu_device, rule, states):
+def test_split_parameters_equal_the_cpus(gpu_device, rule):
     params = [numbers(n, BFLOAT16, n) for n in LENGTHS]
-    pipeline = {"states": states, "after": {"master": "split"}, "l2": 0.1}
+    pipeline = {"after": {"master": "split"}, "l2": 0.1}
     assert_same_steps(gpu_device, rule, params, steps(params), HYPER[rule], **pipeline)
 
 
@@ -68,6 +67,24 @@ def test_a_split_parameter_changed_from_outside_and_a_processors_own_nan(gpu_dev
     assert not own.kept[0]["remainder"][200:].any()
 
 
+@pytest.mark.parametrize("rule", SHAPES.values())
+def test_parameters_rounded_at_random_equal_the_cpus(gpu_device, rule):
+    params = [numbers(n, BFLOAT16, n) for n in LENGTHS]
+    pipeline = {"rounding": "stochastic", "l2": 0.1}
+    assert_same_steps(gpu_device, rule, params, steps(params), HYPER[rule], **pipeline)
+
+
+@pytest.mark.parametrize("states", [None, "8bit"])
+@pytest.mark.parametrize("rule", ["adam", "lamb"])
+@pytest.mark.parametrize("layout", ["shifted", "transposed", "gaps"])
+def test_chance_in_every_layout_with_all_that_follows(gpu_device, layout, rule, states):
+    shapes = [(n,) for n in LENGTHS] if layout == "shifted" else [(67, 45), (1, 3), (130, 64), (5, 9)]
+    params = [numbers(shape, BFLOAT16, i) for i, shape in enumerate(shapes)]
+    pipeline = {"states": states, "after": FOLLOWED, "rounding": "stochastic", "weight_decay": 0.1, "clip_norm": 0.9}
+    put = lambda x: shifted(gpu_device.xp, x) if layout == "shifted" else strided(gpu_device.xp, x, layout)  # noqa: E731
+    assert_same_steps(gpu_device, rule, params, steps(params, gentle), HYPER[rule], put, **pipeline)
+
+
 # The optimizer around it.
 
 
@@ -77,7 +94,11 @@ def tree(xp, seed=0):
     return rv.trees.map(xp.asarray, made)
 
 
-@pytest.mark.parametrize("options", [{"master": "split"}, {"master": "split", "states": "8bit", **FOLLOWED}])
+@pytest.mark.parametrize(
+    "options",
+    [{"master": "split"}, {"master": "split", "states": "8bit", **FOLLOWED}, {"rounding": "stochastic"}],
+    ids=["split", "split and all", "stochastic"],
+)
 def test_a_run_goes_on_from_a_file_of_either_device(gpu, tmp_path, options):
     here, there = tree(np), tree(gpu)
     own, first = (rv.AdamW(w, lr=0.02, nonfinite="skip", **options) for w in (here, there))

@@ -399,6 +399,10 @@ SPLIT = [
 ]
 
 
+#: Parameters that are rounded at random.
+AT_RANDOM = [("adam", None, ()), ("adan", "8bit", ("AVERAGE", "LOOKAHEAD"))]
+
+
 def sources():
     """Give all texts as they are compiled for a user, a kernel each, with the architectures to compile them for."""
     for rule, (kind, storages) in itertools.product(rv._core.rules(), KINDS.items()):
@@ -416,9 +420,10 @@ def sources():
         after = ("MASTER", "AVERAGE", "LOOKAHEAD")[kind == "float64" :]
         text = step_source(rule, frozenset([KINDS[kind]]), after)
         yield f"{rule} {kind} {' '.join(after).lower()}", text, ARCHITECTURES if rule == "adam" else (90,)
-    for rule, states, after in SPLIT:
-        text = step_source(rule, frozenset([(7, 3)]), after, states)
-        name = f"{rule} split {' '.join(after).lower()}" + (f" with states in {states}" if states else "")
+    for rule, states, after in SPLIT + AT_RANDOM:
+        way, storage = ("split", 7) if "REMAINDER" in after else ("rounded at random", 8)
+        text = step_source(rule, frozenset([(storage, 3)]), after, states)
+        name = " ".join([rule, way, *after]).lower() + (f" with states in {states}" if states else "")
         yield name, alone(text, "step"), (75, 120) if rule == "adam" else (90,)
         if rule in LAYERWISE:
             yield f"{name} gauge", alone(text, "gauge"), (90,)

@@ -47,6 +47,7 @@ def device_engine(
     after=None,
     clip_eps=0.0,
     states=None,
+    rounding="nearest",
     **common,
 ):
     """Bind any rule to parameters on the device: the counterpart of `tests.conftest.engine`."""
@@ -62,6 +63,7 @@ def device_engine(
         after_rule(device.xp.zeros, **(after or {})),
         clip_eps,
         states=states,
+        rounding=rounding,
     )
     for name, value in {**hyper, **common}.items():
         made.set_hyper(0, name, value)

@@ -37,6 +37,7 @@ class Engine:
         clip_eps: float = ...,
         wide: bool = ...,
         states: str | None = ...,
+        rounding: str = ...,
     ) -> Engine: ...
     def step(
         self,

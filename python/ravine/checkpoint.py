@@ -12,7 +12,8 @@ Any reader of that format finds the arrays: ``<rule>/<state>/<parameter>``, such
 ``step``        completed steps
 ``updates``     t of each parameter
 ``options``     ``values`` of ``clip_value``, ``clip_norm``, ``nonfinite``, ``clip_eps``, and of ``lookahead``,
-                ``average`` and ``master`` if they are on; ``exact``: its numbers, in hexadecimal
+                ``average``, ``master``, ``states`` and ``rounding`` if they are on; ``exact``: its numbers, in
+                hexadecimal
 ``groups``      ``names`` of the parameters, ``values``: numbers, and of schedules the expression; ``exact``
 ``checksums``   CRC-32 of each tensor's bytes
 ==============  =================================================================================================

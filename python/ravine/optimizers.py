@@ -77,6 +77,9 @@ class OptionsButDecay(TypedDict, total=False):
             away from 0; an element changed from outside counts as a number that is rounded to it.
         states: ``"bfloat16"`` or ``"8bit"`` keeps each state in 2 bytes an element, or in 1.02, rounded at random; what
             must be exact stays as it is. For parameters that compute in float32; see docs/states.md.
+        rounding: ``"stochastic"``, for bfloat16 parameters without an exact copy: the new parameter, decay included, is
+            computed in float32 and rounded up or down at random, the nearer the more likely, so that updates smaller
+            than its last bit add up on average. ``"nearest"`` (the default) loses those below half of it.
         like: another system's formula and defaults: ``"torch"``, ``"keras"``, ``"optax"``, ``"chainer"``, ``"mlx"`` or
             ``"paper"``; see :mod:`ravine.conventions`. What you say overrides a default, and must not contradict the
             formula.
@@ -96,6 +99,7 @@ class OptionsButDecay(TypedDict, total=False):
     average: EMA | SWA | None
     master: Literal["float32", "split"] | None
     states: Literal["bfloat16", "8bit"] | None
+    rounding: Literal["nearest", "stochastic"]
     like: conventions.System | None
     clip_eps: float
     decay_after: bool
@@ -109,7 +113,7 @@ class Options(OptionsButDecay, total=False):
     Args:
         weight_decay: decoupled decay λ ≥ 0: w ← (1 − γλ)·w before the update is subtracted.
         l2, maximize, clip_value, clip_norm, nonfinite, groups: see :class:`OptionsButDecay`.
-        lookahead, average, master, states, like, clip_eps: see :class:`OptionsButDecay`.
+        lookahead, average, master, states, rounding, like, clip_eps: see :class:`OptionsButDecay`.
         decay_after, decay_implicit, decay_unscaled: see :class:`OptionsButDecay`.
     """
 
@@ -176,7 +180,8 @@ class Optimizer:
         self._lookahead, self._averaging, self._master = self._after(options)
         self._precision = self._checked_precision(options.get("states"))
         after: dict[str, Any] = {"lookahead": self._lookahead, "average": self._averaging, "master": self._master}
-        after |= {"states": self._precision}
+        self._rounding: str = options.get("rounding", "nearest")
+        after |= {"states": self._precision, "rounding": None if self._rounding == "nearest" else self._rounding}
         self._options |= {name: str(value) for name, value in after.items() if value is not None}
         self._engine: _core.Engine = self._new_engine(params, group_of)
         self._lock = threading.Lock()
@@ -511,6 +516,7 @@ class Optimizer:
             self._after_rule(),
             self._options["clip_eps"],
             states=self._precision,
+            rounding=self._rounding,
         )
 
     def _after_rule(self) -> Any:

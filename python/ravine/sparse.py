@@ -221,6 +221,11 @@ def _check_rule(opt: Optimizer, called: str, name: str) -> None:
             f"{called}: expected a dense gradient, got RowSparse: states={opt._precision!r} keeps rows together; "
             f"give {name!r} an optimizer of its own, without it"
         )
+    if opt._rounding != "nearest":
+        raise ValueError(
+            f"{called}: expected a dense gradient, got RowSparse: rounding={opt._rounding!r} knows elements by their "
+            f"places; give {name!r} an optimizer of its own, without it"
+        )
     following = {"lookahead": opt._lookahead, "average": opt._averaging, "master": opt._master}
     for option, value in following.items():
         if value is not None:

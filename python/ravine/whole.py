@@ -113,7 +113,8 @@ class Driver:
         # Without limits, which are the first step's; it takes float32 for half precision.
         # What follows the rule follows this; the transformed gradient saw a half-precision parameter as it is stored.
         self._core = self._backend.Engine(
-            "sgd", params, groups, lambda *_: [], None, None, "propagate", opt._after_rule(), 0.0, True
+            *("sgd", params, groups, lambda *_: [], None, None, "propagate", opt._after_rule(), 0.0, True),
+            rounding=opt._rounding,
         )
         self.names: list[str] = self._core.names
         for name, parameter in zip(self.names, self.parameters, strict=True):

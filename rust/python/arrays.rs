@@ -135,7 +135,7 @@ pub(crate) fn state_at<'a, 'py>(
             Dtype::Signed8 => 1,
             Dtype::Unsigned8 => 2,
             Dtype::Split => 3,
-            Dtype::Bf16 | Dtype::Bf16Random => 4,
+            Dtype::Bf16 | Dtype::Bf16Random | Dtype::Bf16Parameter => 4,
             Dtype::F64 | Dtype::F32 | Dtype::F16 => return dtype_of(descr, name),
         };
         if descr.num() == number && descr.is_native_byteorder() != Some(false) {

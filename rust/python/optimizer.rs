@@ -167,11 +167,11 @@ fn after_of(rule: Option<&AfterRule<'_>>) -> After {
 impl Engine {
     /// Binds the arrays of `params`. `group_of` maps a list of names to the groups' numbers, `new_states` a parameter
     /// to its state arrays; both are called before anything is bound. With `wide`, gradients may be of the dtype that the
-    /// parameters compute in. `states` says in how many bytes those are kept.
+    /// parameters compute in. `states` says in how many bytes those are kept, `rounding` how parameters are stored.
     #[new]
     #[pyo3(signature = (
         rule, params, group_of, new_states, clip_value, clip_norm, nonfinite, after = None, clip_eps = 0.0, wide = false,
-        states = None
+        states = None, rounding = "nearest"
     ))]
     #[expect(clippy::too_many_arguments, reason = "Python's keywords")]
     fn new(
@@ -186,8 +186,9 @@ impl Engine {
         clip_eps: f64,
         wide: bool,
         states: Option<&str>,
+        rounding: &str,
     ) -> PyResult<Self> {
-        let precision = precision(states)?;
+        let (precision, at_random) = (precision(states)?, is_stochastic(rounding)?);
         let rule = rules::find(rule).ok_or_else(|| Error::UnknownRule(rule.to_owned()))?;
         let options = options(clip_value, clip_norm, clip_eps, nonfinite)?;
         let (tree, given) = Tree::flatten(params)?;
@@ -231,6 +232,10 @@ impl Engine {
             if let Some(lower) = lower {
                 // SAFETY: `kept_of` has checked that there are as many; the rest as below.
                 view = unsafe { view.split(lower) };
+            }
+            if at_random {
+                check_rounding(&parameter, kept_views.as_ref(), &called(i))?;
+                view = view.rounded_at_random();
             }
             // SAFETY: the bond keeps the arrays alive, NumPy does not resize arrays that are referred to twice, and
             // `check` looks at every step whether they lie where they lay; they are writable and overlap nothing.
@@ -574,6 +579,29 @@ pub(crate) fn precision(states: Option<&str>) -> PyResult<Precision> {
             Err(PyValueError::new_err(text))
         }
     }
+}
+
+fn is_stochastic(rounding: &str) -> PyResult<bool> {
+    match rounding {
+        "nearest" => Ok(false),
+        "stochastic" => Ok(true),
+        other => Err(PyValueError::new_err(format!("rounding: expected 'nearest' or 'stochastic', got '{other}'"))),
+    }
+}
+
+/// Refuses to round at random what has an exact copy, or is not bfloat16.
+fn check_rounding(parameter: &Array<'_, '_>, kept: Option<&Kept>, called: &dyn Fn() -> String) -> PyResult<()> {
+    if kept.is_some_and(|kept| kept.master.is_some() || kept.remainder.is_some()) {
+        let text = "rounding: 'stochastic' is for parameters without an exact copy; leave master or rounding out";
+        return Err(PyValueError::new_err(text));
+    }
+    if parameter.dtype != Dtype::Bf16 {
+        let (called, dtype) = (called(), parameter.dtype.name());
+        let text =
+            format!("{called}: rounding='stochastic' is for bfloat16, got {dtype}; give it an optimizer of its own");
+        return Err(Error::Dtype(text).into());
+    }
+    Ok(())
 }
 
 fn check_precision(precision: Precision, parameter: &Array<'_, '_>, called: &dyn Fn() -> String) -> PyResult<()> {

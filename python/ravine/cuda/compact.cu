@@ -81,6 +81,12 @@ __device__ __forceinline__ void scatter(const Pack<T, WIDTH> &x, const Array &ar
 struct Draws {
     unsigned at[PARTS];
 
+    __device__ __forceinline__ Draws() {}
+
+    __device__ __forceinline__ unsigned byte(const unsigned part, const unsigned j) const {
+        return at[part] >> 8 * j & 0xffu;
+    }
+
     __device__ __forceinline__ Draws(const Random &random, const u64 first) {
         const unsigned lane = threadIdx.x % WARP;
         const Words words = random_block(random, ROUNDING, first / 16 + lane % 16);
@@ -132,10 +138,21 @@ __device__ __forceinline__ float of_unsigned_code(const unsigned char code, cons
     return scale * unrooted<2>(float(code) * (1.0f / 255.0f));
 }
 
-__device__ __forceinline__ unsigned short random_bfloat16(const float x, const unsigned byte) {
+__device__ __forceinline__ unsigned short rounded_by(const float x, const unsigned added) {
     const unsigned bits = __float_as_uint(x);
     const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    return static_cast<unsigned short>(nan ? bits >> 16 | 0x40u : (bits + (byte << 8 | 0x80u)) >> 16);
+    return static_cast<unsigned short>(nan ? bits >> 16 | 0x40u : (bits + added) >> 16);
+}
+
+template <typename P> constexpr bool IS_RANDOM = false;
+template <> constexpr bool IS_RANDOM<BF16_RANDOM> = true;
+
+// A parameter as it is stored: if at random, by its own byte, and above it that of the element half a block away.
+template <typename P>
+__device__ __forceinline__ typename P::Stored stored_so(const float x, const Draws &draws, const unsigned part,
+                                                        const unsigned j) {
+    if constexpr (IS_RANDOM<P>) return rounded_by(x, draws.byte(PARTS - 1 - part, j) << 8 | draws.byte(part, j));
+    else return P::store(x);
 }
 
 // One for each block of codes. Codes have no axes, and their address in the place of a length.
@@ -241,8 +258,8 @@ __device__ __forceinline__ void store_state(const Pack<float, WIDTH> *const x, c
         Pack<unsigned char, WIDTH> codes;
 #pragma unroll
         for (unsigned j = 0; j < WIDTH; ++j) {
-            const unsigned byte = draws.at[part] >> 8 * j & 0xffu;
-            if (way == BFLOAT16) halves.at[j] = random_bfloat16(x[part].at[j], byte);
+            const unsigned byte = draws.byte(part, j);
+            if (way == BFLOAT16) halves.at[j] = rounded_by(x[part].at[j], byte << 8 | 0x80u);
             if (way == SIGNED8) codes.at[j] = signed_code(x[part].at[j], inverse, mask, byte);
             if (way == UNSIGNED8) codes.at[j] = unsigned_code(x[part].at[j], inverse, mask, byte);
         }

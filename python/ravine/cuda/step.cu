@@ -3,8 +3,8 @@
 //
 // unscale -> sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter, or on
 // the new one -> what follows it: Lookahead, an average, the exact copy of a half-precision parameter (LOOKAHEAD, AVERAGE,
-// MASTER if defined), or what its rounding has lost (REMAINDER). States are in fewer bytes if COMPACT is defined: of which,
-// it says (compact.cu).
+// MASTER if defined), or what its rounding has lost (REMAINDER). States are in fewer bytes, or parameters rounded at random,
+// if COMPACT is defined: of which states, it says (compact.cu).
 // What changes from step to step is in device memory, the counts of updates too, so a captured step can be replayed.
 
 #if defined(MASTER) || defined(AVERAGE) || defined(LOOKAHEAD) || defined(REMAINDER)
@@ -248,7 +248,7 @@ template <typename P, typename G>
 __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const u64 tensor, const u64 block) {
     typedef typename P::Stored PS;
     typedef typename G::Stored GS;
-    static_assert(sizeof(typename P::Computed) == 4, "states in fewer bytes are of float32 arithmetic");
+    static_assert(sizeof(typename P::Computed) == 4, "what is rounded at random is of float32 arithmetic");
     const Array &parameter = a.parameters[tensor], &gradient = a.gradients[tensor];
     const Formula<float> formula(row, a);
     const After<P> after(a, row, tensor);
@@ -281,6 +281,8 @@ __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const 
                 for (unsigned k = 0; k < STATES; ++k) stored[k][part].load(states[k], way(k), here);
             }
         };
+        Draws draws;
+        if (IS_RANDOM<P>) draws = Draws(random, first);
 #pragma unroll
         for (unsigned k = 0; k < STATES; ++k) scales[k] = scale_at(states[k], way(k), first);
 #pragma unroll
@@ -299,7 +301,7 @@ __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const 
                 after.before(x, ps[part].at[j], kept, j);
                 formula.apply(x, G::load(gs[part].at[j]), s);
                 after.after(x, kept, j);
-                ps[part].at[j] = P::store(x);
+                ps[part].at[j] = stored_so<P>(x, draws, part, j);
                 // What is not there has no size.
 #pragma unroll
                 for (unsigned k = 0; k < STATES; ++k) ss[k][part].at[j] = j < here.count ? s[k] : 0.0f;
@@ -308,7 +310,8 @@ __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const 
             else scatter(ps[part], parameter, here);
             after.store(kept, here.i, here.count);
         }
-        const Draws draws(random, first);
+        // Late if it can be: it takes registers.
+        if (!IS_RANDOM<P>) draws = Draws(random, first);
 #pragma unroll
         for (unsigned k = 0; k < STATES; ++k) store_state(ss[k], states[k], way(k), first, range.end, draws);
     }

@@ -38,7 +38,7 @@ After: TypeAlias = tuple[
 Values: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 #: As numbered in storage.cu, and words of its struct Array.
-_STORAGES = {0: "F64", 1: "F32", 2: "F16", 3: "BF16", 4: "BF16_RANDOM", 7: "SPLIT"}
+_STORAGES = {0: "F64", 1: "F32", 2: "F16", 3: "BF16", 7: "SPLIT", 8: "BF16_RANDOM"}
 WORDS = 21
 #: What may follow the rule, by the arrays that it keeps, as numbered in step.cu.
 _AFTER = ("MASTER", "AVERAGE", "LOOKAHEAD", "REMAINDER")
@@ -109,6 +109,8 @@ def step_source(
     names += f"#define KINDS(X) {pairs}\n"
     stages = "".join(f"#define {stage}\n" for stage in after)
     compact = _compact(rule, states)
+    if any(_STORAGES[parameter] == "BF16_RANDOM" for parameter, _ in kinds):
+        compact = compact or {"COMPACT(X)": ""}
     shared = source("storage", *(("random", "compact") if compact else ()), **compact)
     before = f"\n{text('tree')}\n{text('layerwise')}" if layerwise else ""
     return f"{stages}{shared}\nnamespace rules {{\n{_core.cuda(rule)}}}\n\n{names}\n{text('step')}{before}"
@@ -261,8 +263,9 @@ class Engine:
         clip_eps: float = 0.0,
         wide: bool = False,
         states: str | None = None,
+        rounding: str = "nearest",
     ) -> None:
-        options = (clip_value, clip_norm, nonfinite, after, clip_eps, wide, states)
+        options = (clip_value, clip_norm, nonfinite, after, clip_eps, wide, states, rounding)
         self._core = _core.Engine(rule, params, group_of, new_states, *options)
         self._precision = states
         self._device, self._rule, self._lock = device, rule, threading.Lock()

@@ -52,6 +52,13 @@ struct BF16 {
     }
 };
 
+// The same, rounded at random when it is stored (compact.cu).
+struct BF16_RANDOM {
+    typedef unsigned short Stored;
+    typedef float Computed;
+    static __device__ __forceinline__ float load(const unsigned short bits) { return BF16::load(bits); }
+};
+
 // A bfloat16 parameter that is the upper half of a float32 number; what remains of that is in another array.
 struct SPLIT {
     typedef unsigned short Stored;
@@ -80,7 +87,7 @@ struct SPLIT {
 };
 
 // As the host numbers them; those between are of states.
-enum Storage : u64 { STORAGE_F64, STORAGE_F32, STORAGE_F16, STORAGE_BF16, STORAGE_BF16_RANDOM, STORAGE_SPLIT = 7 };
+enum Storage : u64 { STORAGE_F64, STORAGE_F32, STORAGE_F16, STORAGE_BF16, STORAGE_SPLIT = 7, STORAGE_BF16_RANDOM };
 
 constexpr unsigned MAX_AXES = 8;
 
