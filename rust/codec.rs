@@ -139,18 +139,12 @@ fn rounded_by(x: f32, added: u32) -> u16 {
     (rounded | u32::from(nan) << 6) as u16
 }
 
-/// Parameters as bfloat16 numbers below or above them, exactly right on average, by 16 random bits: above the element's own
-/// byte, that of the element half a block away. It decides nearly alone: with its own, a step that rounds a parameter up
-/// would round its moments up, which move it down in the next.
+/// A parameter as the bfloat16 number below or above it, exactly right on average, by 16 random bits: above the element's
+/// own byte, that of the element half a block away. It decides nearly alone: with its own, a step that rounds a parameter
+/// up would round its moments up, which move it down in the next.
 #[inline(always)]
-pub(crate) fn round_parameters(x: &Block<f32>, bytes: &Bytes, rounded: &mut Block<u16>) {
-    const HALF: usize = BLOCK / 2;
-    let mut upper = [0; BLOCK];
-    upper[..HALF].copy_from_slice(&bytes[HALF..]);
-    upper[HALF..].copy_from_slice(&bytes[..HALF]);
-    for (((to, x), upper), lower) in rounded.iter_mut().zip(x).zip(&upper).zip(bytes) {
-        *to = rounded_by(*x, u32::from(*upper) << 8 | u32::from(*lower));
-    }
+pub(crate) fn round_parameter(x: f32, upper: u8, lower: u8) -> u16 {
+    rounded_by(x, u32::from(upper) << 8 | u32::from(lower))
 }
 
 /// The random bytes of the elements from `at` on, a multiple of [`BLOCK`].

@@ -444,6 +444,46 @@ impl View {
         block
     }
 
+    /// Where a whole block of elements from `at` on is, if they lie one after the other.
+    #[inline(always)]
+    fn whole<T>(&self, at: usize, n: usize) -> Option<*mut T> {
+        (self.strided.is_none() && n == BLOCK).then(|| self.data.cast::<T>().wrapping_add(at))
+    }
+
+    /// Where the same elements can be read as they are stored, a block of them: in the array, or in `room`, where zeros are
+    /// behind them.
+    ///
+    /// # Safety
+    /// As [`View::load`]; `T` is the type of `dtype`.
+    #[inline(always)]
+    unsafe fn stored<T: Copy + Default>(&self, at: usize, n: usize, room: &mut MaybeUninit<Block<T>>) -> *const T {
+        if let Some(data) = self.whole(at, n) {
+            return data;
+        }
+        let block = room.write([T::default(); BLOCK]);
+        // SAFETY: the same contract.
+        unsafe { self.gather(at, n, block) };
+        block.as_ptr()
+    }
+
+    /// Where to write a block of them as they are to be stored; [`View::put`] then takes them from the room.
+    #[inline(always)]
+    fn place<T>(&self, at: usize, n: usize, room: &mut MaybeUninit<Block<T>>) -> *mut T {
+        self.whole(at, n).unwrap_or(room.as_mut_ptr().cast())
+    }
+
+    /// # Safety
+    /// As [`View::store`]; `T` is the type of `dtype`, and a block was written at [`View::place`] of the same.
+    #[inline(always)]
+    unsafe fn put<T: Copy>(&self, at: usize, n: usize, room: &MaybeUninit<Block<T>>) {
+        if self.whole::<T>(at, n).is_none() {
+            // SAFETY: a block was written there.
+            let block = unsafe { room.assume_init_ref() };
+            // SAFETY: the same contract.
+            unsafe { self.scatter(at, n, block) };
+        }
+    }
+
     /// The other way.
     ///
     /// # Safety
@@ -584,6 +624,10 @@ impl Arithmetic for f32 {
     }
 }
 
+/// Elements that are read before any of them is written: in registers, so that arrays may lie anywhere, and no copy of a
+/// block is needed.
+const GROUP: usize = 32;
+
 /// [`View::load`] of what computes in float32, by who made the same promise.
 struct Load<'a> {
     view: &'a View,
@@ -595,10 +639,15 @@ struct Load<'a> {
 impl Load<'_> {
     #[inline(always)]
     fn each<T: Copy + Default>(self, number: impl Fn(T) -> f32) {
+        let mut room = MaybeUninit::uninit();
         // SAFETY: the promise of `View::load`; `T` is the dtype's.
-        let stored = unsafe { self.view.run_of::<T>(self.at, self.n) };
-        for (x, stored) in self.block.iter_mut().zip(&stored) {
-            *x = number(*stored);
+        let from = unsafe { self.view.stored::<T>(self.at, self.n, &mut room) };
+        for at in (0..BLOCK).step_by(GROUP) {
+            // SAFETY: at + GROUP ≤ BLOCK elements are there.
+            let stored = unsafe { from.wrapping_add(at).cast::<[T; GROUP]>().read() };
+            for i in 0..GROUP {
+                self.block[at + i] = number(stored[i]);
+            }
         }
     }
 
@@ -620,12 +669,19 @@ impl Load<'_> {
 
     #[inline(always)]
     fn halves(self) {
+        let (mut room, mut lower_room) = (MaybeUninit::uninit(), MaybeUninit::uninit());
         // SAFETY: the promise of `View::load`; halves are two bytes.
-        let upper = unsafe { self.view.run_of(self.at, self.n) };
+        let upper = unsafe { self.view.stored::<u16>(self.at, self.n, &mut room) };
         // SAFETY: as above, and that of `View::split`.
-        let lower = unsafe { self.view.lower().run_of(self.at, self.n) };
-        for ((x, upper), lower) in self.block.iter_mut().zip(&upper).zip(&lower) {
-            *x = joined(*upper, *lower);
+        let lower = unsafe { self.view.lower().stored::<u16>(self.at, self.n, &mut lower_room) };
+        for at in (0..BLOCK).step_by(GROUP) {
+            // SAFETY: at + GROUP ≤ BLOCK elements are there.
+            let upper = unsafe { upper.wrapping_add(at).cast::<[u16; GROUP]>().read() };
+            // SAFETY: as above.
+            let lower = unsafe { lower.wrapping_add(at).cast::<[u16; GROUP]>().read() };
+            for i in 0..GROUP {
+                self.block[at + i] = joined(upper[i], lower[i]);
+            }
         }
     }
 }
@@ -659,12 +715,18 @@ struct Store<'a> {
 impl Store<'_> {
     #[inline(always)]
     fn each<T: Copy + Default>(self, stored: impl Fn(f32, u8) -> T) {
-        let mut block = [T::default(); BLOCK];
-        for ((to, x), byte) in block.iter_mut().zip(self.block).zip(self.bytes) {
-            *to = stored(*x, *byte);
+        let mut room = MaybeUninit::uninit();
+        let to = self.view.place::<T>(self.at, self.n, &mut room);
+        for at in (0..BLOCK).step_by(GROUP) {
+            let mut made = [T::default(); GROUP];
+            for i in 0..GROUP {
+                made[i] = stored(self.block[at + i], self.bytes[at + i]);
+            }
+            // SAFETY: at + GROUP ≤ BLOCK elements may be written there, by the promise of `View::close`.
+            unsafe { to.wrapping_add(at).cast::<[T; GROUP]>().write(made) };
         }
         // SAFETY: the promise of `View::close`; `T` is the dtype's.
-        unsafe { self.view.put_run(self.at, self.n, &block) };
+        unsafe { self.view.put(self.at, self.n, &room) };
     }
 
     #[inline(always)]
@@ -683,22 +745,39 @@ impl Store<'_> {
 
     #[inline(always)]
     fn parameters(self) {
-        let mut rounded = [0; BLOCK];
-        codec::round_parameters(self.block, self.bytes, &mut rounded);
+        let mut room = MaybeUninit::uninit();
+        let to = self.view.place::<u16>(self.at, self.n, &mut room);
+        for at in (0..BLOCK).step_by(GROUP) {
+            let (mut made, across) = ([0; GROUP], (at + BLOCK / 2) % BLOCK);
+            for i in 0..GROUP {
+                made[i] = codec::round_parameter(self.block[at + i], self.bytes[across + i], self.bytes[at + i]);
+            }
+            // SAFETY: at + GROUP ≤ BLOCK elements may be written there, by the promise of `View::close`.
+            unsafe { to.wrapping_add(at).cast::<[u16; GROUP]>().write(made) };
+        }
         // SAFETY: the promise of `View::close`; bfloat16 numbers are two bytes.
-        unsafe { self.view.put_run(self.at, self.n, &rounded) };
+        unsafe { self.view.put(self.at, self.n, &room) };
     }
 
     #[inline(always)]
     fn halves(self) {
-        let (mut upper, mut lower) = ([0; BLOCK], [0; BLOCK]);
-        for ((upper, lower), x) in upper.iter_mut().zip(&mut lower).zip(self.block) {
-            (*upper, *lower) = split(*x);
+        let (mut room, mut lower_room) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        let to = self.view.place::<u16>(self.at, self.n, &mut room);
+        let to_lower = self.view.lower().place::<u16>(self.at, self.n, &mut lower_room);
+        for at in (0..BLOCK).step_by(GROUP) {
+            let (mut upper, mut lower) = ([0; GROUP], [0; GROUP]);
+            for i in 0..GROUP {
+                (upper[i], lower[i]) = split(self.block[at + i]);
+            }
+            // SAFETY: at + GROUP ≤ BLOCK elements may be written there, by the promise of `View::close`.
+            unsafe { to.wrapping_add(at).cast::<[u16; GROUP]>().write(upper) };
+            // SAFETY: as above, and by that of `View::split`.
+            unsafe { to_lower.wrapping_add(at).cast::<[u16; GROUP]>().write(lower) };
         }
         // SAFETY: the promise of `View::close`; halves are two bytes.
-        unsafe { self.view.put_run(self.at, self.n, &upper) };
+        unsafe { self.view.put(self.at, self.n, &room) };
         // SAFETY: as above, and that of `View::split`.
-        unsafe { self.view.lower().put_run(self.at, self.n, &lower) };
+        unsafe { self.view.lower().put(self.at, self.n, &lower_room) };
     }
 }
 
