@@ -4,12 +4,12 @@
 //! into the header's status numbers. What cannot be checked is that memory is as large and as alive as C says; each
 //! function is unsafe for that reason and no other, so that no `# Safety` below repeats it.
 
-use crate::element::{self, Dtype, View};
+use crate::element::{self, BLOCK, Dtype, View};
 use crate::error::Error;
 use crate::norm::arrays::{self as norms, Saved};
 use crate::norm::batch::Layout;
 use crate::overlap::{Occupied, may_share, overlaps_itself};
-use crate::rules::{self, Entry, Precision, REGISTRY, Range};
+use crate::rules::{self, Entry, Precision, REGISTRY, Range, State};
 use crate::step::{self, COMMON, NonFinite, Options, Step};
 use crate::{pool, simd};
 use std::cell::RefCell;
@@ -193,13 +193,36 @@ struct Array<'a> {
 /// `RV_NONE` in the place of a dtype.
 const NONE: i32 = 0;
 
+/// What stands for a dtype in `rv_dtype`.
+fn code_of(dtype: Dtype) -> i32 {
+    match dtype {
+        Dtype::F64 => 1,
+        Dtype::F32 => 2,
+        Dtype::F16 => 3,
+        Dtype::Bf16 | Dtype::Bf16Random | Dtype::Bf16Parameter | Dtype::Split => 4,
+        Dtype::Signed8 => 5,
+        Dtype::Unsigned8 => 6,
+    }
+}
+
 impl<'a> Array<'a> {
     unsafe fn new(tensor: &'a Tensor, name: Name) -> Result<Self, Error> {
+        if matches!(tensor.dtype, 5 | 6) {
+            let (expected, got) = ("numbers, not codes of states", tensor.dtype);
+            return Err(Error::Dtype(format!("{name}.dtype: expected {expected}, got {got}")));
+        }
+        // SAFETY: the same promise.
+        unsafe { Self::of_any(tensor, name) }
+    }
+
+    unsafe fn of_any(tensor: &'a Tensor, name: Name) -> Result<Self, Error> {
         let dtype = match tensor.dtype {
             1 => Dtype::F64,
             2 => Dtype::F32,
             3 => Dtype::F16,
             4 => Dtype::Bf16,
+            5 => Dtype::Signed8,
+            6 => Dtype::Unsigned8,
             NONE => return Err(Error::Dtype(format!("{name}: expected a tensor, got one of dtype RV_NONE"))),
             other => return Err(Error::Dtype(format!("{name}.dtype: expected one of rv_dtype, got {other}"))),
         };
@@ -443,7 +466,14 @@ struct Bound {
     set: Vec<Vec<bool>>,
     /// What was not finite in the last step: tensor, how many, the first.
     nonfinite: Vec<(usize, usize, usize)>,
+    /// In how many bytes states are kept.
+    precision: Precision,
+    /// Whether parameters are rounded at random.
+    stochastic: bool,
 }
+
+/// An array that is a state, or a part of one: the state's name, dtype, shape.
+type Needed = (&'static str, Dtype, Vec<usize>);
 
 /// A parameter with its states, as C bound them.
 struct Bond {
@@ -496,22 +526,97 @@ impl Bound {
         Ok(())
     }
 
+    /// The arrays that are the states of a parameter.
+    fn needed(&self, dtype: Dtype, shape: &[usize]) -> Result<Vec<Needed>, Error> {
+        if self.precision != Precision::Full && dtype.compute() != Dtype::F32 {
+            let got = dtype.name();
+            return Err(Error::Dtype(format!("parameter: states in fewer bytes are of float32 arithmetic, got {got}")));
+        }
+        let of = |kind: &State| {
+            let (kept, of_shape) = kind.layout(self.precision, dtype, shape);
+            let blocks = shape.iter().product::<usize>().div_ceil(BLOCK);
+            let scales = kept.has_scales().then(|| (kind.name, Dtype::F32, vec![blocks]));
+            std::iter::once((kind.name, kept, of_shape.to_vec())).chain(scales)
+        };
+        Ok(self.step.rule().states.iter().flat_map(of).collect())
+    }
+
+    /// Refuses to choose anew how parameters that were added are kept.
+    fn check_none_added(&self, name: &str, got: f64) -> Result<(), Error> {
+        if self.bonds.is_empty() {
+            return Ok(());
+        }
+        let expected = "to be set before the first parameter is added";
+        Err(Error::OutOfRange { name: name.to_owned(), got, expected })
+    }
+
+    fn set_precision(&mut self, got: f64) -> Result<(), Error> {
+        let refuse = |expected| Error::OutOfRange { name: "states".to_owned(), got, expected };
+        let ways = [Precision::Full, Precision::Bfloat16, Precision::EightBit];
+        let way = ways.into_iter().enumerate().find(|(i, _)| *i as f64 == got);
+        let (_, way) = way.ok_or_else(|| refuse("RV_STATES_FULL, RV_STATES_BFLOAT16 or RV_STATES_8BIT"))?;
+        let full = |kind: &State| kind.layout(way, Dtype::F32, &[]) == kind.layout(Precision::Full, Dtype::F32, &[]);
+        if way != Precision::Full && self.step.rule().states.iter().all(full) {
+            return Err(refuse("RV_STATES_FULL: the rule has no states that may be kept in fewer bytes"));
+        }
+        self.check_none_added("states", got)?;
+        self.precision = way;
+        Ok(())
+    }
+
+    fn set_rounding(&mut self, got: f64) -> Result<(), Error> {
+        if got != 0.0 && got != 1.0 {
+            let expected = "RV_NEAREST or RV_STOCHASTIC";
+            return Err(Error::OutOfRange { name: "rounding".to_owned(), got, expected });
+        }
+        self.check_none_added("rounding", got)?;
+        self.stochastic = got == 1.0;
+        Ok(())
+    }
+
+    /// The states, from the views of their arrays.
+    fn states_of(&self, arrays: &[View], needed: &[Needed]) -> Vec<View> {
+        let mut states = Vec::with_capacity(arrays.len());
+        let mut arrays = arrays.iter().zip(needed);
+        while let Some((array, (_, dtype, _))) = arrays.next() {
+            let (data, len) = (array.address(), array.len());
+            states.push(match dtype {
+                // SAFETY: checked to lie one after the other; the scales are the next array, of the length that is needed.
+                Dtype::Signed8 | Dtype::Unsigned8 => unsafe {
+                    View::coded(data, *dtype, len, arrays.next().map_or(ptr::null_mut(), |(s, _)| s.address().cast()))
+                },
+                // SAFETY: as above.
+                Dtype::Bf16Random => unsafe { View::contiguous(data, *dtype, len) },
+                _ => array.clone(),
+            });
+        }
+        states
+    }
+
     unsafe fn add(&mut self, group: usize, parameter: *const Tensor, states: &[Tensor]) -> Result<(), Error> {
         self.check_group(group)?;
-        let kinds = self.step.rule().states;
-        if states.len() != kinds.len() {
-            let (rule, expected, got) = (self.step.rule().name, kinds.len(), states.len());
-            return Err(Error::Shape(format!("states: rule {rule:?} needs {expected}, got {got}")));
-        }
         // SAFETY: the same promise.
         let parameter = unsafe { Array::at(parameter, "parameter") }?;
         let (dtype, shape) = (parameter.dtype, parameter.shape.to_vec());
+        let needed = self.needed(dtype, &shape)?;
+        if states.len() != needed.len() {
+            let (rule, expected, got) = (self.step.rule().name, needed.len(), states.len());
+            return Err(Error::Shape(format!("states: rule {rule:?} needs {expected}, got {got}")));
+        }
+        if self.stochastic && dtype != Dtype::Bf16 {
+            let got = dtype.name();
+            return Err(Error::Dtype(format!("parameter: expected bfloat16 under RV_STOCHASTIC, got {got}")));
+        }
         let mut arrays = vec![parameter];
-        for (i, (state, kind)) in states.iter().zip(kinds).enumerate() {
+        for (i, (state, (name, kept, of_shape))) in states.iter().zip(&needed).enumerate() {
             // SAFETY: the same promise.
-            let state = unsafe { Array::new(state, Name::State(i, kind.name)) }?;
-            let (expected, of_shape) = kind.layout(Precision::Full, dtype, &shape);
+            let state = unsafe { Array::of_any(state, Name::State(i, name)) }?;
+            let expected = if *kept == Dtype::Bf16Random { Dtype::Bf16 } else { *kept };
             state.check_like(expected, of_shape, format_args!("a parameter of {}", dtype.name()))?;
+            if self.precision != Precision::Full && !state.view.is_contiguous() {
+                let name = state.name;
+                return Err(Error::Memory(format!("{name}: expected its elements one after the other, got strides")));
+            }
             arrays.push(state);
         }
         check_all_apart(&arrays)?;
@@ -524,8 +629,10 @@ impl Bound {
         for (low, high) in views.iter().filter_map(View::extent) {
             self.occupied.insert((low, high, self.bonds.len()));
         }
+        let (parameter, states) = (views[0].clone(), self.states_of(&views[1..], &needed));
+        let parameter = if self.stochastic { parameter.rounded_at_random() } else { parameter };
         // SAFETY: C promises that they stay where they are; they may be written and none overlaps another, as checked.
-        unsafe { self.step.bind(views[0].clone(), views[1..].to_vec(), group) };
+        unsafe { self.step.bind(parameter, states, group) };
         self.bonds.push(Bond { dtype, shape, views });
         Ok(())
     }
@@ -622,6 +729,8 @@ unsafe extern "C" fn rv_optimizer_new(rule: *const c_char, groups: usize, optimi
             occupied: Occupied::default(),
             set: vec![set; groups],
             nonfinite: Vec::new(),
+            precision: Precision::Full,
+            stochastic: false,
         };
         // SAFETY: checked above.
         unsafe { put(optimizer, Box::into_raw(Box::new(Optimizer(Mutex::new(bound))))) };
@@ -709,6 +818,8 @@ unsafe extern "C" fn rv_optimizer_set_option(optimizer: *mut Optimizer, name: *c
             "clip_norm" => options.clip_norm = limit,
             "grad_scale" => return bound.step.set_grad_scale((value != 1.0).then_some(value)),
             "clip_eps" => options.clip_eps = value,
+            "states" => return bound.set_precision(value),
+            "rounding" => return bound.set_rounding(value),
             "nonfinite" => {
                 let policies = [NonFinite::Propagate, NonFinite::Skip, NonFinite::Raise];
                 let policy = policies.into_iter().enumerate().find(|(i, _)| *i as f64 == value);
@@ -716,12 +827,49 @@ unsafe extern "C" fn rv_optimizer_set_option(optimizer: *mut Optimizer, name: *c
                 options.nonfinite = policy.ok_or(Error::OutOfRange { name, got: value, expected })?.1;
             }
             _ => {
-                let known = "\"clip_value\", \"clip_norm\", \"clip_eps\", \"nonfinite\" or \"grad_scale\"";
+                let known = "\"clip_value\", \"clip_norm\", \"clip_eps\", \"nonfinite\", \"grad_scale\", \"states\" or \
+                             \"rounding\"";
                 let text = format!("option {name:?}: expected {known}");
                 return Err(Error::Name(text));
             }
         }
         bound.step.set_options(options)
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rv_optimizer_state_arrays(
+    optimizer: *const Optimizer,
+    parameter: *const Tensor,
+    dtypes: *mut i32,
+    lengths: *mut usize,
+    n: usize,
+    needed: *mut usize,
+) -> i32 {
+    guard(|| {
+        check_out(needed, "needed")?;
+        // SAFETY: the same promise.
+        let bound = unsafe { bound(optimizer) }?;
+        // SAFETY: the same promise.
+        let parameter = unsafe { Array::at(parameter, "parameter") }?;
+        let arrays = bound.needed(parameter.dtype, parameter.shape)?;
+        if n != 0 && n != arrays.len() {
+            let (rule, expected) = (bound.step.rule().name, arrays.len());
+            return Err(Error::Shape(format!("n: expected 0, or the {expected} that rule {rule:?} needs, got {n}")));
+        }
+        check_row(dtypes, n, "dtypes")?;
+        check_row(lengths, n, "lengths")?;
+        if n > 0 {
+            let all: Vec<i32> = arrays.iter().map(|(_, dtype, _)| code_of(*dtype)).collect();
+            // SAFETY: checked above.
+            unsafe { put_all(dtypes, &all) };
+            let all: Vec<usize> = arrays.iter().map(|(_, _, shape)| shape.iter().product()).collect();
+            // SAFETY: checked above.
+            unsafe { put_all(lengths, &all) };
+        }
+        // SAFETY: checked above.
+        unsafe { put(needed, arrays.len()) };
+        Ok(())
     })
 }
 

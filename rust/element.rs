@@ -189,7 +189,6 @@ impl View {
     }
 
     /// Where its first element is.
-    #[cfg(feature = "python")]
     pub(crate) fn address(&self) -> *mut u8 {
         self.data
     }

@@ -21,6 +21,7 @@ import pytest
 import ravine as rv
 from ravine import _core
 from tests.conftest import RULES, engine, hyper_sets, zero_states
+from tests.test_precision import RULES_WITH
 
 ROOT = Path(__file__).parent.parent
 HEADER = ROOT / "rust" / "include" / "ravine.h"
@@ -123,6 +124,8 @@ def buffer_of(array):
 
 
 CODES = {np.dtype(np.float64): 1, np.dtype(np.float32): 2, np.dtype(np.float16): 3, np.dtype(ml_dtypes.bfloat16): 4}
+#: Those of states, of which NumPy has bfloat16 numbers as their bits.
+CODES |= {np.dtype(np.uint16): 4, np.dtype(np.int8): 5, np.dtype(np.uint8): 6}
 
 
 def written(array):
@@ -140,7 +143,7 @@ class Calls:
     """What the program is to do; the results that are expected; and the arrays, as they are to be afterwards."""
 
     def __init__(self):
-        self.count, self.script, self.expected, self.names = 0, b"", [], []
+        self.count, self.script, self.expected, self.names = 0, bytearray(), [], []
 
     def add(self, name, texts, integers, numbers, arrays, call):
         """Write down a call with these arrays, then make it: `call` changes them and returns the numbers expected."""
@@ -184,11 +187,10 @@ def arrays_like(rng, shapes, dtype, layout):
         yield made
 
 
-def add_steps(calls, rule, dtype, hyper, options, layout, shapes, rng):
+def add_steps(calls, rule, dtype, hyper, options, layout, shapes, rng, *, kept=None, rounding="nearest"):
     params = list(arrays_like(rng, shapes, dtype, layout))
-    states = [
-        state for p in params for state in zero_states(rule, p.shape, np.float64 if dtype == np.float64 else np.float32)
-    ]
+    compute = np.float64 if dtype == np.float64 else np.float32
+    states = [state for p in params for state in zero_states(rule, p.shape, compute, states=kept)]
     common = {"l2": 0.01, "maximize": 1.0, "weight_decay": 0.1} if options else {}
     if options and "weight_decay" not in RULES[rule]["hyperparameters"]:
         common |= {"decay_after": 1.0, "decay_unscaled": 1.0}
@@ -206,7 +208,8 @@ def add_steps(calls, rule, dtype, hyper, options, layout, shapes, rng):
     scale = {"grad_scale": 1.7} if options else {}
 
     def call():
-        made = engine(rule, params, hyper, **limits | ({"nonfinite": "skip"} if options else {}))
+        policy = {"nonfinite": "skip"} if options else {}
+        made = engine(rule, params, hyper, **limits | policy, states=kept, rounding=rounding)
         for step in grads:
             info = made.step(step, **scale)
             bad = info.nonfinite or {}
@@ -217,10 +220,15 @@ def add_steps(calls, rule, dtype, hyper, options, layout, shapes, rng):
         for own, theirs in zip(states, [s for states in made.states for s in states], strict=True):
             own[...] = theirs
 
+    storage = {"states": float(STATES.index(kept)), "rounding": float(rounding == "stochastic")}
     integers = [len(params), len(grads), len(hyper)]
-    numbers = [*hyper.values(), *limits.values(), *scale.values()]
+    numbers = [*hyper.values(), *limits.values(), *scale.values(), *storage.values()]
     every = [*params, *states, *(g for step in grads for g in step)]
-    calls.add("steps", [rule, *hyper, *limits, *scale], integers, numbers, every, call)
+    calls.add("steps", [rule, *hyper, *limits, *scale, *storage], integers, numbers, every, call)
+
+
+#: As C numbers them.
+STATES = (None, "bfloat16", "8bit")
 
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16]
@@ -237,6 +245,12 @@ def step_calls(few):
                     add_steps(calls, rule, dtype, hyper, options, layout, [(5, 7), (3,), (), (0, 2), (41,)], rng)
     hyper = next(hyper_sets("adam"))
     add_steps(calls, "adam", np.float32, hyper, True, "plain", [(40_000,), (3,), (200, 100)], rng)
+    for rule, kept in itertools.product(["adam", "adan", "novograd"] if few else RULES_WITH, STATES[1:]):
+        for dtype, rounding in ((np.float32, "nearest"), (ml_dtypes.bfloat16, "stochastic")):
+            how = {"kept": kept, "rounding": rounding}
+            shapes = [(5, 7), (3,), (), (0, 2), (17, 31)]
+            add_steps(calls, rule, dtype, next(hyper_sets(rule)), True, "strided", shapes, rng, **how)
+    add_steps(calls, "sgd", ml_dtypes.bfloat16, {"lr": 0.1}, True, "plain", [(300,)], rng, rounding="stochastic")
     return calls
 
 

@@ -89,7 +89,9 @@ enum {
     RV_FLOAT64 = 1,  /* IEEE 754 binary64; computed in itself */
     RV_FLOAT32 = 2,  /* IEEE 754 binary32; computed in itself */
     RV_FLOAT16 = 3,  /* IEEE 754 binary16; computed in float32, rounded once when stored */
-    RV_BFLOAT16 = 4  /* the upper half of binary32; computed in float32, rounded once when stored */
+    RV_BFLOAT16 = 4, /* the upper half of binary32; computed in float32, rounded once when stored */
+    RV_INT8 = 5,     /* codes of a state, see "states" of rv_optimizer_set_option; nothing else takes them */
+    RV_UINT8 = 6     /* the same, of numbers >= 0 */
 };
 
 /* The most axes of a tensor. */
@@ -168,6 +170,21 @@ enum {
     RV_RAISE = 2      /* the same, and the step returns RV_ERROR_NOT_FINITE */
 };
 
+/* How the states of RV_FLOAT32, RV_FLOAT16 and RV_BFLOAT16 parameters are kept; those that must be exact stay as they are.
+ * What is not kept in full is rounded at random, with the same bits everywhere. */
+enum {
+    RV_STATES_FULL = 0,     /* in what is computed in */
+    RV_STATES_BFLOAT16 = 1, /* RV_BFLOAT16 */
+    RV_STATES_8BIT = 2      /* a code an element, RV_INT8 or RV_UINT8, and an RV_FLOAT32 scale for each 256 of them in C order
+                               or part of 256: two tensors, the second with one axis */
+};
+
+/* How parameters are rounded when they are stored. */
+enum {
+    RV_NEAREST = 0,
+    RV_STOCHASTIC = 1 /* up or down at random, right on average: of RV_BFLOAT16, which all parameters must be then */
+};
+
 /* Sets an option from the next step on:
  *     "clip_value"  cuts each element of the gradients off at ± value > 0; off at first, and with INFINITY
  *     "clip_norm"   scales all gradients together down to this norm > 0; off at first, and with INFINITY
@@ -175,12 +192,22 @@ enum {
  *     "nonfinite"   RV_PROPAGATE (at first), RV_SKIP or RV_RAISE
  *     "grad_scale"  what the gradients come multiplied by, from 2^-126 to 2^126: each is first multiplied by 1 / value,
  *                   rounded to what it computes in; 1 at first, which is off
+ *     "states"      RV_STATES_FULL (at first), RV_STATES_BFLOAT16 or RV_STATES_8BIT: before the first parameter is added,
+ *                   and for rules with such states
+ *     "rounding"    RV_NEAREST (at first) or RV_STOCHASTIC: before the first parameter is added
  * RV_ERROR_NAME, RV_ERROR_RANGE. */
 rv_status rv_optimizer_set_option(rv_optimizer *optimizer, const char *name, double value);
 
+/* What rv_optimizer_add needs as the states of this parameter, under "states" as it is set: how many tensors (*needed), and
+ * of each its dtype and how many elements it has. n: the room in dtypes and lengths, *needed of them; 0 asks for *needed
+ * alone, and both may be NULL. parameter: as of rv_optimizer_add; neither read nor written. */
+rv_status rv_optimizer_state_arrays(const rv_optimizer *optimizer, const rv_tensor *parameter, rv_dtype *dtypes,
+                                    size_t *lengths, size_t n, size_t *needed);
+
 /* Adds a parameter, in a group, with its states: as many as rv_rule_states lists (n_states says how many there are), of the
  * parameter's shape, RV_FLOAT64 for a parameter of RV_FLOAT64 and else RV_FLOAT32, zeroed by the caller before the
- * first step; but "novograd"'s second is one number of the whole parameter: RV_FLOAT64 with ndim 0. Parameter and states are written by every step: until the optimizer is freed their memory must stay alive
+ * first step; but "novograd"'s second is one number of the whole parameter: RV_FLOAT64 with ndim 0. Under another "states" than
+ * RV_STATES_FULL they are what rv_optimizer_state_arrays lists, contiguous. Parameter and states are written by every step: until the optimizer is freed their memory must stay alive
  * and where it is, and they may share memory with no other parameter or state. Between steps the caller may read and
  * write it. Parameters are numbered from 0, as they are added. */
 rv_status rv_optimizer_add(rv_optimizer *optimizer, size_t group, const rv_tensor *parameter, const rv_tensor *states,

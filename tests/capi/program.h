@@ -118,10 +118,10 @@ static const rv_tensor *given(const call *c, size_t i) { return c->tensors[i].dt
 /* texts: rule, hyperparameters, options; integers: parameters, steps, hyperparameters; numbers: their values, the options';
  * tensors: parameters, states of each, gradients of each step. */
 static void make_steps(call *c) {
-    size_t n = (size_t)c->integers[0], steps = (size_t)c->integers[1], hyper = (size_t)c->integers[2], states = 0;
+    size_t n = (size_t)c->integers[0], steps = (size_t)c->integers[1], hyper = (size_t)c->integers[2], states = 0, named = 0;
     const char *const *names = rv_rule_states(c->texts[1]);
     CHECK(names);
-    while (names[states]) states++;
+    while (names[named]) named++;
     rv_optimizer *optimizer = NULL;
     CHECK(rv_optimizer_new(c->texts[1], 1, &optimizer) == RV_OK);
     for (size_t i = 2; i < c->n_texts; i++) {
@@ -134,7 +134,17 @@ static void make_steps(call *c) {
         }
     }
     for (size_t i = 0; i < n; i++) {
-        CHECK(rv_optimizer_add(optimizer, 0, &c->tensors[i], &c->tensors[n + i * states], states) == RV_OK);
+        rv_dtype dtypes[MOST];
+        size_t lengths[MOST];
+        CHECK(rv_optimizer_state_arrays(optimizer, &c->tensors[i], NULL, NULL, 0, &states) == RV_OK && states >= named);
+        CHECK(rv_optimizer_state_arrays(optimizer, &c->tensors[i], dtypes, lengths, states, &states) == RV_OK);
+        const rv_tensor *own = &c->tensors[n + i * states];
+        for (size_t k = 0; k < states; k++) {
+            size_t length = 1;
+            for (size_t axis = 0; axis < own[k].ndim; axis++) length *= own[k].shape[axis];
+            CHECK(dtypes[k] == own[k].dtype && lengths[k] == length);
+        }
+        CHECK(rv_optimizer_add(optimizer, 0, &c->tensors[i], own, states) == RV_OK);
     }
     for (size_t step = 0; step < steps; step++) {
         rv_step_info info;
@@ -435,6 +445,58 @@ static void fault_step(void) {
     rv_optimizer_free(o);
 }
 
+static void fault_states(void) {
+    static const size_t one[] = {1}, two[] = {2};
+    static const ptrdiff_t every_other[] = {6, 2}, same[] = {0, 0};
+    float w[N] = {1, 2, 3, 4, 5, 6}, scale[2] = {0, 0};
+    double wide[N] = {0};
+    int8_t codes[2 * N] = {0};
+    size_t needed = 7, lengths[2] = {7, 7};
+    rv_dtype dtypes[2] = {7, 7};
+    rv_optimizer *o = NULL;
+    rv_tensor weights = floats(w), states[2] = {tensor(codes, RV_INT8, 2, shape, NULL), tensor(scale, RV_FLOAT32, 1, one, NULL)};
+    CHECK(rv_optimizer_new("sgd", 1, &o) == RV_OK);
+    CHECK_ERROR(rv_optimizer_set_option(o, "states", RV_STATES_8BIT), RV_ERROR_RANGE, "RV_STATES_FULL: the rule has no states");
+    CHECK(rv_optimizer_set_option(o, "states", RV_STATES_FULL) == RV_OK);
+    CHECK_ERROR(rv_optimizer_set_option(o, "rounding", 2), RV_ERROR_RANGE, "RV_NEAREST or RV_STOCHASTIC");
+    CHECK(rv_optimizer_set_option(o, "rounding", RV_STOCHASTIC) == RV_OK);
+    CHECK_ERROR(rv_optimizer_add(o, 0, &weights, NULL, 0), RV_ERROR_DTYPE, "expected bfloat16 under RV_STOCHASTIC, got float32");
+    rv_optimizer_free(o);
+
+    CHECK(rv_optimizer_new("lion", 1, &o) == RV_OK);
+    CHECK_ERROR(rv_optimizer_set_option(o, "states", 3), RV_ERROR_RANGE, "RV_STATES_FULL, RV_STATES_BFLOAT16 or RV_STATES_8BIT");
+    CHECK(rv_optimizer_set_option(o, "states", RV_STATES_8BIT) == RV_OK);
+    CHECK_ERROR(rv_optimizer_state_arrays(o, &weights, dtypes, lengths, 1, &needed), RV_ERROR_SHAPE, "the 2 that rule \"lion\" needs, got 1");
+    CHECK_ERROR(rv_optimizer_state_arrays(o, &weights, NULL, lengths, 2, &needed), RV_ERROR_NULL, "dtypes");
+    CHECK_ERROR(rv_optimizer_state_arrays(o, &weights, dtypes, NULL, 2, &needed), RV_ERROR_NULL, "lengths");
+    CHECK_ERROR(rv_optimizer_state_arrays(o, &weights, dtypes, lengths, 2, NULL), RV_ERROR_NULL, "needed");
+    CHECK_ERROR(rv_optimizer_state_arrays(o, NULL, dtypes, lengths, 2, &needed), RV_ERROR_NULL, "parameter");
+    rv_tensor bad = tensor(wide, RV_FLOAT64, 2, shape, NULL);
+    CHECK_ERROR(rv_optimizer_add(o, 0, &bad, states, 2), RV_ERROR_DTYPE, "of float32 arithmetic, got float64");
+    CHECK_ERROR(rv_optimizer_add(o, 0, &weights, states, 1), RV_ERROR_SHAPE, "needs 2, got 1");
+    CHECK_ERROR(rv_optimizer_add(o, 0, &states[0], states, 2), RV_ERROR_DTYPE, "parameter.dtype: expected numbers");
+    states[0].dtype = RV_UINT8;
+    CHECK_ERROR(rv_optimizer_add(o, 0, &weights, states, 2), RV_ERROR_DTYPE, "states[0] (m): expected int8");
+    states[0] = tensor(codes, RV_INT8, 2, shape, every_other);
+    CHECK_ERROR(rv_optimizer_add(o, 0, &weights, states, 2), RV_ERROR_MEMORY, "one after the other");
+    states[0] = tensor(codes, RV_INT8, 2, shape, NULL);
+    states[1].shape = two;
+    CHECK_ERROR(rv_optimizer_add(o, 0, &weights, states, 2), RV_ERROR_SHAPE, "states[1] (m): expected shape [1]");
+    states[1] = tensor(w, RV_FLOAT32, 1, one, NULL);
+    CHECK_ERROR(rv_optimizer_add(o, 0, &weights, states, 2), RV_ERROR_MEMORY, "shares memory");
+    CHECK(needed == 7 && lengths[0] == 7 && dtypes[1] == 7);
+    states[1] = tensor(scale, RV_FLOAT32, 1, one, NULL);
+    CHECK(rv_optimizer_add(o, 0, &weights, states, 2) == RV_OK);
+    CHECK_ERROR(rv_optimizer_set_option(o, "states", RV_STATES_FULL), RV_ERROR_RANGE, "before the first parameter is added");
+    CHECK_ERROR(rv_optimizer_set_option(o, "rounding", RV_STOCHASTIC), RV_ERROR_RANGE, "before the first parameter is added");
+    CHECK(rv_optimizer_set(o, 0, "lr", 1) == RV_OK && rv_optimizer_set(o, 0, "beta1", 0.5) == RV_OK);
+    CHECK(rv_optimizer_set(o, 0, "beta2", 0.5) == RV_OK);
+    rv_tensor over = tensor(scale, RV_FLOAT32, 2, shape, same);
+    CHECK_ERROR(rv_optimizer_step(o, &over, 1, NULL), RV_ERROR_MEMORY, "gradients[0]: shares memory with parameter 0");
+    for (int i = 0; i < N; i++) CHECK(w[i] == (float)(i + 1) && codes[i] == 0 && scale[0] == 0);
+    rv_optimizer_free(o);
+}
+
 static void fault_norms(void) {
     static const size_t two[] = {2}, three[] = {3}, one[] = {1, 3};
     static const ptrdiff_t columns[] = {4, 8};
@@ -513,6 +575,7 @@ static int program(int n, char **arguments, void (*threads)(void)) {
         fault_rules_and_names();
         fault_tensors();
         fault_step();
+        fault_states();
         fault_norms();
         versions_and_lists();
     } else if (n == 4 && !strcmp(arguments[1], "cases")) {
