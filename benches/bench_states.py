@@ -5,7 +5,8 @@ python benches/bench_states.py --output benches/record/states.md --picture docs/
 Updates are compared with those of Adam in float64 (β = 0.9, 0.999) from the same gradients, for 32 blocks of 256
 elements whose gradients have scales from a lognormal distribution. The lines "to the nearest" are what codes with exact
 roots make without chance, written here in NumPy. Training: handwritten digits, and the next character of ravine's own
-documentation from the 16 before, by a network of embeddings; five seeds each, and all precisions see the same numbers.
+documentation by a small transformer; five seeds each, and all ways see the same numbers. Where parameters are bfloat16,
+so are gradients, and the network computes in float32 with the parameters as they are stored.
 """
 
 import argparse
@@ -17,21 +18,45 @@ import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import ml_dtypes
 import numpy as np
+import transformer
 from sklearn.datasets import load_digits
 
 import ravine as rv
 from ravine.bench import machine
 
-STATES = (None, "bfloat16", "8bit")
-SEEDS = range(5)
+BF16, FLOAT32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
+#: The dtype of parameters and gradients, and options.
+WAYS = {
+    "float32": (FLOAT32, {}),
+    "bfloat16": (FLOAT32, {"states": "bfloat16"}),
+    "8bit": (FLOAT32, {"states": "8bit"}),
+    "8bit, split parameters": (BF16, {"states": "8bit", "master": "split"}),
+    "8bit, parameters at random": (BF16, {"states": "8bit", "rounding": "stochastic"}),
+    "8bit, parameters to the nearest": (BF16, {"states": "8bit"}),
+}
+SEEDS = 5
 BLOCKS, BLOCK = 32, 256
 LAST, HALF, LATE = 4000, 1500, 3000
 BETAS = (np.float32(0.9), np.float32(0.999))
 DOCS = Path(__file__).parent.parent / "docs"
-CONTEXT, WIDTH, HIDDEN = 16, 24, 192
+CONTEXT, WIDTH, HEADS = 32, 48, 4
 #: Color (Okabe and Ito's), width and style: they lie on one another.
-LINES = {None: ("#0072B2", 5, "-"), "bfloat16": ("#E69F00", 2.5, "-"), "8bit": ("black", 1.2, "--")}
+LINES = dict(
+    zip(
+        WAYS,
+        [
+            ("#0072B2", 6, "-"),
+            ("#E69F00", 4, "-"),
+            ("#009E73", 2.5, "-"),
+            ("black", 1.5, "--"),
+            ("#D55E00", 1.5, ":"),
+            ("#CC79A7", 1.5, "-"),
+        ],
+        strict=True,
+    )
+)
 
 
 # Updates
@@ -126,131 +151,154 @@ def update_table():
 # Training
 
 
-def digits(states, seed):
+def optimizer(params, way, **numbers):
+    """Give a function that takes float32 gradients and changes float32 parameters, which are what is stored."""
+    dtype, options = WAYS[way]
+    stored = params if dtype == np.float32 else rv.trees.map(lambda w: w.astype(dtype), params)
+    opt = rv.AdamW(stored, **numbers, **options)
+    if stored is params:
+        return opt.step
+    pairs = list(zip(rv.trees.leaves(params).values(), rv.trees.leaves(stored).values(), strict=True))
+
+    def show():
+        for w, x in pairs:
+            w[...] = x
+
+    def step(grads):
+        opt.step(rv.trees.map(lambda g: g.astype(dtype), grads))
+        show()
+
+    show()
+    return step
+
+
+def digits(way, seed, epochs):
     """Give the test loss after each epoch, and the accuracy in the end."""
     rng = np.random.default_rng(seed)
     images, labels = load_digits(return_X_y=True)
     order = rng.permutation(len(labels))
     x, y = (images[order] / 16).astype(np.float32), labels[order]
     net = rv.nn.Sequential(rv.nn.Linear(64, 128, rng, init=rv.init.he_normal), rv.nn.ReLU(), rv.nn.Linear(128, 10, rng))
-    opt = rv.AdamW(net.params, lr=3e-3, weight_decay=0.01, states=states)
+    step = optimizer(net.params, way, lr=3e-3, weight_decay=0.01)
     losses = []
-    for _ in range(30):
+    for _ in range(epochs):
         for batch, target in rv.data.minibatches(x[:1437], y[:1437], batch_size=32, rng=rng):
             _, gradient = rv.nn.softmax_cross_entropy(net.forward(batch), target)
             net.backward(gradient)
-            opt.step(net.grads)
+            step(net.grads)
         scores = net.forward(x[1437:], training=False)
         losses.append(float(rv.nn.softmax_cross_entropy(scores, y[1437:])[0]))
     return losses, 100 * float((scores.argmax(1) == y[1437:]).mean())
 
 
-def characters(states, seed):
-    """Give the validation loss, in bits a character, every 200 steps, and in the end."""
+def characters(way, seed, steps):
+    """Give the validation loss, in bits a character, at each tenth of the steps, and in the end."""
     rng = np.random.default_rng(seed)
     text = "\n".join(path.read_text() for path in sorted(DOCS.glob("*.md")))
     known = sorted(set(text))
     coded = np.array([known.index(c) for c in text])
     train, test = coded[: len(coded) * 9 // 10], coded[len(coded) * 9 // 10 :]
-    params = {
-        "embedding": rng.standard_normal((len(known), WIDTH)).astype(np.float32) * np.float32(0.1),
-        "hidden": {"w": rv.init.xavier_normal((CONTEXT * WIDTH, HIDDEN), rng), "b": np.zeros(HIDDEN, np.float32)},
-        "out": {"w": rv.init.xavier_normal((HIDDEN, len(known)), rng), "b": np.zeros(len(known), np.float32)},
-    }
-    opt = rv.AdamW(params, lr=rv.schedules.cosine(3e-3, 2000), weight_decay=0.01, clip_norm=1.0, states=states)
     windows = np.lib.stride_tricks.sliding_window_view
-    contexts, held_out = windows(train, CONTEXT + 1), windows(test, CONTEXT + 1)[::7]
-
-    def forward(batch):
-        x = params["embedding"][batch[:, :-1]].reshape(len(batch), -1)
-        h = np.tanh(x @ params["hidden"]["w"] + params["hidden"]["b"])
-        loss, d = rv.nn.softmax_cross_entropy(h @ params["out"]["w"] + params["out"]["b"], batch[:, -1])
-        return loss / np.log(2), x, h, d
-
+    texts, held_out = windows(train, CONTEXT + 1), windows(test, CONTEXT + 1)[::CONTEXT]
+    params = transformer.new_params(rng, len(known), length=CONTEXT, width=WIDTH, blocks=2)
+    lr = rv.schedules.warmup(steps // 20) * rv.schedules.cosine(3e-3, steps)
+    step = optimizer(params, way, lr=lr, weight_decay=0.01, clip_norm=1.0)
     losses = []
-    for step in range(2000):
-        batch = contexts[rng.integers(0, len(contexts), 64)]
-        _, x, h, d = forward(batch)
-        dh = (d @ params["out"]["w"].T) * (1 - h * h)
-        embedding = np.zeros_like(params["embedding"])
-        np.add.at(embedding, batch[:, :-1], (dh @ params["hidden"]["w"].T).reshape(len(batch), CONTEXT, WIDTH))
-        opt.step(
-            {
-                "embedding": embedding,
-                "hidden": {"w": x.T @ dh, "b": dh.sum(0)},
-                "out": {"w": h.T @ d, "b": d.sum(0)},
-            }
-        )
-        if step % 200 == 199:
-            losses.append(float(forward(held_out)[0]))
+    for number in range(steps):
+        batch = texts[rng.integers(0, len(texts), 16)]
+        step(transformer.loss_and_grads(params, batch, heads=HEADS)[1])
+        if number % (steps // 10) == steps // 10 - 1:
+            loss, _ = transformer.loss_and_grads(params, held_out, heads=HEADS, gradients=False)
+            losses.append(float(loss / np.log(2)))
     return losses, losses[-1]
 
 
 def training_table(curves):
-    yield "| states | digits: test accuracy, % | digits: test loss | characters: bits each |"
+    yield "| | digits: test accuracy, % | digits: test loss | characters: bits each |"
     yield "|---|--:|--:|--:|"
-    for states in STATES:
-        accuracy, text = (sorted(end for _, end in curves[task, states]) for task in (digits, characters))
-        loss = sorted(losses[-1] for losses, _ in curves[digits, states])
+    for way in WAYS:
+        accuracy, text = (sorted(end for _, end in curves[task, way]) for task in (digits, characters))
+        loss = sorted(losses[-1] for losses, _ in curves[digits, way])
         cells = [
             f"{statistics.median(x):{form}} [{x[0]:{form}}, {x[-1]:{form}}]"
             for x, form in ((accuracy, ".1f"), (loss, ".3f"), (text, ".3f"))
         ]
-        yield f"| {states or 'float32'} | {' | '.join(cells)} |"
+        yield f"| {way} | {' | '.join(cells)} |"
 
 
-def draw(curves, path):
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for axis, task, every, title in zip(
-        axes, (digits, characters), (1, 200), ("Digits: test loss", "Characters: bits each"), strict=True
+def draw(curves, path, lengths):
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for axis, task, title in zip(
+        axes, (digits, characters), ("Digits: test loss", "Characters: bits each"), strict=True
     ):
-        for states in STATES:
-            losses = np.array([losses for losses, _ in curves[task, states]])
-            steps = every * np.arange(1, losses.shape[1] + 1)
-            color, width, style = LINES[states]
-            axis.plot(steps, np.median(losses, 0), style, color=color, linewidth=width, label=states or "float32")
-            axis.fill_between(steps, losses.min(0), losses.max(0), color=color, alpha=0.12, linewidth=0)
-        axis.set(title=title + ", median and range of five seeds", xlabel="epoch" if every == 1 else "step")
-        axis.legend()
+        for way, (color, width, style) in LINES.items():
+            losses = np.array([losses for losses, _ in curves[task, way]])
+            steps = lengths[task] / losses.shape[1] * np.arange(1, losses.shape[1] + 1)
+            axis.plot(steps, np.median(losses, 0), style, color=color, linewidth=width, label=way)
+            axis.fill_between(steps, losses.min(0), losses.max(0), color=color, alpha=0.1, linewidth=0)
+        axis.set(title=title + ", median and range", xlabel="epoch" if task is digits else "step")
+        axis.legend(fontsize="small")
     figure.savefig(path, dpi=110)
 
 
 # Time
 
 
-def time_table(rounds):
-    """A step of 64 Mi parameters, in ns a parameter, all in turn; the memory of the states as NumPy holds it."""
-    n = 64 << 20
+def resident():
+    """Bytes that the process holds in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def time_table(n, rounds):
+    """A step of n parameters, in ns a parameter, all in turn; what the states take, as NumPy and the system have it."""
     gradient = np.random.default_rng(0).standard_normal(n, np.float32)
+    gradients = {np.dtype(np.float32): gradient, BF16: gradient.astype(BF16)}
     calls, memory = {}, {}
-    for states in STATES:
-        opt = rv.AdamW(np.zeros(n, np.float32), lr=1e-3, states=states)
-        calls[f"ravine, {states or 'float32'}"] = lambda opt=opt: opt.step(gradient)
-        memory[f"ravine, {states or 'float32'}"] = sum(a.nbytes for a in opt._states()["params"].values()) / n
+    cases = {f"ravine, {way}": (dtype, dtype, options) for way, (dtype, options) in WAYS.items()}
+    cases["ravine, 8bit, bfloat16 gradients"] = (np.dtype(np.float32), BF16, {"states": "8bit"})
+    cases["ravine, float32, bfloat16 gradients"] = (np.dtype(np.float32), BF16, {})
+    for name, (dtype, of_gradients, options) in cases.items():
+        parameter, g = np.ones(n, dtype), gradients[of_gradients]
+        before = resident()
+        opt = rv.AdamW(parameter, lr=1e-3, **options)
+        opt.step(g)
+        arrays = sum(a.nbytes for a in opt._arrays()["params"].values())
+        memory[name] = dtype.itemsize, of_gradients.itemsize, arrays / n, (resident() - before) / n
+        calls[name] = lambda opt=opt, g=g: opt.step(g)
+    reference = None
     try:
         import torch
     except ModuleNotFoundError:
         pass
     else:
         torch.set_num_threads(rv.num_threads())
-        parameter = torch.nn.Parameter(torch.zeros(n))
+        parameter = torch.nn.Parameter(torch.ones(n))
         parameter.grad = torch.from_numpy(gradient)
-        calls[f"torch {torch.__version__}, fused, float32"] = torch.optim.AdamW([parameter], lr=1e-3, fused=True).step
+        reference = f"torch {torch.__version__}, fused, float32"
+        optimizer, before = torch.optim.AdamW([parameter], lr=1e-3, fused=True), resident()
+        optimizer.step()
+        memory[reference] = 4, 4, 8, (resident() - before) / n
+        calls[reference] = optimizer.step
     times = {name: [] for name in calls}
-    for call in calls.values():
-        call()
     for i in range(rounds):
         for name in list(calls)[:: 1 if i % 2 else -1]:
             start = time.perf_counter()
             calls[name]()
             times[name].append(1e9 * (time.perf_counter() - start) / n)
-    first = next(iter(times.values()))
-    yield "| AdamW | states, bytes a parameter | ns a parameter | float32 / this |"
-    yield "|---|--:|--:|--:|"
+
+    def ratio(of, to):
+        return f"{statistics.median(a / b for a, b in zip(of, to, strict=True)):.2f} [{min(of) / min(to):.2f}]"
+
+    takes = "bytes a parameter: itself, gradient, states (resident)"
+    yield f"| AdamW | {takes} | ns a parameter | float32 / this | torch / this |"
+    yield "|---|--:|--:|--:|--:|"
     for name, t in times.items():
-        ratio = statistics.median(a / b for a, b in zip(first, t, strict=True))
+        *bytes_of, held = memory[name]
         spread = f"{statistics.median(t):.3f} [{min(t):.3f}, {max(t):.3f}]"
-        yield f"| {name} | {memory.get(name, 8):.2f} | {spread} | {ratio:.2f} [{min(first) / min(t):.2f}] |"
+        others = ratio(next(iter(times.values())), t), ratio(times[reference], t) if reference else ""
+        takes = f"{bytes_of[0]}, {bytes_of[1]}, {bytes_of[2]:.2f} ({held:.2f})"
+        yield f"| {name} | {takes} | {spread} | {' | '.join(others)} |"
 
 
 def main():
@@ -259,12 +307,20 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument(
+        "--quick", action="store_true", help="a 64th of the parameters, two seeds, few steps: does it run?"
+    )
     args = parser.parse_args()
     rv.set_num_threads(args.threads)
     date, load = datetime.datetime.now(datetime.UTC), os.getloadavg()[0]
-    time_lines = list(time_table(args.rounds))
-    runs = [(task, states) for task in (digits, characters) for states in STATES]
-    curves = {(task, states): [task(states, seed) for seed in SEEDS] for task, states in runs}
+    n, seeds = (1 << 20, 2) if args.quick else (64 << 20, SEEDS)
+    lengths = {digits: 3, characters: 100} if args.quick else {digits: 30, characters: 1000}
+    time_lines = list(time_table(n, args.rounds))
+    curves = {
+        (task, way): [task(way, seed, length) for seed in range(seeds)]
+        for task, length in lengths.items()
+        for way in WAYS
+    }
     lines = [
         "# States in fewer bytes",
         "",
@@ -272,7 +328,7 @@ def main():
         f"{args.rounds} rounds",
         f"* ravine {rv.__version__}, NumPy {np.__version__}, Python {platform.python_version()}; "
         f"load of the machine before the first round: {load:.1f}",
-        f"* Command: `python benches/bench_states.py --threads {args.threads}`",
+        f"* Command: `python benches/bench_states.py --threads {args.threads}{' --quick' if args.quick else ''}`",
         "",
         f"Relative RMS error of the updates, at steps {HALF} (before) and {LATE} (after); how far a parameter went by "
         f"step {LAST} whose gradient was 0 from step {HALF} on, in learning rates:",
@@ -281,14 +337,15 @@ def main():
         *update_table(),
         "<!-- /updates -->",
         "",
-        "Training, median and range of five seeds:",
+        f"Training, median and range of {seeds} seeds; of the transformer {lengths[characters]} steps:",
         "",
         "<!-- training -->",
         *training_table(curves),
         "<!-- /training -->",
         "",
-        "A step of 64 Mi parameters, median and range; the ratio is the median of those within a round, and in "
-        "brackets that of the fastest, which tells more on a busy machine:",
+        f"A step of {n >> 20} Mi parameters, median and range; a ratio is the median of those within a round, and in "
+        "brackets that of the fastest, which tells more on a busy machine. States, remainders among them, as NumPy has "
+        "them, and what the process has grown by when they were made and stepped once:",
         "",
         "<!-- time -->",
         *time_lines,
@@ -300,7 +357,7 @@ def main():
     if args.output:
         args.output.write_text(text)
     if args.picture:
-        draw(curves, args.picture)
+        draw(curves, args.picture, lengths)
 
 
 if __name__ == "__main__":

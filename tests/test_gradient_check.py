@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import ravine as rv
+from benches import transformer
 
 METHODS = ["central", "one_sided"]
 RNG = np.random.default_rng(7)
@@ -263,3 +264,22 @@ def test_wrong_arguments_are_named(loss, params, error, words):
 def test_wrong_options_are_named(options, words):
     with pytest.raises(ValueError, match=words):
         rv.check_gradient(quartic, np.ones(3), **options)
+
+
+def test_the_transformer_that_benchmarks_train_has_the_right_gradient():
+    rng = np.random.default_rng(0)
+    params = transformer.new_params(rng, 7, length=6, width=8, blocks=2, dtype=np.float64)
+    batch = rng.integers(0, 7, (3, 7))
+    found = rv.check_gradient(lambda p: transformer.loss_and_grads(p, batch, heads=2), params)
+    assert found, found.message
+
+
+def test_its_places_see_none_that_come_later():
+    rng = np.random.default_rng(0)
+    (block,) = transformer.new_params(rng, 7, length=6, width=8, blocks=1, dtype=np.float64)["blocks"]
+    x = rng.standard_normal((2, 6, 8))
+    before, _ = transformer.attend(block, x, 2)
+    x[:, 3] = rng.standard_normal((2, 8))
+    after, _ = transformer.attend(block, x, 2)
+    np.testing.assert_array_equal(after[:, :3], before[:, :3])
+    assert (after[:, 3:] != before[:, 3:]).any(axis=-1).all()
