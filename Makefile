@@ -92,8 +92,13 @@ gallery: build  ## docs/gallery/: the pictures of docs/gallery.md, from examples
 	for script in examples/gallery/*.py; do \
 		(cd docs/gallery && MPLBACKEND=agg OPENBLAS_NUM_THREADS=1 $(CURDIR)/$(BIN)/python ../../$$script) || exit 1; done
 
-bench: bench-kernels  ## whole steps against torch, optax, thinc and NumPy, as far as installed: a record (THREADS=2); minimize beside scipy
+bench: bench-kernels  ## every record, table and picture of docs/performance.md, beside the peers that are installed (THREADS=2)
 	$(BIN)/python -m ravine bench --threads $(THREADS) --output benches/record/adamw-$(THREADS)-threads.md
+	$(BIN)/python -m ravine bench --threads 1 --output benches/record/adamw-1-threads.md
+	MPLBACKEND=agg $(BIN)/python benches/draw_adamw.py benches/record/adamw-$(THREADS)-threads.md --picture docs/performance.png
+	$(BIN)/python benches/bench_limits.py --threads $(THREADS) --output benches/record/limits.md
+	if $(BIN)/python -c 'import torch' 2>/dev/null; then \
+		$(BIN)/python benches/bench_rules.py --threads $(THREADS) --output benches/record/rules-$(THREADS)-threads.md; fi
 	$(BIN)/python benches/bench_norm.py --threads $(THREADS) --output benches/record/norm-$(THREADS)-threads.md
 	$(BIN)/python benches/bench_minimize.py --output benches/record/minimize.md
 	$(BIN)/python benches/bench_onebit.py --threads $(THREADS) --output benches/record/onebit.md
@@ -101,7 +106,11 @@ bench: bench-kernels  ## whole steps against torch, optax, thinc and NumPy, as f
 	MPLBACKEND=agg OPENBLAS_NUM_THREADS=1 $(BIN)/python benches/bench_states.py --threads $(THREADS) --output benches/record/states.md --picture docs/states.png
 
 bench-kernels: build  ## the kernels alone: ns per element of each rule, dtype and instruction set
-	cargo bench
+	{ echo "# The kernels alone, 1 thread"; echo; echo "* Date: $$(date -u '+%Y-%m-%d %H:%M') UTC"; \
+		echo "* Machine: $$(uname -sm), $$(sed -n 's/^model name.*: //p' /proc/cpuinfo 2>/dev/null | head -1); $$(rustc --version)"; \
+		echo "* Command: \`cargo bench\`; every case gave the bits of the baseline instruction set before it was timed"; \
+		echo "* 16 384 elements: in cache; 4 194 304: from memory. GB/s counts the gradient read, parameter and states read and written"; \
+		echo; echo '```'; cargo bench --quiet; echo '```'; } > benches/record/kernels.md
 
 bench-gpu: $(CORE) .venv/.gpu  ## with an NVIDIA GPU: steps and batch norm against its copy, and torch if installed: a record
 	$(BIN)/python benches/bench_cuda.py --output benches/record/cuda.md
