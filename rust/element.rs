@@ -572,7 +572,7 @@ impl Arithmetic for f64 {
 
     #[inline(always)]
     fn from_bf16(bits: u16) -> Self {
-        f64::from(bf16_to_f32(bits))
+        Self::from(bf16_to_f32(bits))
     }
 
     #[inline(always)]

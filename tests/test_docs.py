@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import ravine as rv
+from benches import draw_adamw
 from ravine import _core
 from tests.conftest import as_arguments
 
@@ -176,6 +177,13 @@ def test_the_page_on_rules_has_every_rule_class_and_number():
     classes = {item for item in vars(rv).values() if inspect.isclass(item) and issubclass(item, rv.Optimizer)}
     assert classes - {rv.Optimizer} == {*tools.CLASSES}
     assert tools.VARIANTS.keys() <= {*tools.CLASSES}
+
+
+def test_the_times_in_the_readme_are_those_of_the_record():
+    cases = draw_adamw.read(ROOT / "benches/record/adamw-2-threads.md")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, _, rest = text.partition("<!-- rows -->\n")
+    assert rest.partition("<!-- /rows -->")[0].splitlines() == list(draw_adamw.table(cases))
 
 
 def test_what_is_included_is_the_file_s():

@@ -375,13 +375,13 @@ class Yardstick(Peer):
 class Traffic(Yardstick):
     """The yardstick's reads and writes, hardly any arithmetic."""
 
-    name = "C, memory traffic alone"
+    name = "traffic alone (C)"
     kind = 1
     checked = False
 
 
 class ByHand(Yardstick):
-    name = "C, AVX-512 by hand"
+    name = "AVX-512 by hand (C)"
     kind = 2
 
 
