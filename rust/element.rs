@@ -644,8 +644,8 @@ impl Load<'_> {
         for at in (0..BLOCK).step_by(GROUP) {
             // SAFETY: at + GROUP ≤ BLOCK elements are there.
             let stored = unsafe { from.wrapping_add(at).cast::<[T; GROUP]>().read() };
-            for i in 0..GROUP {
-                self.block[at + i] = number(stored[i]);
+            for (x, stored) in self.block[at..at + GROUP].iter_mut().zip(stored) {
+                *x = number(stored);
             }
         }
     }
@@ -718,8 +718,9 @@ impl Store<'_> {
         let to = self.view.place::<T>(self.at, self.n, &mut room);
         for at in (0..BLOCK).step_by(GROUP) {
             let mut made = [T::default(); GROUP];
-            for i in 0..GROUP {
-                made[i] = stored(self.block[at + i], self.bytes[at + i]);
+            let given = self.block[at..at + GROUP].iter().zip(&self.bytes[at..at + GROUP]);
+            for (to, (x, byte)) in made.iter_mut().zip(given) {
+                *to = stored(*x, *byte);
             }
             // SAFETY: at + GROUP ≤ BLOCK elements may be written there, by the promise of `View::close`.
             unsafe { to.wrapping_add(at).cast::<[T; GROUP]>().write(made) };
@@ -748,8 +749,9 @@ impl Store<'_> {
         let to = self.view.place::<u16>(self.at, self.n, &mut room);
         for at in (0..BLOCK).step_by(GROUP) {
             let (mut made, across) = ([0; GROUP], (at + BLOCK / 2) % BLOCK);
-            for i in 0..GROUP {
-                made[i] = codec::round_parameter(self.block[at + i], self.bytes[across + i], self.bytes[at + i]);
+            let bytes = self.bytes[across..across + GROUP].iter().zip(&self.bytes[at..at + GROUP]);
+            for ((to, x), (upper, lower)) in made.iter_mut().zip(&self.block[at..at + GROUP]).zip(bytes) {
+                *to = codec::round_parameter(*x, *upper, *lower);
             }
             // SAFETY: at + GROUP ≤ BLOCK elements may be written there, by the promise of `View::close`.
             unsafe { to.wrapping_add(at).cast::<[u16; GROUP]>().write(made) };

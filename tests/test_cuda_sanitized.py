@@ -26,9 +26,10 @@ SELECTIONS = {
     "states": ["tests/test_cuda_states.py", "-k", "skipped and adam-8bit"],
     "rows": ["tests/test_sparse.py", "-k", "strided_cupy"],
 }
-#: A minute or more each, on a CPU.
+#: Half a minute or more each, on a CPU.
 LONG = {
     "step": ["tests/test_cuda_step.py", "-k", " ".join(STEP.split())],
+    "bfloat16": ["tests/test_cuda_bfloat16.py", "-k", "shifted and adam-8bit"],
     "norm": ["tests/test_cuda_norm.py", "-k", "sanitized"],
     "onebit": ["tests/test_cuda_onebit.py", "-k", "sanitized and not float64 and not bfloat16 or pieces"],
 }
