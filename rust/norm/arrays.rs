@@ -4,7 +4,7 @@
 //! not overlap is said at each function. Nothing is checked here: who makes the views has done so.
 
 use super::batch::{self, Affine, Layout};
-use super::{Memory, inv_std, layer};
+use super::{Memory, layer};
 use crate::element::{Arithmetic, BLOCK, Dtype, View};
 use crate::simd::DefaultEnvironment;
 
@@ -47,10 +47,9 @@ pub unsafe fn batch_norm(
     let channels = layout.channels();
     let (weight, bias) = (numbers(weight, channels, 1.0), numbers(bias, channels, 0.0));
     let affine = Affine { weight: &weight, bias: &bias };
-    let inverted = |var: &[f64]| var.iter().map(|var| inv_std(*var, eps)).collect::<Vec<_>>();
     if !training {
         let mean = numbers(running_mean, channels, 0.0);
-        let inv_std = inverted(&numbers(running_var, channels, 1.0));
+        let inv_std = batch::inverted(&numbers(running_var, channels, 1.0), eps);
         with_arithmetic!(x.dtype(), A => {
             let (x, y) = (memory::<A>(x), memory::<A>(y));
             // SAFETY: the same contract.
@@ -67,14 +66,9 @@ pub unsafe fn batch_norm(
     let tracked = [(running_mean, &statistics.mean, 1.0), (running_var, &statistics.var, count / (count - 1.0))];
     for (running, of_batch, factor) in tracked {
         let Some(running) = running else { continue };
-        let mut tracked = load(running);
-        for (running, of_batch) in tracked.iter_mut().zip(of_batch) {
-            *running = batch::track(*running, of_batch * factor, momentum);
-        }
-        store(running, &tracked);
+        store(running, &batch::track(&load(running), of_batch, factor, momentum));
     }
-    let inv_std = inverted(&statistics.var);
-    Saved { mean: statistics.mean, inv_std }
+    Saved { mean: statistics.mean, inv_std: statistics.inv_std }
 }
 
 /// dx, dα and dβ, by what forward returned.
@@ -177,6 +171,10 @@ fn rounded<A: Arithmetic>(numbers: &[f64]) -> Vec<A> {
 /// All elements as float64; the view is one that the caller of this module promised.
 pub(crate) fn load(view: &View) -> Vec<f64> {
     fn of<A: Arithmetic>(view: &View) -> Vec<f64> {
+        if let Some(data) = view.plain::<A>() {
+            // SAFETY: plain, so contiguous and of type A; live and aligned by the promise of `View::new`.
+            return (0..view.len()).map(|i| unsafe { data.add(i).read() }.to_f64()).collect();
+        }
         let mut numbers = Vec::with_capacity(view.len());
         for at in (0..view.len()).step_by(BLOCK) {
             let n = BLOCK.min(view.len() - at);

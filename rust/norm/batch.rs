@@ -2,10 +2,11 @@
 //!
 //! Ioffe and Szegedy, "Batch Normalization", 2015, Algorithm 1.
 
-use super::memory::map;
+use super::memory::{Passing, map};
 use super::sums::{Reader, RowSums, Sequence};
 use super::{
-    CHUNK, Differentiate, Formula, Memory, Normalize, Products, Scale, Square, Terms, Value, inv_std, share_range,
+    CHUNK, Differentiate, Formula, Memory, Normalize, Products, Scale, Square, Terms, Value, inv_std, mirrored,
+    share_range,
 };
 use crate::element::Arithmetic;
 use crate::pool;
@@ -79,13 +80,15 @@ impl Layout {
     }
 }
 
-/// μ and the biased σ² of each channel.
+/// μ, the biased σ² and 1/√(σ² + ε) of each channel.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Statistics {
     /// μ
     pub mean: Vec<f64>,
     /// σ²
     pub var: Vec<f64>,
+    /// 1/√(σ² + ε)
+    pub inv_std: Vec<f64>,
 }
 
 /// α and β of each channel.
@@ -113,60 +116,67 @@ pub unsafe fn forward_training<A: Arithmetic>(
 ) -> Statistics {
     let _default = DefaultEnvironment::enter();
     let (channels, count) = (layout.channels(), layout.count() as f64);
-    let formula =
-        |c: usize, mean: f64, var: f64| Normalize::<A>::new(mean, inv_std(var, eps), affine.weight[c], affine.bias[c]);
+    let formula = |[mean, inv_std, weight, bias]: [f64; 4]| Normalize::<A>::new(mean, inv_std, weight, bias);
     let Some(part) = channels_per_task(layout) else {
-        let [sum] = sums(layout, [x], &vec![Value; channels]);
-        let mean: Vec<f64> = sum.iter().map(|sum| sum / count).collect();
-        let [sum] = sums(layout, [x], &mean.iter().map(|mean| Square { mean: *mean }).collect::<Vec<_>>());
-        let var: Vec<f64> = sum.iter().map(|sum| sum / count).collect();
+        let [sum] = sums(layout, [x], &vec![Value; channels], false);
+        let [mean] = each([&sum], |[sum]| [sum / count]);
+        let [sum] = sums(layout, [x], &mean.iter().map(|mean| Square { mean: *mean }).collect::<Vec<_>>(), true);
+        let [var] = each([&sum], |[sum]| [sum / count]);
+        let inv_std = inverted(&var, eps);
         // SAFETY: the same contract.
-        unsafe { apply(layout, [x], y, |c| formula(c, mean[c], var[c])) };
-        return Statistics { mean, var };
+        unsafe { apply(layout, [x], y, [&mean, &inv_std, affine.weight, affine.bias], formula, false) };
+        return Statistics { mean, var, inv_std };
     };
-    let mut statistics = Statistics { mean: vec![0.0; channels], var: vec![0.0; channels] };
-    let (mean, var) = (Memory::of_mut(&mut statistics.mean), Memory::of_mut(&mut statistics.var));
+    let zeros = || vec![0.0; channels];
+    let mut statistics = Statistics { mean: zeros(), var: zeros(), inv_std: zeros() };
+    let Statistics { mean, var, inv_std } = &mut statistics;
+    let kept = [mean, var, inv_std].map(|kept| Memory::of_mut(kept));
     share_range(channels, part, layout.elements(), &|channels| {
-        simd::dispatch(ForwardChannels { layout, x, y, channels, mean, var, formula });
+        simd::dispatch(ForwardChannels { layout, x, y, channels, affine, eps, kept });
     });
     statistics
 }
 
 /// The statistics and y of some channels, all passes over one of them while it is in the cache.
-struct ForwardChannels<'a, A, F> {
+struct ForwardChannels<'a, A> {
     layout: Layout,
     x: Memory<'a, A>,
     y: Memory<'a, A>,
     channels: Range<usize>,
-    mean: Memory<'a, f64>,
-    var: Memory<'a, f64>,
-    formula: F,
+    affine: Affine<'a>,
+    eps: f64,
+    /// μ, σ², 1/√(σ² + ε)
+    kept: [Memory<'a, f64>; 3],
 }
 
-impl<A: Arithmetic, F: Fn(usize, f64, f64) -> Normalize<A>> Kernel for ForwardChannels<'_, A, F> {
+impl<A: Arithmetic> Kernel for ForwardChannels<'_, A> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
         let count = self.layout.count() as f64;
         let mut reader = Reader::new([self.x], &self.layout.sequence(0));
+        let passing = Passing::over::<A>(self.layout.elements());
+        let next = passing.beyond(self.layout.sequence(0).next::<A>(1));
         for c in self.channels {
             let sequence = self.layout.sequence(c);
             reader.forget();
-            let [sum] = reader.sums(&sequence, Value);
+            let [sum] = reader.sums(&sequence, Value, 0);
             let mean = sum / count;
-            let [sum] = reader.sums(&sequence, Square { mean });
+            let [sum] = reader.sums(&sequence, Square { mean }, next);
             let var = sum / count;
-            let formula = (self.formula)(c, mean, var);
+            let inv_std = inv_std(var, self.eps);
+            let formula = Normalize::<A>::new(mean, inv_std, self.affine.weight[c], self.affine.bias[c]);
             for (at, n) in sequence.segments() {
                 // SAFETY: y may be written and is not x; this channel is this task's alone.
-                unsafe { map([self.x.from(at)], [], self.y.from(at), n, |x, []| formula.at(x)) };
+                unsafe { map([self.x.from(at)], [], self.y.from(at), n, passing, |x, []| formula.at(x)) };
             }
-            // SAFETY: this channel is this task's alone.
-            unsafe { self.mean.put(c, [mean]) };
-            // SAFETY: as above.
-            unsafe { self.var.put(c, [var]) };
+            for (kept, number) in self.kept.iter().zip([mean, var, inv_std]) {
+                // SAFETY: this channel is this task's alone.
+                unsafe { kept.put(c, [number]) };
+            }
         }
+        passing.finish();
     }
 }
 
@@ -186,9 +196,9 @@ pub unsafe fn forward<A: Arithmetic>(
     inv_std: &[f64],
 ) {
     let _default = DefaultEnvironment::enter();
-    let formula = |c: usize| Normalize::<A>::new(mean[c], inv_std[c], affine.weight[c], affine.bias[c]);
+    let formula = |[mean, inv_std, weight, bias]: [f64; 4]| Normalize::<A>::new(mean, inv_std, weight, bias);
     // SAFETY: the same contract.
-    unsafe { apply(layout, [x], y, formula) };
+    unsafe { apply(layout, [x], y, [mean, inv_std, affine.weight, affine.bias], formula, false) };
 }
 
 /// dα and dβ.
@@ -218,20 +228,23 @@ pub unsafe fn backward<A: Arithmetic>(
     training: bool,
 ) -> Gradients {
     let _default = DefaultEnvironment::enter();
-    let count = layout.count();
+    let (count, known) = (layout.count(), [mean, inv_std, weight]);
     let [bias, product] = if training {
-        let formula = |c: usize, sums| Differentiate::<A>::new(mean[c], inv_std[c], weight[c], sums, count);
+        let formula = |[mean, inv_std, weight, sum, product]: [f64; 5]| {
+            Differentiate::<A>::new(mean, inv_std, weight, [sum, product], count)
+        };
         // SAFETY: the same contract.
-        unsafe { backward_by(layout, [gradient, x], dx, mean, formula) }
+        unsafe { backward_by(layout, [gradient, x], dx, known, formula) }
     } else {
-        let formula = |c: usize, _| Scale::from([A::constant(weight[c] * inv_std[c])]);
+        let formula = |[_, inv_std, weight, ..]: [f64; 5]| Scale::from([A::constant(weight * inv_std)]);
         // SAFETY: the same contract.
-        unsafe { backward_by(layout, [gradient, x], dx, mean, formula) }
+        unsafe { backward_by(layout, [gradient, x], dx, known, formula) }
     };
-    Gradients { weight: product.iter().zip(inv_std).map(|(product, inv_std)| inv_std * product).collect(), bias }
+    let [weight] = each([&product, inv_std], |[product, inv_std]| [inv_std * product]);
+    Gradients { weight, bias }
 }
 
-/// dx by a formula of Σ dy and Σ dy·(x − μ); returns these.
+/// dx by a formula of μ, 1/√(σ² + ε), α, Σ dy and Σ dy·(x − μ); returns these two.
 ///
 /// # Safety
 /// As [`backward`].
@@ -239,15 +252,15 @@ unsafe fn backward_by<A: Arithmetic, F: Formula<A, 2, P>, const P: usize>(
     layout: Layout,
     inputs: [Memory<'_, A>; 2],
     dx: Memory<'_, A>,
-    mean: &[f64],
-    formula: impl Fn(usize, [f64; 2]) -> F + Copy + Sync,
+    known: [&[f64]; 3],
+    formula: impl Fn([f64; 5]) -> F + Copy + Sync,
 ) -> [Vec<f64>; 2] {
     let channels = layout.channels();
     let Some(part) = channels_per_task(layout) else {
-        let terms: Vec<Products> = mean[..channels].iter().map(|mean| Products { mean: *mean }).collect();
-        let [bias, product] = sums(layout, inputs, &terms);
+        let terms: Vec<Products> = known[0][..channels].iter().map(|mean| Products { mean: *mean }).collect();
+        let [bias, product] = sums(layout, inputs, &terms, false);
         // SAFETY: the same contract.
-        unsafe { apply(layout, inputs, dx, |c| formula(c, [bias[c], product[c]])) };
+        unsafe { apply(layout, inputs, dx, [known[0], known[1], known[2], &bias, &product], formula, true) };
         return [bias, product];
     };
     let mut totals = [vec![0.0; channels], vec![0.0; channels]];
@@ -258,7 +271,7 @@ unsafe fn backward_by<A: Arithmetic, F: Formula<A, 2, P>, const P: usize>(
             inputs,
             dx,
             channels,
-            mean,
+            known,
             totals: slots,
             formula,
             types: PhantomData,
@@ -273,7 +286,8 @@ struct BackwardChannels<'a, A, F, G, const P: usize> {
     inputs: [Memory<'a, A>; 2],
     dx: Memory<'a, A>,
     channels: Range<usize>,
-    mean: &'a [f64],
+    /// μ, 1/√(σ² + ε), α
+    known: [&'a [f64]; 3],
     totals: [Memory<'a, f64>; 2],
     formula: G,
     types: PhantomData<([A; P], F)>,
@@ -283,7 +297,7 @@ impl<A, F, G, const P: usize> Kernel for BackwardChannels<'_, A, F, G, P>
 where
     A: Arithmetic,
     F: Formula<A, 2, P>,
-    G: Fn(usize, [f64; 2]) -> F,
+    G: Fn([f64; 5]) -> F,
 {
     type Output = ();
 
@@ -291,20 +305,24 @@ where
     fn run(self) {
         let [dy, x] = self.inputs;
         let mut reader = Reader::new(self.inputs, &self.layout.sequence(0));
+        let passing = Passing::over::<A>(self.layout.elements());
+        let passing = Passing { ahead: passing.beyond(self.layout.sequence(0).next::<A>(2)), ..passing };
         for c in self.channels {
             let sequence = self.layout.sequence(c);
             reader.forget();
-            let sums = reader.sums(&sequence, Products { mean: self.mean[c] });
-            let formula = (self.formula)(c, sums);
+            let [mean, inv_std, weight] = self.known.map(|known| known[c]);
+            let sums = reader.sums(&sequence, Products { mean }, 0);
+            let formula = (self.formula)([mean, inv_std, weight, sums[0], sums[1]]);
             for (at, n) in sequence.segments() {
                 // SAFETY: dx may be written and is neither input; this channel is this task's alone.
-                unsafe { map([dy.from(at), x.from(at)], [], self.dx.from(at), n, |x, []| formula.at(x)) };
+                unsafe { map([dy.from(at), x.from(at)], [], self.dx.from(at), n, passing, |x, []| formula.at(x)) };
             }
             for (totals, sum) in self.totals.iter().zip(sums) {
                 // SAFETY: this channel is this task's alone.
                 unsafe { totals.put(c, [sum]) };
             }
         }
+        passing.finish();
     }
 }
 
@@ -316,17 +334,18 @@ fn channels_per_task(layout: Layout) -> Option<usize> {
     (!few_and_long).then(|| channels.div_ceil(8 * threads))
 }
 
-/// K sums over each channel, one element of `terms` a channel.
+/// K sums over each channel, one element of `terms` a channel; `reversed`: what lies last, first.
 fn sums<A: Arithmetic, T: Terms<N, K>, const N: usize, const K: usize>(
     layout: Layout,
     inputs: [Memory<'_, A>; N],
     terms: &[T],
+    reversed: bool,
 ) -> [Vec<f64>; K] {
     let channels = layout.channels();
     if let Layout::Last { rows, .. } = layout {
         let of_lanes = terms[..channels].repeat(ROW_LANES);
         let mut sums = RowSums::<A, T, false, N, K>::new(inputs, rows, channels, &of_lanes);
-        sums.add(0..rows);
+        sums.add(0..rows, reversed);
         return sums.totals();
     }
     let blocks = layout.sequence(0).blocks();
@@ -364,34 +383,44 @@ impl<A: Arithmetic, T: Terms<N, K>, const N: usize, const K: usize> Kernel for S
         for task in self.tasks {
             let (c, block) = (task / self.blocks, task % self.blocks);
             reader.forget();
-            let sums = reader.block_sums(&self.layout.sequence(c), block, self.terms[c]);
+            let sums = reader.block_sums(&self.layout.sequence(c), block, self.terms[c], 0);
             // SAFETY: this slot is this task's alone.
             unsafe { self.slots.put(task, [sums]) };
         }
     }
 }
 
-/// The channels' formula for every element.
+/// The formula of the channels' numbers for every element; `reversed`: what lies last, first.
 ///
 /// # Safety
 /// The output may be written and is no input.
-unsafe fn apply<A: Arithmetic, F: Formula<A, N, P>, const N: usize, const P: usize>(
+unsafe fn apply<A: Arithmetic, F: Formula<A, N, P>, const N: usize, const M: usize, const P: usize>(
     layout: Layout,
     inputs: [Memory<'_, A>; N],
     output: Memory<'_, A>,
-    formula: impl Fn(usize) -> F,
+    numbers: [&[f64]; M],
+    formula: impl Fn([f64; M]) -> F,
+    reversed: bool,
 ) {
     let (channels, elements) = (layout.channels(), layout.elements());
     if elements == 0 {
         return;
     }
-    let mut columns: [Vec<A>; P] = from_fn(|_| vec![A::ZERO; channels]);
-    simd::dispatch(Fill { columns: columns.each_mut().map(|column| &mut column[..]), formula });
+    let passing = Passing::over::<A>(elements);
+    let columns = each(numbers.map(|numbers| &numbers[..channels]), |numbers| formula(numbers).into());
     match layout {
         Layout::Inside { inner, .. } => {
             let columns = columns.each_ref().map(|column| &column[..]);
             share_range(elements, CHUNK, elements, &|places| {
-                simd::dispatch(ApplyInside { inputs, output, columns, inner, places, formula: PhantomData::<F> });
+                simd::dispatch(ApplyInside {
+                    inputs,
+                    output,
+                    columns,
+                    inner,
+                    places,
+                    passing,
+                    formula: PhantomData::<F>,
+                });
             });
         }
         Layout::Last { .. } => {
@@ -399,34 +428,85 @@ unsafe fn apply<A: Arithmetic, F: Formula<A, N, P>, const N: usize, const P: usi
             let times = PERIOD.div_ceil(channels).min(layout.count());
             let columns = columns.map(|column| if times > 1 { column.repeat(times) } else { column });
             let (columns, period) = (columns.each_ref().map(|column| Memory::of(column)), channels * times);
-            share_range(elements, CHUNK.next_multiple_of(period), elements, &|places| {
-                simd::dispatch(ApplyLast { inputs, output, columns, period, places, formula: PhantomData::<F> });
+            let chunk = CHUNK.next_multiple_of(period);
+            let tasks = elements.div_ceil(chunk);
+            pool::share(tasks, elements, &|task| {
+                let start = chunk * if reversed && passing.streaming { mirrored(task, tasks) } else { task };
+                let places = start..elements.min(start + chunk);
+                simd::dispatch(ApplyLast {
+                    inputs,
+                    output,
+                    columns,
+                    period,
+                    places,
+                    passing,
+                    formula: PhantomData::<F>,
+                });
             });
         }
     }
 }
 
-/// The coefficients of all channels, each kind in a row of its own.
-struct Fill<'a, A, G, const P: usize> {
-    columns: [&'a mut [A]; P],
-    formula: G,
+/// P rows of numbers, a function of M numbers each.
+pub(super) fn each<A: Arithmetic, R: Into<[A; P]>, const M: usize, const P: usize>(
+    numbers: [&[f64]; M],
+    function: impl Fn([f64; M]) -> R,
+) -> [Vec<A>; P] {
+    let mut rows: [Vec<A>; P] = from_fn(|_| vec![A::ZERO; numbers[0].len()]);
+    let to = rows.each_mut().map(|row| Memory::of_mut(row));
+    simd::dispatch(Each { n: numbers[0].len(), numbers: numbers.map(Memory::of), to, function, result: PhantomData });
+    rows
 }
 
-impl<A, F, G, const P: usize> Kernel for Fill<'_, A, G, P>
+struct Each<'a, A, R, G, const M: usize, const P: usize> {
+    n: usize,
+    numbers: [Memory<'a, f64>; M],
+    to: [Memory<'a, A>; P],
+    function: G,
+    result: PhantomData<R>,
+}
+
+impl<A, R, G, const M: usize, const P: usize> Kernel for Each<'_, A, R, G, M, P>
 where
     A: Arithmetic,
-    F: Into<[A; P]>,
-    G: Fn(usize) -> F,
+    R: Into<[A; P]>,
+    G: Fn([f64; M]) -> R,
 {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let mut columns = self.columns;
-        for c in 0..columns.first().map_or(0, |column| column.len()) {
-            for (column, coefficient) in columns.iter_mut().zip((self.formula)(c).into()) {
-                column[c] = coefficient;
+        let mut at = 0;
+        while self.n - at >= 8 {
+            self.some::<8>(at);
+            at += 8;
+        }
+        while at < self.n {
+            self.some::<1>(at);
+            at += 1;
+        }
+    }
+}
+
+impl<A, R, G, const M: usize, const P: usize> Each<'_, A, R, G, M, P>
+where
+    A: Arithmetic,
+    R: Into<[A; P]>,
+    G: Fn([f64; M]) -> R,
+{
+    #[inline(always)]
+    fn some<const W: usize>(&self, at: usize) {
+        let numbers: [[f64; W]; M] = from_fn(|m| self.numbers[m].row(at));
+        let mut rows = [[A::ZERO; W]; P];
+        for l in 0..W {
+            let results = (self.function)(from_fn(|m| numbers[m][l])).into();
+            for p in 0..P {
+                rows[p][l] = results[p];
             }
+        }
+        for (to, row) in self.to.iter().zip(rows) {
+            // SAFETY: vectors of `each`'s own.
+            unsafe { to.put(at, row) };
         }
     }
 }
@@ -440,6 +520,7 @@ struct ApplyInside<'a, A, F, const N: usize, const P: usize> {
     columns: [&'a [A]; P],
     inner: usize,
     places: Range<usize>,
+    passing: Passing,
     formula: PhantomData<F>,
 }
 
@@ -456,9 +537,10 @@ impl<A: Arithmetic, F: Formula<A, N, P>, const N: usize, const P: usize> Kernel 
             let formula = F::from(self.columns.map(|column| column[channel]));
             let inputs = self.inputs.map(|input| input.from(start));
             // SAFETY: the contract of `apply`; these elements are this task's alone.
-            unsafe { map(inputs, [], self.output.from(start), n, |x, []| formula.at(x)) };
+            unsafe { map(inputs, [], self.output.from(start), n, self.passing, |x, []| formula.at(x)) };
             start += n;
         }
+        self.passing.finish();
     }
 }
 
@@ -468,6 +550,7 @@ struct ApplyLast<'a, A, F, const N: usize, const P: usize> {
     columns: [Memory<'a, A>; P],
     period: usize,
     places: Range<usize>,
+    passing: Passing,
     formula: PhantomData<F>,
 }
 
@@ -481,13 +564,22 @@ impl<A: Arithmetic, F: Formula<A, N, P>, const N: usize, const P: usize> Kernel 
             let n = (end - start).min(self.period);
             let inputs = self.inputs.map(|input| input.from(start));
             // SAFETY: the contract of `apply`; these elements are this task's alone.
-            unsafe { map(inputs, self.columns, self.output.from(start), n, |x, c| F::from(c).at(x)) };
+            unsafe { map(inputs, self.columns, self.output.from(start), n, self.passing, |x, c| F::from(c).at(x)) };
             start += n;
         }
+        self.passing.finish();
     }
 }
 
-/// running ← (1 − momentum)·running + momentum·batch
-pub fn track(running: f64, batch: f64, momentum: f64) -> f64 {
-    (1.0 - momentum) * running + momentum * batch
+/// running ← (1 − momentum)·running + momentum·factor·batch
+pub fn track(running: &[f64], batch: &[f64], factor: f64, momentum: f64) -> Vec<f64> {
+    let [tracked] =
+        each([running, batch], |[running, batch]| [(1.0 - momentum) * running + momentum * (batch * factor)]);
+    tracked
+}
+
+/// 1 / √(σ² + ε)
+pub fn inverted(var: &[f64], eps: f64) -> Vec<f64> {
+    let [inverted] = each([var], |[var]| [inv_std(var, eps)]);
+    inverted
 }

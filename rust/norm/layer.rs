@@ -2,7 +2,7 @@
 //!
 //! Ba, Kiros and Hinton, "Layer Normalization", 2016, equations 3 and 4.
 
-use super::memory::map;
+use super::memory::{Passing, map};
 use super::sums::{Reader, RowSums, Sequence};
 use super::{
     CHUNK, Differentiate, Formula, Memory, Normalize, NormalizedProducts, Square, Value, WeightedProducts, inv_std,
@@ -69,21 +69,23 @@ impl<A: Arithmetic> Kernel for ForwardRows<'_, A> {
     #[inline(always)]
     fn run(self) {
         let units = self.units;
+        let passing = Passing::over::<A>(self.x.len());
         for row in self.rows {
             let mut reader = Reader::new([self.x], &sequence(0, units));
-            let [sum] = reader.sums(&sequence(row, units), Value);
+            let [sum] = reader.sums(&sequence(row, units), Value, 0);
             let mean = sum / units as f64;
-            let [sum] = reader.sums(&sequence(row, units), Square { mean });
+            let [sum] = reader.sums(&sequence(row, units), Square { mean }, 0);
             let inv_std = inv_std(sum / units as f64, self.eps);
             let formula = Normalize::<A>::new(mean, inv_std, 1.0, 0.0);
             let (x, y) = (self.x.from(row * units), self.y.from(row * units));
             // SAFETY: y may be written and is not x; this row is this task's alone.
-            unsafe { map([x], self.affine, y, units, |x, [weight, bias]| formula.at(x) * weight + bias) };
+            unsafe { map([x], self.affine, y, units, passing, |x, [weight, bias]| formula.at(x) * weight + bias) };
             // SAFETY: this row is this task's alone.
             unsafe { self.mean.put(row, [mean]) };
             // SAFETY: as above.
             unsafe { self.inv_std.put(row, [inv_std]) };
         }
+        passing.finish();
     }
 }
 
@@ -127,7 +129,7 @@ pub unsafe fn backward<A: Arithmetic>(
             let rows = start + part.start..start + part.end;
             simd::dispatch(BackwardRows { dy, x, dx, weight: Memory::of(&padded), units, rows, statistics });
         });
-        sums.add(start..end);
+        sums.add(start..end, false);
     }
     let [bias, weight] = sums.totals();
     Gradients { weight, bias }
@@ -152,15 +154,17 @@ impl<A: Arithmetic> Kernel for BackwardRows<'_, A> {
     #[inline(always)]
     fn run(self) {
         let units = self.units;
+        let passing = Passing::over::<A>(self.x.len());
         for row in self.rows {
             let (mean, inv_std) = (self.statistics.mean[row], self.statistics.inv_std[row]);
             let inputs = [self.weight, self.dy.from(row * units), self.x.from(row * units)];
-            let sums = Reader::new(inputs, &sequence(0, units)).sums(&sequence(0, units), WeightedProducts { mean });
+            let sums = Reader::new(inputs, &sequence(0, units)).sums(&sequence(0, units), WeightedProducts { mean }, 0);
             let formula = Differentiate::<A>::new(mean, inv_std, 1.0, sums, units);
             let dx = self.dx.from(row * units);
             // SAFETY: dx may be written and is no input; this row is this task's alone.
-            unsafe { map(inputs, [], dx, units, |[weight, dy, x], []| formula.at([weight * dy, x])) };
+            unsafe { map(inputs, [], dx, units, passing, |[weight, dy, x], []| formula.at([weight * dy, x])) };
         }
+        passing.finish();
     }
 }
 
@@ -168,6 +172,6 @@ impl<A: Arithmetic> Kernel for BackwardRows<'_, A> {
 pub fn sum(of_units: &[f64]) -> f64 {
     let _default = DefaultEnvironment::enter();
     let mut reader = Reader::new([Memory::of(of_units)], &sequence(0, of_units.len()));
-    let [sum] = reader.sums(&sequence(0, of_units.len()), Value);
+    let [sum] = reader.sums(&sequence(0, of_units.len()), Value, 0);
     sum
 }

@@ -53,6 +53,12 @@ impl<'a, A: Copy> Memory<'a, A> {
         Self { data: unsafe { self.data.add(at) }, len: self.len - at, lifetime: PhantomData }
     }
 
+    /// How many.
+    #[inline(always)]
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+
     /// Whether there are elements `at..at + n`.
     #[inline(always)]
     pub(crate) fn has(self, at: usize, n: usize) -> bool {
@@ -79,17 +85,23 @@ impl<'a, A: Copy> Memory<'a, A> {
         unsafe { first.copy_to_nonoverlapping(to.as_mut_ptr(), to.len()) };
     }
 
-    /// Asks the processor to have the elements from number `at` on in its cache soon; of no consequence if there are none.
+    /// Asks the processor to have elements `at..at + W` in its second cache soon; of no consequence if there are none.
     #[inline(always)]
-    pub(super) fn prefetch(self, at: usize) {
+    pub(super) fn prefetch<const W: usize>(self, at: usize) {
         #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for line in 0..(W * size_of::<A>()).div_ceil(LINE) {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
             // SAFETY: a hint: it reads nothing and may be given any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.data.wrapping_add(at).cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(self.data.wrapping_add(at).cast::<i8>().wrapping_add(line * LINE)) };
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = at;
+    }
+
+    /// How many of the first `n` elements lie before a line of the cache begins.
+    #[inline(always)]
+    fn before_line(self, n: usize) -> usize {
+        n.min(self.data.addr().wrapping_neg() % LINE / size_of::<A>())
     }
 
     /// Writes `at..at + W`.
@@ -103,6 +115,31 @@ impl<'a, A: Copy> Memory<'a, A> {
         let first = unsafe { self.data.add(at) };
         // SAFETY: inside the array, by the assertion; aligned as its elements are; writable by the contract.
         unsafe { first.cast::<[A; W]>().write(row) };
+    }
+
+    /// Writes `at..at + W` past the cache; [`Passing::finish`] must follow.
+    ///
+    /// # Safety
+    /// As [`Memory::put`]; the first element is aligned to 16 bytes, and the elements are a multiple of that.
+    #[inline(always)]
+    unsafe fn stream<const W: usize>(self, at: usize, row: [A; W]) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{__m128, _mm_loadu_ps, _mm_stream_ps};
+            assert!(self.has(at, W));
+            let (from, to) = (row.as_ptr().cast::<f32>(), self.data.wrapping_add(at).cast::<f32>());
+            for i in 0..size_of::<[A; W]>() / size_of::<__m128>() {
+                // SAFETY: inside the row.
+                let part = unsafe { _mm_loadu_ps(from.wrapping_add(4 * i)) };
+                // SAFETY: inside the array, by the assertion; aligned and writable by the contract.
+                unsafe { _mm_stream_ps(to.wrapping_add(4 * i), part) };
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        // SAFETY: the same contract.
+        unsafe {
+            self.put(at, row);
+        }
     }
 
     /// Writes `at + done..at + W`.
@@ -122,6 +159,43 @@ impl<'a, A: Copy> Memory<'a, A> {
     }
 }
 
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
+
+/// How a pass treats the memory that it goes over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Passing {
+    /// So many elements ahead, the inputs are asked for if there is more than the caches hold; 0: not.
+    pub(super) ahead: usize,
+    /// Whether the output goes past the cache. [`Passing::finish`] must follow.
+    pub(super) streaming: bool,
+}
+
+/// Arrays of this size and more find no room in the caches beside others: to write one there costs a read of it.
+const STREAMED: usize = 16 << 20;
+
+impl Passing {
+    /// Over so many elements.
+    pub(super) fn over<A>(elements: usize) -> Self {
+        Self { ahead: 0, streaming: cfg!(target_arch = "x86_64") && elements * size_of::<A>() >= STREAMED }
+    }
+
+    /// `ahead` where there is more than the caches hold; in the cache, asking costs more than it brings.
+    pub(super) fn beyond(self, ahead: usize) -> usize {
+        if self.streaming { ahead } else { 0 }
+    }
+
+    /// After the last row: has other threads see what was streamed as if it were written plainly.
+    #[inline(always)]
+    pub(super) fn finish(self) {
+        #[cfg(target_arch = "x86_64")]
+        if self.streaming {
+            // SAFETY: every x86-64 has SSE.
+            unsafe { std::arch::x86_64::_mm_sfence() };
+        }
+    }
+}
+
 /// Writes `f` of the inputs' and the coefficients' first `n` elements over the output's.
 ///
 /// # Safety
@@ -132,42 +206,68 @@ pub(super) unsafe fn map<A: Arithmetic, const N: usize, const P: usize>(
     coefficients: [Memory<'_, A>; P],
     output: Memory<'_, A>,
     n: usize,
+    passing: Passing,
     f: impl Fn([A; N], [A; P]) -> A,
 ) {
+    assert!(inputs.iter().chain(&coefficients).all(|array| array.has(0, n)) && output.has(0, n));
     let mut at = 0;
+    if passing.streaming {
+        let head = output.before_line(n);
+        while at < head {
+            // SAFETY: the same contract.
+            unsafe { output.put(at, map_row::<A, N, P, 1>(inputs, coefficients, at, 0, &f)) };
+            at += 1;
+        }
+        while n - at >= ROW {
+            let row = map_row::<A, N, P, ROW>(inputs, coefficients, at, passing.ahead, &f);
+            // SAFETY: the same contract; the place is a line's first.
+            unsafe { output.stream(at, row) };
+            at += ROW;
+        }
+    }
     while n - at >= LANES {
         // SAFETY: the same contract.
-        unsafe { map_row::<A, N, P, LANES>(inputs, coefficients, output, at, &f) };
+        unsafe { output.put(at, map_row::<A, N, P, LANES>(inputs, coefficients, at, 0, &f)) };
         at += LANES;
     }
-    while n - at >= 8 {
+    while n - at >= ROW {
         // SAFETY: the same contract.
-        unsafe { map_row::<A, N, P, 8>(inputs, coefficients, output, at, &f) };
-        at += 8;
+        unsafe { output.put(at, map_row::<A, N, P, ROW>(inputs, coefficients, at, 0, &f)) };
+        at += ROW;
+    }
+    if at < n && n >= ROW && !passing.streaming {
+        // The last row reaches back over elements that are done, and writes the same there.
+        // SAFETY: the same contract.
+        return unsafe { output.put(n - ROW, map_row::<A, N, P, ROW>(inputs, coefficients, n - ROW, 0, &f)) };
     }
     while at < n {
         // SAFETY: the same contract.
-        unsafe { map_row::<A, N, P, 1>(inputs, coefficients, output, at, &f) };
+        unsafe { output.put(at, map_row::<A, N, P, 1>(inputs, coefficients, at, 0, &f)) };
         at += 1;
     }
 }
 
-/// # Safety
-/// As [`map`].
+/// Elements of a short row: a line of the cache or two.
+const ROW: usize = 16;
+
 #[inline(always)]
-unsafe fn map_row<A: Arithmetic, const N: usize, const P: usize, const W: usize>(
+fn map_row<A: Arithmetic, const N: usize, const P: usize, const W: usize>(
     inputs: [Memory<'_, A>; N],
     coefficients: [Memory<'_, A>; P],
-    output: Memory<'_, A>,
     at: usize,
+    ahead: usize,
     f: &impl Fn([A; N], [A; P]) -> A,
-) {
+) -> [A; W] {
+    if ahead > 0 {
+        for input in inputs {
+            input.prefetch::<W>(at + ahead);
+        }
+    }
     let x: [[A; W]; N] = from_fn(|k| inputs[k].row(at));
     let c: [[A; W]; P] = from_fn(|k| coefficients[k].row(at));
     let mut y = [A::ZERO; W];
     for l in 0..W {
         y[l] = f(from_fn(|k| x[k][l]), from_fn(|k| c[k][l]));
     }
-    // SAFETY: the same contract.
-    unsafe { output.put(at, y) };
+    y
 }

@@ -204,6 +204,16 @@ fn share_range(n: usize, size: usize, elements: usize, task: &(dyn Fn(Range<usiz
     pool::share(n.div_ceil(size), elements, &|i| task(i * size..n.min((i + 1) * size)));
 }
 
+/// Which of so many tasks to do where number `task` is due, so that each thread goes backwards over its own: in the pass
+/// before it went forwards, and what it read last is still in the cache.
+fn mirrored(task: usize, tasks: usize) -> usize {
+    let threads = pool::num_threads().min(tasks);
+    // The pool gives thread k numbers k·tasks/threads to (k + 1)·tasks/threads. Any other cut would be right, too.
+    let thread = ((task + 1) * threads - 1) / tasks;
+    let (start, end) = (thread * tasks / threads, (thread + 1) * tasks / threads);
+    start + end - 1 - task
+}
+
 #[cfg(test)]
 mod tests {
     use super::batch::{Affine, Layout};

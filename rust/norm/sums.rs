@@ -1,12 +1,13 @@
 //! Sums over a channel, over a sample, over the rows: the trees of [`crate::reduce`], fed from wherever the elements lie.
 
-use super::Terms;
-use super::memory::Memory;
+use super::memory::{Memory, Passing};
+use super::{Terms, mirrored};
 use crate::element::Arithmetic;
 use crate::pool;
 use crate::reduce::{self, LANES, Pairs, ROW_LANES};
 use crate::simd::{self, Kernel};
 use std::array::from_fn;
+use std::cell::Cell;
 use std::ops::Range;
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -42,12 +43,21 @@ impl Sequence {
         self.len.div_ceil(reduce::BLOCK)
     }
 
+    /// How far ahead the same place of the next sequence is, if that fits the cache beside this one; else 0.
+    #[inline(always)]
+    pub(super) fn next<A>(&self, arrays: usize) -> usize {
+        if self.len * arrays * size_of::<A>() <= AHEAD { self.inner } else { 0 }
+    }
+
     /// Whether the lanes are better fed from where the elements lie: few of the segments' rows are shorter than the lanes.
     #[inline(always)]
     pub(super) fn long(&self) -> bool {
         self.inner.is_multiple_of(LANES) || self.inner == self.len || self.inner >= LONG
     }
 }
+
+/// Bytes of the next sequence that are asked for while this one is worked on.
+const AHEAD: usize = 1 << 19;
 
 /// Segments of fewer elements are gathered.
 const LONG: usize = 4 * LANES;
@@ -90,15 +100,20 @@ impl<'a, A: Arithmetic, const N: usize> Reader<'a, A, N> {
         Self { inputs, gathered: from_fn(|_| vec![A::ZERO; size]), held: None }
     }
 
-    /// The sums of a whole sequence.
+    /// The sums of a whole sequence; `ahead`: so many elements ahead, what comes next is asked for, 0: not.
     #[inline(always)]
-    pub(super) fn sums<const K: usize>(&mut self, sequence: &Sequence, terms: impl Terms<N, K>) -> [f64; K] {
+    pub(super) fn sums<const K: usize>(
+        &mut self,
+        sequence: &Sequence,
+        terms: impl Terms<N, K>,
+        ahead: usize,
+    ) -> [f64; K] {
         if sequence.len <= reduce::BLOCK {
-            return self.block_sums(sequence, 0, terms);
+            return self.block_sums(sequence, 0, terms, ahead);
         }
         let mut pairs = [Pairs::new(); K];
         for block in 0..sequence.blocks() {
-            let sums = self.block_sums(sequence, block, terms);
+            let sums = self.block_sums(sequence, block, terms, ahead);
             for k in 0..K {
                 pairs[k].push(sums[k]);
             }
@@ -113,21 +128,23 @@ impl<'a, A: Arithmetic, const N: usize> Reader<'a, A, N> {
         sequence: &Sequence,
         block: usize,
         terms: impl Terms<N, K>,
+        ahead: usize,
     ) -> [f64; K] {
         let mut lanes = [[0.0; LANES]; K];
         if sequence.long() {
             let mut lane = 0;
             for (at, n) in sequence.runs(block) {
-                self.prefetch(sequence, at + sequence.stride, n);
-                add_run(&mut lanes, lane, self.inputs, at, n, terms);
+                add_run(&mut lanes, lane, self.inputs, at, n, terms, ahead);
                 lane = (lane + n) % LANES;
             }
         } else {
             if self.held != Some(block) {
                 let mut filled = 0;
                 for (at, n) in sequence.runs(block) {
-                    self.prefetch(sequence, at + 4 * sequence.stride, n);
                     for (input, gathered) in self.inputs.iter().zip(&mut self.gathered) {
+                        for next in (at..at + n).step_by(LANES) {
+                            input.prefetch::<LANES>(next + sequence.inner);
+                        }
                         input.copy_to(at, &mut gathered[filled..filled + n]);
                     }
                     filled += n;
@@ -135,22 +152,9 @@ impl<'a, A: Arithmetic, const N: usize> Reader<'a, A, N> {
                 self.held = Some(block);
             }
             let n = reduce::BLOCK.min(sequence.len - block * reduce::BLOCK);
-            add_run(&mut lanes, 0, from_fn(|k| Memory::of(&self.gathered[k])), 0, n, terms);
+            add_run(&mut lanes, 0, from_fn(|k| Memory::of(&self.gathered[k])), 0, n, terms, 0);
         }
         lanes.map(reduce::fold)
-    }
-
-    /// The processor foresees what comes in a segment, but not where the next one starts.
-    #[inline(always)]
-    fn prefetch(&self, sequence: &Sequence, at: usize, n: usize) {
-        if sequence.inner == sequence.len {
-            return;
-        }
-        for input in self.inputs {
-            for at in (at..at + n.min(PREFETCH)).step_by(64 / size_of::<A>()) {
-                input.prefetch(at);
-            }
-        }
     }
 
     /// Forgets what it holds: the next sequence is another one.
@@ -159,9 +163,6 @@ impl<'a, A: Arithmetic, const N: usize> Reader<'a, A, N> {
         self.held = None;
     }
 }
-
-/// How much of the next segment is asked for, in elements.
-const PREFETCH: usize = 512;
 
 /// Adds the terms of `n` neighbours, the first of which belongs to lane `lane`.
 #[inline(always)]
@@ -172,21 +173,31 @@ fn add_run<A: Arithmetic, const N: usize, const K: usize>(
     at: usize,
     n: usize,
     terms: impl Terms<N, K>,
+    ahead: usize,
 ) {
     let head = if lane == 0 { 0 } else { n.min(LANES - lane) };
     let (start, end) = (at + head, at + n - (n - head) % LANES);
     if head > 0 {
         add_part(lanes, lane..lane + head, inputs, at, terms);
     }
+    assert!(inputs.iter().all(|input| input.has(start, end - start)));
+    // A copy, which stays in registers: nobody could see it if a row panicked.
+    let mut sums = *lanes;
     for at in (start..end).step_by(LANES) {
+        if ahead > 0 {
+            for input in inputs {
+                input.prefetch::<LANES>(at + ahead);
+            }
+        }
         let x: [[A; LANES]; N] = from_fn(|k| inputs[k].row(at));
         for l in 0..LANES {
             let t = terms.of(from_fn(|k| x[k][l].to_f64()));
             for k in 0..K {
-                lanes[k][l] += t[k];
+                sums[k][l] += t[k];
             }
         }
     }
+    *lanes = sums;
     if end < at + n {
         add_part(lanes, 0..at + n - end, inputs, end, terms);
     }
@@ -236,8 +247,11 @@ fn add_masked<A: Arithmetic, const N: usize, const K: usize>(
 
 /// Lanes that a sweep keeps in registers.
 const TILE: usize = 64;
-/// How many rows one sweep goes down before it turns to the next columns: they stay in the cache.
-const SWEEP: usize = 8 * ROW_LANES;
+/// About how many elements one sweep goes over, all rows of one lane, then all of the next: they fit the second cache,
+/// and the next sweep's, too, which are asked for meanwhile.
+const SWEEP: usize = 1 << 14;
+/// Rows of a sweep where they are long.
+const LEAST_SWEEP: usize = 8 * ROW_LANES;
 
 /// Adds the rows of one block into its lanes.
 ///
@@ -253,6 +267,10 @@ struct AddRows<'a, A, T, const BY_ROW: bool, const N: usize, const K: usize> {
     terms: &'a [T],
     /// K × (8·channels) sums.
     sums: Memory<'a, f64>,
+    /// Whether the lanes are still to be set to 0: these are the block's first rows.
+    fresh: bool,
+    /// Whether there is more than the caches hold.
+    beyond: bool,
 }
 
 impl<A, T, const BY_ROW: bool, const N: usize, const K: usize> Kernel for AddRows<'_, A, T, BY_ROW, N, K>
@@ -265,16 +283,18 @@ where
     #[inline(always)]
     fn run(self) {
         let Range { mut start, end } = self.rows;
+        let rows = (SWEEP / self.channels).next_multiple_of(ROW_LANES).max(LEAST_SWEEP);
+        let (ahead, mut fresh) = (if self.beyond { rows * self.channels } else { 0 }, self.fresh);
         while start < end {
-            let n = SWEEP.min(end - start);
+            let n = rows.min(end - start);
             let whole = n - n % ROW_LANES;
-            if whole > 0 {
-                self.sweep(start, whole / ROW_LANES, self.lanes.clone());
+            if whole > 0 || fresh {
+                self.sweep(start, whole / ROW_LANES, self.lanes.clone(), fresh, ahead);
             }
             // The last rows of all may be fewer than the lanes.
             let present = self.lanes.start..self.lanes.end.min((n - whole) * self.channels);
-            self.sweep(start + whole, 1, present);
-            start += n;
+            self.sweep(start + whole, 1, present, false, 0);
+            (start, fresh) = (start + n, false);
         }
     }
 }
@@ -284,29 +304,29 @@ where
     A: Arithmetic,
     T: Terms<N, K>,
 {
-    /// Adds `groups` times eight rows into these lanes.
+    /// Adds `groups` times eight rows into these lanes, `fresh` ones from 0 on, and asks for what is `ahead`.
     #[inline(always)]
-    fn sweep(&self, row: usize, groups: usize, lanes: Range<usize>) {
+    fn sweep(&self, row: usize, groups: usize, lanes: Range<usize>, fresh: bool, ahead: usize) {
         let mut lane = lanes.start;
         while lane < lanes.end {
             let first = lane;
             // A tile lies in one row where the terms depend on the row.
             let end = if BY_ROW { lanes.end.min((lane / self.channels + 1) * self.channels) } else { lanes.end };
             while end - lane >= TILE {
-                self.tile::<TILE>(row, groups, lane, 0);
+                self.tile::<TILE>(row, groups, lane, 0, fresh, ahead);
                 lane += TILE;
             }
             if lane < end && end - first >= TILE {
                 // The last tile reaches back over lanes that are done, and leaves these alone.
-                self.tile::<TILE>(row, groups, end - TILE, TILE - (end - lane));
+                self.tile::<TILE>(row, groups, end - TILE, TILE - (end - lane), fresh, ahead);
                 lane = end;
             }
             while end - lane >= 8 {
-                self.tile::<8>(row, groups, lane, 0);
+                self.tile::<8>(row, groups, lane, 0, fresh, ahead);
                 lane += 8;
             }
             while lane < end {
-                self.tile::<1>(row, groups, lane, 0);
+                self.tile::<1>(row, groups, lane, 0, fresh, 0);
                 lane += 1;
             }
         }
@@ -314,13 +334,21 @@ where
 
     /// Adds into W lanes, the first `done` of which have these terms already.
     #[inline(always)]
-    fn tile<const W: usize>(&self, row: usize, groups: usize, lane: usize, done: usize) {
+    fn tile<const W: usize>(&self, row: usize, groups: usize, lane: usize, done: usize, fresh: bool, ahead: usize) {
         let width = ROW_LANES * self.channels;
-        let mut sums: [[f64; W]; K] = from_fn(|k| self.sums.row(k * width + lane));
+        let mut sums = [[0.0; W]; K];
+        if !fresh {
+            sums = from_fn(|k| self.sums.row(k * width + lane));
+        }
         let of_lanes: [T; W] = if BY_ROW { [self.terms[0]; W] } else { Memory::of(self.terms).row(lane) };
         for group in 0..groups {
             let row = row + group * ROW_LANES;
             let of_row = if BY_ROW { self.terms[row + lane / self.channels] } else { of_lanes[0] };
+            if ahead > 0 {
+                for input in self.inputs {
+                    input.prefetch::<W>(row * self.channels + lane + ahead);
+                }
+            }
             let x: [[A; W]; N] = from_fn(|k| self.inputs[k].row(row * self.channels + lane));
             for l in 0..W {
                 let terms = if BY_ROW { of_row } else { of_lanes[l] };
@@ -343,9 +371,18 @@ pub(super) struct RowSums<'a, A, T, const BY_ROW: bool, const N: usize, const K:
     channels: usize,
     /// `BY_ROW`: one for every row; else one for every channel, eight times over.
     terms: &'a [T],
-    /// Blocks × K × (8·channels).
+    /// Blocks × K × (8·channels), and what else there was room for.
     lanes: Vec<f64>,
+    used: usize,
+    beyond: bool,
 }
+
+thread_local! {
+    /// Of the last call: new memory would have to be cleared, by the system or here.
+    static ROOM: Cell<Vec<f64>> = const { Cell::new(Vec::new()) };
+}
+/// No more numbers than this are kept.
+const KEPT: usize = 1 << 18;
 
 impl<'a, A, T, const BY_ROW: bool, const N: usize, const K: usize> RowSums<'a, A, T, BY_ROW, N, K>
 where
@@ -353,13 +390,18 @@ where
     T: Terms<N, K>,
 {
     pub(super) fn new(inputs: [Memory<'a, A>; N], rows: usize, channels: usize, terms: &'a [T]) -> Self {
-        let lanes = vec![0.0; rows.div_ceil(reduce::BLOCK) * K * ROW_LANES * channels];
-        Self { inputs, channels, terms, lanes }
+        let used = rows.div_ceil(reduce::BLOCK) * K * ROW_LANES * channels;
+        let mut lanes = ROOM.take();
+        if lanes.len() < used {
+            lanes.resize(used, 0.0);
+        }
+        let beyond = !BY_ROW && Passing::over::<A>(rows * channels).streaming;
+        Self { inputs, channels, terms, lanes, used, beyond }
     }
 
-    /// Adds these rows, which are the next ones and a multiple of eight, or the last.
-    pub(super) fn add(&mut self, rows: Range<usize>) {
-        let Self { inputs, channels, terms, .. } = *self;
+    /// Adds these rows, which are the next ones and a multiple of eight, or the last; `reversed`: the last block first.
+    pub(super) fn add(&mut self, rows: Range<usize>, reversed: bool) {
+        let Self { inputs, channels, terms, beyond, .. } = *self;
         let width = ROW_LANES * channels;
         if rows.is_empty() || width == 0 {
             return;
@@ -369,8 +411,10 @@ where
         let parts = (2 * pool::num_threads()).div_ceil(end - first).min(width.div_ceil(LANES));
         let part = width.div_ceil(parts).next_multiple_of(LANES);
         let parts = width.div_ceil(part);
-        let lanes = Memory::of_mut(&mut self.lanes);
-        pool::share((end - first) * parts, rows.len() * channels, &|task| {
+        let lanes = Memory::of_mut(&mut self.lanes[..self.used]);
+        let tasks = (end - first) * parts;
+        pool::share(tasks, rows.len() * channels, &|task| {
+            let task = if reversed && beyond { mirrored(task, tasks) } else { task };
             let (block, lane) = (first + task / parts, task % parts * part);
             let start = block * reduce::BLOCK;
             simd::dispatch(AddRows::<A, T, BY_ROW, N, K> {
@@ -380,6 +424,8 @@ where
                 lanes: lane..width.min(lane + part),
                 terms,
                 sums: lanes.from(block * K * width),
+                fresh: rows.start <= start,
+                beyond,
             });
         });
     }
@@ -387,9 +433,12 @@ where
     /// The sums of all rows.
     pub(super) fn totals(mut self) -> [Vec<f64>; K] {
         let mut totals: [Vec<f64>; K] = from_fn(|_| vec![0.0; self.channels]);
-        if !self.lanes.is_empty() {
-            let (lanes, channels) = (&mut self.lanes[..], self.channels);
+        if self.used > 0 {
+            let (lanes, channels) = (&mut self.lanes[..self.used], self.channels);
             simd::dispatch(FoldRows { lanes, channels, totals: totals.each_mut().map(|totals| &mut totals[..]) });
+        }
+        if self.lanes.len() <= KEPT {
+            ROOM.set(self.lanes);
         }
         totals
     }
