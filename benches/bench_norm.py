@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -136,23 +137,25 @@ class Case:
             units = [x.shape[-1]]
             _, *saved = aten.native_layer_norm(x, units, weight, bias, EPS)
             if self.backward:
-                run = lambda: aten.native_layer_norm_backward(dy, x, units, *saved, weight, bias, all_of_them)
+                run = partial(aten.native_layer_norm_backward, dy, x, units, *saved, weight, bias, all_of_them)
             else:
-                run = lambda: [torch.nn.functional.layer_norm(x, units, weight, bias, EPS)]
+                run = partial(torch.nn.functional.layer_norm, x, units, weight, bias, EPS)
         elif self.backward:
             _, *saved = aten.native_batch_norm(x, weight, bias, None, None, True, 0.1, EPS)
-            run = lambda: aten.native_batch_norm_backward(dy, x, weight, None, None, *saved, True, EPS, all_of_them)
+            given = (dy, x, weight, None, None, *saved, True, EPS, all_of_them)
+            run = partial(aten.native_batch_norm_backward, *given)
         else:
             training, running = self.training, [mean.clone(), var.clone()]
-            run = lambda: [torch.nn.functional.batch_norm(x, *running, weight, bias, training, 0.1, EPS)]
+            run = partial(torch.nn.functional.batch_norm, x, *running, weight, bias, training, 0.1, EPS)
             out = [torch.empty_like(x), torch.empty_like(mean), torch.empty_like(mean)]
             keys = ("out", "save_mean", "save_invstd")
             into = dict(zip(keys, out, strict=True))
-            own = lambda: aten.native_batch_norm.out(x, weight, bias, *running, training, 0.1, EPS, **into)
+            own = partial(aten.native_batch_norm.out, x, weight, bias, *running, training, 0.1, EPS, **into)
             self.calls["torch, out"] = own
             self.results["torch, out"] = lambda: [back(own()[0])]
         self.calls["torch"] = run
-        self.results["torch"] = lambda: [back(a) if a.shape == x.shape else a.numpy() for a in run()]
+        several = run if self.backward else lambda: [run()]
+        self.results["torch"] = lambda: [back(a) if a.shape == x.shape else a.numpy() for a in several()]
 
     def of_numpy(self):
         x, over = self.x, self.over
@@ -272,8 +275,8 @@ def main():
             f"NumPy {np.__version__}, Python {platform.python_version()}; "
             f"{command or 'no C compiler: no C loops, no limit'}",
             f"* Command: `python benches/bench_norm.py --threads {args.threads}`; {args.rounds} rounds",
-            "* ravine: median µs and [least, most]; the others: their time / ravine's, the median of those within a round, "
-            "and in brackets that of the fastest, which tells more on a busy machine",
+            "* ravine: median µs and [least, most]; the others: their time / ravine's, the median of those within a "
+            "round, and in brackets that of the fastest, which tells more on a busy machine",
             "",
             "<!-- table -->",
             f"| case | ravine | {' | '.join(PEERS)} |",

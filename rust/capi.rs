@@ -1195,6 +1195,50 @@ unsafe extern "C" fn rv_batch_norm(
     mean: *mut f64,
     inv_std: *mut f64,
 ) -> i32 {
+    // SAFETY: the same promise.
+    unsafe {
+        batch_norm(x, axis, weight, bias, running_mean, running_var, training, momentum, eps, out, mean, inv_std, false)
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rv_batch_norm_relu(
+    x: *const Tensor,
+    axis: usize,
+    weight: *const Tensor,
+    bias: *const Tensor,
+    running_mean: *const Tensor,
+    running_var: *const Tensor,
+    training: i32,
+    momentum: f64,
+    eps: f64,
+    out: *const Tensor,
+    mean: *mut f64,
+    inv_std: *mut f64,
+) -> i32 {
+    // SAFETY: the same promise.
+    unsafe {
+        batch_norm(x, axis, weight, bias, running_mean, running_var, training, momentum, eps, out, mean, inv_std, true)
+    }
+}
+
+/// # Safety
+/// The promise of the header.
+unsafe fn batch_norm(
+    x: *const Tensor,
+    axis: usize,
+    weight: *const Tensor,
+    bias: *const Tensor,
+    running_mean: *const Tensor,
+    running_var: *const Tensor,
+    training: i32,
+    momentum: f64,
+    eps: f64,
+    out: *const Tensor,
+    mean: *mut f64,
+    inv_std: *mut f64,
+    relu: bool,
+) -> i32 {
     guard(|| {
         check_eps(eps)?;
         check_number("momentum", momentum, (0.0..=1.0).contains(&momentum), "a number in [0, 1]")?;
@@ -1228,7 +1272,7 @@ unsafe extern "C" fn rv_batch_norm(
         check_room_for_norm([channels, 0], layout.elements())?;
         let vectors = vectors.each_ref().map(|array| array.as_ref().map(|array| &array.view));
         // SAFETY: what is written may be and shares nothing, as checked; the memory is C's promise.
-        let saved = unsafe { norms::batch_norm(layout, &x.view, &out.view, vectors, training, [momentum, eps]) };
+        let saved = unsafe { norms::batch_norm(layout, &x.view, &out.view, vectors, training, relu, [momentum, eps]) };
         // SAFETY: a number for each channel, as checked.
         unsafe { put_all(mean, &saved.mean) };
         // SAFETY: as above.
@@ -1288,22 +1332,58 @@ unsafe extern "C" fn rv_batch_norm_backward(
     dweight: *const Tensor,
     dbias: *const Tensor,
 ) -> i32 {
+    let (affine, saved, written) = ([weight, ptr::null()], [mean, inv_std], [dx, dweight, dbias]);
+    // SAFETY: the same promise.
+    unsafe { batch_norm_backward([dy, x], axis, affine, saved, training, false, written) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rv_batch_norm_relu_backward(
+    dy: *const Tensor,
+    x: *const Tensor,
+    axis: usize,
+    weight: *const Tensor,
+    bias: *const Tensor,
+    mean: *const f64,
+    inv_std: *const f64,
+    training: i32,
+    dx: *const Tensor,
+    dweight: *const Tensor,
+    dbias: *const Tensor,
+) -> i32 {
+    let (affine, saved, written) = ([weight, bias], [mean, inv_std], [dx, dweight, dbias]);
+    // SAFETY: the same promise.
+    unsafe { batch_norm_backward([dy, x], axis, affine, saved, training, true, written) }
+}
+
+/// # Safety
+/// The promise of the header.
+unsafe fn batch_norm_backward(
+    [dy, x]: [*const Tensor; 2],
+    axis: usize,
+    [weight, bias]: [*const Tensor; 2],
+    saved: [*const f64; 2],
+    training: i32,
+    relu: bool,
+    written: [*const Tensor; 3],
+) -> i32 {
     guard(|| {
         // SAFETY: the same promise.
         let x = unsafe { input(x, "x") }?;
         // SAFETY: the same promise.
         let dy = unsafe { like(dy, "dy", &x) }?;
         let channels = per_channel(&x, axis)?;
-        let (saved, written) = ([mean, inv_std], [dx, dweight, dbias]);
+        // SAFETY: the same promise.
+        let bias = unsafe { vector(bias, "bias", &x, &[channels], Shared::Never) }?;
         // SAFETY: the same promise.
         let arrays = unsafe { Backward::check([dy, x], weight, saved, channels, &[channels], Shared::Never, written) }?;
         let Backward { dy, x, weight, saved, written } = arrays;
         let layout = Layout::new(x.shape, axis);
-        let weight = weight.as_ref().map(|array| &array.view);
+        let affine = [&weight, &bias].map(|array| array.as_ref().map(|array| &array.view));
         let written = written.each_ref().map(|array| &array.view);
         let inputs = [&dy.view, &x.view];
         // SAFETY: what is written may be and shares nothing, as checked; the memory is C's promise.
-        unsafe { norms::batch_norm_backward(layout, inputs, weight, &saved, training != 0, written) };
+        unsafe { norms::batch_norm_backward(layout, inputs, affine, &saved, training != 0, relu, written) };
         Ok(())
     })
 }

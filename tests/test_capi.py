@@ -311,25 +311,27 @@ def norm_calls():
                 weight, bias = (rng.standard_normal(n).astype(dtype) if affine else None for _ in range(2))
                 mean, var = rng.standard_normal(n).astype(dtype), rng.random(n).astype(dtype)
                 dw, db = np.zeros(n, dtype), np.zeros(n, dtype)
-                for training in (True, False):
+                for training, relu in itertools.product((True, False), repeat=2):
                     if training and x.size == 0:
                         continue
-                    saved = []
+                    saved, name = [], "batch_norm_relu" if relu else "batch_norm"
 
-                    def forward(training=training, arrays=(x, axis, weight, bias, mean, var), out=out, saved=saved):
-                        saved[:] = _core.batch_norm(*arrays, training, 0.1, 1e-5, out)
+                    def forward(of=(training, relu), arrays=(x, axis, weight, bias, mean, var), out=out, saved=saved):
+                        saved[:] = _core.batch_norm(*arrays, of[0], 0.1, 1e-5, out, of[1])
                         return saved
 
                     arrays = [x, weight, bias, mean, var, out]
-                    calls.add("batch_norm", [], [axis, training, n], [0.1, 1e-5], arrays, forward)
+                    calls.add(name, [], [axis, training, n], [0.1, 1e-5], arrays, forward)
 
-                    def backward(training=training, arrays=(dy, x, axis, weight), outs=(dx, dw, db), saved=saved):
-                        _core.batch_norm_backward(*arrays, *saved, training, *outs)
+                    affine, outs = (weight, bias if relu else None), (dx, dw, db)
+
+                    def backward(of=(training, relu), arrays=(dy, x, axis), affine=affine, outs=outs, saved=saved):
+                        _core.batch_norm_backward(*arrays, affine[0], *saved, of[0], *outs, of[1], affine[1])
                         return []
 
-                    arrays = [dy, x, weight, dx, dw, db]
+                    arrays = [dy, x, weight, dx, dw, db, bias]
                     numbers = [*saved[0], *saved[1]]
-                    calls.add("batch_norm_backward", [], [axis, training, n], numbers, arrays, backward)
+                    calls.add(f"{name}_backward", [], [axis, training, n], numbers, arrays, backward)
         for shape, axes in [((4, 9), 1), ((3, 4, 5), 2), ((6,), 1), ((70, 600), 1), ((0, 2), 1)]:
             units, rows = shape[len(shape) - axes :], int(np.prod(shape[: len(shape) - axes]))
             for small in (units, (1,), None):

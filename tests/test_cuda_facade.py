@@ -1,6 +1,7 @@
 """Normalisation, `to_device` and the example on CuPy arrays: what NumPy's give, bit for bit, and the same refusals."""
 
 import importlib.util
+import itertools
 import os
 import re
 import sys
@@ -69,9 +70,9 @@ def test_batch_norm_gives_the_bits_of_numpy(gpu, shape, axis, dtype, layout):
 
     def everything(xp, x, dy, weight, bias, *running):
         results = []
-        for training in (True, False):
-            y, saved = rv.batch_norm(x, weight, bias, *running, axis=axis, training=training)
-            assert (saved.axis, saved.training) == (axis % len(shape), training)
+        for training, relu in itertools.product((True, False), repeat=2):
+            y, saved = rv.batch_norm(x, weight, bias, *running, axis=axis, training=training, relu=relu)
+            assert (saved.axis, saved.training, saved.relu) == (axis % len(shape), training, relu)
             results += [y, saved.mean, saved.inv_std, *rv.batch_norm_backward(dy, x, saved, weight)]
         y, saved = rv.batch_norm(x, axis=axis)
         return [*results, *running, y, *rv.batch_norm_backward(dy, x, saved)]
@@ -129,6 +130,7 @@ LAYERS = {
     "batch norm": lambda device: rv.BatchNorm(3, device=device),
     "batch norm, channels last": lambda device: rv.BatchNorm(5, axis=-1, momentum=0.3, device=device),
     "batch norm without affine": lambda device: rv.BatchNorm(3, affine=False, device=device),
+    "batch norm with relu": lambda device: rv.BatchNorm(3, relu=True, device=device),
     "layer norm": lambda device: rv.LayerNorm((3, 5), device=device),
     "layer norm with scalars": lambda device: rv.LayerNorm(5, scalar=True, device=device),
     "layer norm without affine": lambda device: rv.LayerNorm(5, affine=False, device=device),

@@ -132,7 +132,20 @@ def launched(got, *expected):
     assert GPU or got == expected
 
 
-def batch(shape, axis, dtype, seed=0, *, training=True, affine=True, running=True, shift=0, strided=False, **options):
+def batch(
+    shape,
+    axis,
+    dtype,
+    seed=0,
+    *,
+    training=True,
+    affine=True,
+    running=True,
+    shift=0,
+    strided=False,
+    relu=False,
+    **options,
+):
     """Run batch norm forward and backward on both sides, and compare everything; return the numbers of launches."""
     side, axis, n = Side(seed, shift), axis % len(shape), shape[axis]
     vector = side.strided if strided else side.both
@@ -142,13 +155,14 @@ def batch(shape, axis, dtype, seed=0, *, training=True, affine=True, running=Tru
     stats = [vector(value if running else None) for value in (random(n, dtype, 5), abs(random(n, dtype, 6)))]
     y, dx = (side.both(np.full(shape, 7, dtype)) for _ in range(2))
     dweight, dbias = (vector(np.full(n, 7, dtype)) for _ in range(2))
+    relu = options.get("relu", False)
 
     def forward(i, function, *first):
         small = (weight[i], bias[i], stats[0][i], stats[1][i])
-        return function(*first, x[i], axis, *small, training, 0.1, options.get("eps", 1e-5), y[i])
+        return function(*first, x[i], axis, *small, training, 0.1, options.get("eps", 1e-5), y[i], relu)
 
     def backward(i, saved, function, *first):
-        gradients = (dx[i], dweight[i], dbias[i])
+        gradients = (dx[i], dweight[i], dbias[i], relu, bias[i] if relu else None)
         return function(*first, dy[i], x[i], axis, weight[i], *saved, training, *gradients)
 
     saved = forward(0, _core.batch_norm)
@@ -194,6 +208,8 @@ def layer(shape, axes, dtype, seed=0, *, weight="units", bias="units", shift=0, 
 def test_batch_norm_has_the_bits_of_the_cpu(shape, axis, forwards, backwards, dtype):
     launched(batch(shape, axis, dtype, 1), forwards, backwards)
     launched(batch(shape, axis, dtype, 2, training=False), 2, backwards)
+    launched(batch(shape, axis, dtype, 3, relu=True), forwards, backwards)
+    launched(batch(shape, axis, dtype, 4, relu=True, training=False, affine=False), 2, backwards)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

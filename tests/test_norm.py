@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import threading
 
 import numpy as np
@@ -228,6 +229,9 @@ def everything(x, dy, axis, weight, bias):
     results = [y, saved.mean, saved.inv_std, *running, *rv.batch_norm_backward(dy, x, saved, weight)]
     y, saved = rv.batch_norm(x, weight, bias, *running, axis=axis, training=False)
     results += [y, *rv.batch_norm_backward(dy, x, saved, weight)]
+    for training in (True, False):
+        y, saved = rv.batch_norm(x, weight, bias, *running, axis=axis, training=training, relu=True)
+        results += [y, *rv.batch_norm_backward(dy, x, saved, weight)]
     y, saved = rv.layer_norm(x)
     return bits(*results, y, saved.mean, saved.inv_std, *rv.layer_norm_backward(dy, x, saved))
 
@@ -273,6 +277,49 @@ def test_a_disturbed_floating_point_environment_changes_nothing():
         finally:
             _core.disturb_environment(False)
         assert got == expected
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_relu_in_the_same_pass_has_the_bits_of_relu_after(shape, axis, dtype, affine, training):
+    channels = shape[axis]
+    x, dy = random(shape, dtype, 1), random(shape, dtype, 2)
+    weight, bias = (random(channels, dtype, seed) if affine else None for seed in (3, 4))
+    if affine:
+        weight[0], bias[0] = 0, -0.0  # y is 0 or −0: cut off, and the derivative there is 0
+    elif channels > 1:
+        np.moveaxis(x, axis, 0)[-1].flat[0] = np.nan
+    running = [[random(channels, dtype, 5), np.abs(random(channels, dtype, 6))] for _ in range(2)]
+    if training and x.size == channels:
+        pytest.skip("one element a channel")
+    options = {"axis": axis, "training": training}
+    plain, saved = rv.batch_norm(x, weight, bias, *running[0], **options)
+    y, rectified = rv.batch_norm(x, weight, bias, *running[1], **options, relu=True)
+    zero = dtype(0)
+    assert bits(y, *running[1]) == bits(np.where((plain > 0) | np.isnan(plain), plain, zero), *running[0])
+    got = rv.batch_norm_backward(dy, x, rectified, weight)
+    expected = rv.batch_norm_backward(np.where(plain > 0, dy, zero), x, saved, weight)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
+        assert bits(np.nan_to_num(a)) == bits(np.nan_to_num(b))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "axis"), [((2, 3, 900, 900), 1), ((1480000, 3), 1), ((70, 3, 23143), 1)])
+def test_what_is_larger_than_the_caches_is_written_everywhere_and_nowhere_else(shape, axis, dtype):
+    x = random(shape, dtype)
+    assert x.nbytes > 1 << 24
+    around = np.full(x.size + 2, 7, dtype)
+    out = around[1:-1].reshape(shape)
+    _, saved = rv.batch_norm(x, axis=axis, out=out)
+    rounded = saved.mean.astype(dtype)
+    of_channel = [-1 if a == axis else 1 for a in range(x.ndim)]
+    shift = ((rounded.astype(np.float64) - saved.mean) * saved.inv_std).astype(dtype)
+    m, s, b = (numbers.reshape(of_channel) for numbers in (rounded, saved.inv_std.astype(dtype), shift))
+    assert np.array_equal(out, (x - m) * s + b)
+    assert (around[0], around[-1]) == (7, 7)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -567,6 +614,28 @@ def test_batch_norm_layer_is_the_functions_with_memory(affine):
     assert all(layer.grads[name] is grads[name] for name in grads)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_layer_with_relu_is_the_layer_and_relu(affine):
+    one = rv.BatchNorm(3, affine=affine, relu=True)
+    two, relu = rv.BatchNorm(3, affine=affine), rv.nn.ReLU()
+    for name in one.params:
+        one.params[name][...] = two.params[name][...] = random(3, F32, 7)
+    for seed, training in enumerate((True, True, False)):
+        x, dy = random((4, 3, 5), F32, seed), random((4, 3, 5), F32, seed + 10)
+        assert bits(one(x, training), *one.buffers.values()) == bits(relu(two(x, training)), *two.buffers.values())
+        assert bits(one.backward(dy), *one.grads.values()) == bits(two.backward(relu.backward(dy)), *two.grads.values())
+    assert repr(one) == repr(two)[:-1] + ", relu=True)"
+
+
+def test_a_layer_that_was_pickled_before_there_was_relu_has_none():
+    layer, x = rv.BatchNorm(3), random((4, 3), F32)
+    y, saved = layer(x).copy(), rv.batch_norm(x)[1]
+    del layer.__dict__["relu"], saved.__dict__["relu"], saved.__dict__["bias"]
+    old, kept = pickle.loads(pickle.dumps(layer)), pickle.loads(pickle.dumps(saved))
+    assert bits(old(x)) == bits(y)
+    assert bits(*rv.batch_norm_backward(x, x, kept)) == bits(*rv.batch_norm_backward(x, x, rv.batch_norm(x)[1]))
+
+
 def test_layers_keep_working_when_fed_their_own_results():
     layer = rv.BatchNorm(3, axis=-1)
     x = random((8, 3), F32)
@@ -655,6 +724,7 @@ LAYERS = {
     "batch norm of images": ((4, 3, 2, 3), lambda: rv.BatchNorm(3, dtype=np.float64)),
     "batch norm, channels last": ((4, 2, 3, 5), lambda: rv.BatchNorm(5, axis=-1, dtype=np.float64)),
     "batch norm without affine": ((7, 4), lambda: rv.BatchNorm(4, affine=False, dtype=np.float64)),
+    "batch norm with relu": ((5, 3, 4), lambda: rv.BatchNorm(3, relu=True, dtype=np.float64)),
     "layer norm": ((4, 6), lambda: rv.LayerNorm(6, dtype=np.float64)),
     "layer norm with scalars": ((4, 6), lambda: rv.LayerNorm(6, scalar=True, dtype=np.float64)),
 }

@@ -138,6 +138,7 @@ def batch_norm(
     momentum: float,
     eps: float,
     out: Any,
+    relu: bool = False,
 ) -> tuple[Any, Any]: ...
 def batch_norm_backward(
     dy: Any,
@@ -150,6 +151,8 @@ def batch_norm_backward(
     dx: Any,
     dweight: Any,
     dbias: Any,
+    relu: bool = False,
+    bias: Any = None,
 ) -> None: ...
 def layer_norm(x: Any, axes: int, weight: Any, bias: Any, eps: float, out: Any) -> tuple[Any, Any]: ...
 def layer_norm_backward(
@@ -166,6 +169,7 @@ def check_batch_norm(
     momentum: float,
     eps: float,
     out: Any,
+    relu: bool = False,
 ) -> None: ...
 def check_batch_norm_backward(
     dy: Any,
@@ -178,6 +182,8 @@ def check_batch_norm_backward(
     dx: Any,
     dweight: Any,
     dbias: Any,
+    relu: bool = False,
+    bias: Any = None,
 ) -> None: ...
 def check_layer_norm(x: Any, axes: int, weight: Any, bias: Any, eps: float, out: Any) -> None: ...
 def check_layer_norm_backward(

@@ -28,15 +28,19 @@ class BatchNormSaved:
         inv_std: 1/√(σ²+ε) of each channel, likewise.
         axis: number of the channel axis.
         training: whether these are the batch's own statistics, which change with x.
+        relu: whether y was cut off at 0.
+        bias: the β that went forward, if ``relu``; not a copy.
 
     >>> rv.batch_norm(np.array([[1.0], [3.0]]), eps=0)[1]
-    BatchNormSaved(mean=array([2.]), inv_std=array([1.]), axis=1, training=True)
+    BatchNormSaved(mean=array([2.]), inv_std=array([1.]), axis=1, training=True, relu=False, bias=None)
     """
 
     mean: Any
     inv_std: Any
     axis: int
     training: bool
+    relu: bool = False
+    bias: Any = None
 
 
 def contiguous(x: Any) -> Any:
@@ -77,6 +81,7 @@ def batch_norm(
     training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    relu: bool = False,
     out: Any = None,
 ) -> tuple[Any, BatchNormSaved]:
     r"""Normalise each channel of x, in training by the batch's mean and variance, else by the running ones.
@@ -97,8 +102,10 @@ def batch_norm(
         training: normalise by the batch and update the running statistics, or normalise by these.
         momentum: m in [0, 1], the weight of the new batch (0.1, as in PyTorch; Keras writes 1−m).
         eps: ε ≥ 0 (1e-5).
+        relu: cut y off at 0 in the same pass, with the bits of ``rv.nn.ReLU`` after it: max(y, +0), NaN stays NaN.
         out: where y goes: C-contiguous, x's shape and dtype, no memory in common with x. None makes a new array; for
-            large x, writing to an array that exists is several times as fast.
+            large x, writing to an array that exists is several times as fast: the system has to clear each page of a
+            new one first. `BatchNorm` keeps its own.
 
     Returns:
         y, and what `batch_norm_backward` needs of the statistics.
@@ -115,16 +122,24 @@ def batch_norm(
     (array([[-1., -1.],
            [ 1.,  1.]], dtype=float32), array([ 2., 20.]))
     """
-    return _forward(x, [weight, bias, running_mean, running_var], axis, training, momentum, eps, out)
+    return _forward(x, [weight, bias, running_mean, running_var], axis, training, momentum, eps, relu, out)
 
 
 def _forward(
-    x: Any, vectors: list[Any], axis: int, training: bool, momentum: float, eps: float, out: Any, **room: Any
+    x: Any,
+    vectors: list[Any],
+    axis: int,
+    training: bool,
+    momentum: float,
+    eps: float,
+    relu: bool,
+    out: Any,
+    **room: Any,
 ) -> tuple[Any, BatchNormSaved]:
-    x = contiguous(x)
+    x, training, relu = contiguous(x), bool(training), bool(relu)
     axis, out = _axis(x, axis), output(x, out)
-    mean, inv_std = backend_of(x).batch_norm(x, axis, *vectors, bool(training), momentum, eps, out, **room)
-    return out, BatchNormSaved(mean, inv_std, axis, bool(training))
+    mean, inv_std = backend_of(x).batch_norm(x, axis, *vectors, training, momentum, eps, out, relu, **room)
+    return out, BatchNormSaved(mean, inv_std, axis, training, relu, vectors[1] if relu else None)
 
 
 def batch_norm_backward(
@@ -136,12 +151,13 @@ def batch_norm_backward(
         d\beta = \sum dy, \quad d\alpha = \sum dy\,\hat x, \quad
         dx = \frac{\alpha}{\sqrt{\sigma^2+\epsilon}} \Bigl(dy - \frac{d\beta}{M} - \hat x\,\frac{d\alpha}{M}\Bigr)
 
-    With running statistics (``training=False``) dx = α·dy/√(σ²+ε).
+    With running statistics (``training=False``) dx = α·dy/√(σ²+ε). With ``relu``, dy counts only where y > 0: y is
+    computed again from x, the saved statistics, α and β, which costs less than reading it.
 
     Args:
         dy: ∂L/∂y, x's shape and dtype.
         x: what went forward, unchanged since.
-        saved: what `batch_norm` returned with y.
+        saved: what `batch_norm` returned with y; with ``relu``, the β in it is unchanged since, too.
         weight: the α that went forward.
         out: where dx goes; as in `batch_norm`, and no memory in common with dy.
 
@@ -169,7 +185,18 @@ def _backward(
     dy, x = contiguous(dy), contiguous(x)
     out = output(x, out)
     backend_of(x).batch_norm_backward(
-        dy, x, saved.axis, weight, saved.mean, saved.inv_std, saved.training, out, dweight, dbias
+        dy,
+        x,
+        saved.axis,
+        weight,
+        saved.mean,
+        saved.inv_std,
+        saved.training,
+        out,
+        dweight,
+        dbias,
+        saved.relu,
+        saved.bias,
     )
     return out, dweight, dbias
 
@@ -191,6 +218,7 @@ class BatchNorm:
         eps: ε ≥ 0 (1e-5).
         momentum: m in [0, 1], the weight of the new batch (0.1).
         affine: whether there are α and β.
+        relu: cut y off at 0 in the same pass; as `batch_norm`.
         dtype: float32 or float64, x's.
         device: where the arrays are made, and x must be: ``"cpu"`` for NumPy, ``"cuda"`` or ``"cuda:1"`` for CuPy.
 
@@ -209,6 +237,9 @@ class BatchNorm:
            [0., 0.]], dtype=float32))
     """
 
+    #: That of layers that were pickled before there was one.
+    relu: bool = False
+
     def __init__(
         self,
         n_features: int,
@@ -217,13 +248,14 @@ class BatchNorm:
         eps: float = 1e-5,
         momentum: float = 0.1,
         affine: bool = True,
+        relu: bool = False,
         dtype: Any = np.float32,
         device: str = "cpu",
     ) -> None:
         if operator.index(n_features) < 1:
             raise ValueError(f"n_features: expected at least 1, got {n_features}")
         check_settings(eps, momentum, dtype)
-        self.axis, self.eps, self.momentum = operator.index(axis), eps, momentum
+        self.axis, self.eps, self.momentum, self.relu = operator.index(axis), eps, momentum, bool(relu)
         put, ones, zeros = backend_on(device).put, np.ones(n_features, dtype), np.zeros(n_features, dtype)
         self.params: dict[str, Any] = {"weight": put(ones.copy()), "bias": put(zeros.copy())} if affine else {}
         self.grads: dict[str, Any] = {name: put(zeros.copy()) for name in self.params}
@@ -240,7 +272,7 @@ class BatchNorm:
             self._space.statistics(x, running[0].size),
         )
         out = self._space.array("y", x)
-        y, saved = _forward(x, vectors, self.axis, training, self.momentum, self.eps, out, **room)
+        y, saved = _forward(x, vectors, self.axis, training, self.momentum, self.eps, self.relu, out, **room)
         self._kept = (x, saved)
         return y
 
@@ -262,8 +294,8 @@ class BatchNorm:
 
     def __repr__(self) -> str:
         n = self.buffers["running_mean"].size
-        affine = bool(self.params)
-        return f"BatchNorm({n}, axis={self.axis}, eps={self.eps}, momentum={self.momentum}, affine={affine})"
+        affine, relu = bool(self.params), ", relu=True" if self.relu else ""
+        return f"BatchNorm({n}, axis={self.axis}, eps={self.eps}, momentum={self.momentum}, affine={affine}{relu})"
 
 
 class WorkSpace:

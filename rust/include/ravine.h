@@ -267,7 +267,7 @@ rv_status rv_convert(const rv_tensor *from, const rv_tensor *to);
 
 /* Batch and layer normalisation ---------------------------------------------------------------------------------- */
 
-/* For all four: x, dy, out and dx are RV_FLOAT64 or RV_FLOAT32, all of one dtype and shape and C-contiguous; the other
+/* For all six: x, dy, out and dx are RV_FLOAT64 or RV_FLOAT32, all of one dtype and shape and C-contiguous; the other
  * tensors are of x's dtype too, and may be strided. */
 
 /* Normalises each channel of x by its mean and variance, then scales and shifts it, into out.
@@ -288,6 +288,18 @@ rv_status rv_batch_norm(const rv_tensor *x, size_t axis, const rv_tensor *weight
 rv_status rv_batch_norm_backward(const rv_tensor *dy, const rv_tensor *x, size_t axis, const rv_tensor *weight,
                                  const double *mean, const double *inv_std, int32_t training, const rv_tensor *dx,
                                  const rv_tensor *dweight, const rv_tensor *dbias);
+
+/* rv_batch_norm, then max(y, +0) in the same pass; NaN stays NaN. */
+rv_status rv_batch_norm_relu(const rv_tensor *x, size_t axis, const rv_tensor *weight, const rv_tensor *bias,
+                             const rv_tensor *running_mean, const rv_tensor *running_var, int32_t training,
+                             double momentum, double eps, const rv_tensor *out, double *mean, double *inv_std);
+
+/* The gradients of rv_batch_norm_relu, as rv_batch_norm_backward of dy where y > 0 and of 0 elsewhere: y is computed again,
+ * so bias as forward, too. */
+rv_status rv_batch_norm_relu_backward(const rv_tensor *dy, const rv_tensor *x, size_t axis, const rv_tensor *weight,
+                                      const rv_tensor *bias, const double *mean, const double *inv_std,
+                                      int32_t training, const rv_tensor *dx, const rv_tensor *dweight,
+                                      const rv_tensor *dbias);
 
 /* Normalises each row of x, made of its last `axes` (1 to ndim) axes, by the row's own mean and variance, then scales and
  * shifts it, into out.

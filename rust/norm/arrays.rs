@@ -30,7 +30,8 @@ pub struct Saved {
     pub inv_std: Vec<f64>,
 }
 
-/// y by the statistics of the batch, which the running ones follow, or by the running ones; α = 1 and β = 0 for None.
+/// y by the statistics of the batch, which the running ones follow, or by the running ones; α = 1 and β = 0 for None;
+/// `relu`: y cut off at 0.
 ///
 /// # Safety
 /// The promise of [`View::new`] holds for all views; x and y have the layout's elements, the others a number per channel.
@@ -41,6 +42,7 @@ pub unsafe fn batch_norm(
     y: &View,
     [weight, bias, running_mean, running_var]: [Option<&View>; 4],
     training: bool,
+    relu: bool,
     [momentum, eps]: [f64; 2],
 ) -> Saved {
     let _default = DefaultEnvironment::enter();
@@ -53,14 +55,14 @@ pub unsafe fn batch_norm(
         with_arithmetic!(x.dtype(), A => {
             let (x, y) = (memory::<A>(x), memory::<A>(y));
             // SAFETY: the same contract.
-            unsafe { batch::forward(layout, x, y, affine, &mean, &inv_std) };
+            unsafe { batch::forward(layout, x, y, affine, &mean, &inv_std, relu) };
         });
         return Saved { mean, inv_std };
     }
     let statistics = with_arithmetic!(x.dtype(), A => {
         let (x, y) = (memory::<A>(x), memory::<A>(y));
         // SAFETY: the same contract.
-        unsafe { batch::forward_training(layout, x, y, affine, eps) }
+        unsafe { batch::forward_training(layout, x, y, affine, eps, relu) }
     });
     let count = layout.count() as f64;
     let tracked = [(running_mean, &statistics.mean, 1.0), (running_var, &statistics.var, count / (count - 1.0))];
@@ -71,7 +73,7 @@ pub unsafe fn batch_norm(
     Saved { mean: statistics.mean, inv_std: statistics.inv_std }
 }
 
-/// dx, dα and dβ, by what forward returned.
+/// dx, dα and dβ, by what forward returned; β is asked for only with relu.
 ///
 /// # Safety
 /// As [`batch_norm`]; dx, dα and dβ may be written and overlap neither dy, nor x, nor one another.
@@ -81,18 +83,20 @@ pub unsafe fn batch_norm(
 pub unsafe fn batch_norm_backward(
     layout: Layout,
     [dy, x]: [&View; 2],
-    weight: Option<&View>,
+    [weight, bias]: [Option<&View>; 2],
     saved: &Saved,
     training: bool,
+    relu: bool,
     [dx, dweight, dbias]: [&View; 3],
 ) {
     let _default = DefaultEnvironment::enter();
-    let weight = numbers(weight, layout.channels(), 1.0);
+    let (weight, bias) = (numbers(weight, layout.channels(), 1.0), numbers(bias, layout.channels(), 0.0));
+    let affine = Affine { weight: &weight, bias: &bias };
     let (mean, inv_std) = (&saved.mean, &saved.inv_std);
     let gradients = with_arithmetic!(x.dtype(), A => {
         let (dy, x, dx) = (memory::<A>(dy), memory::<A>(x), memory::<A>(dx));
         // SAFETY: the same contract.
-        unsafe { batch::backward(layout, dy, x, dx, &weight, mean, inv_std, training) }
+        unsafe { batch::backward(layout, dy, x, dx, affine, mean, inv_std, training, relu) }
     });
     store(dweight, &gradients.weight);
     store(dbias, &gradients.bias);

@@ -5,8 +5,8 @@
 use super::memory::{Passing, map};
 use super::sums::{Reader, RowSums, Sequence};
 use super::{
-    CHUNK, Differentiate, Formula, Memory, Normalize, Products, Scale, Square, Terms, Value, inv_std, mirrored,
-    share_range,
+    CHUNK, Differentiate, DifferentiateRectified, Formula, Memory, Normalize, Products, RectifiedProducts, Rectify,
+    Scale, ScaleRectified, Square, Terms, Value, inv_std, mirrored, share_range,
 };
 use crate::element::Arithmetic;
 use crate::pool;
@@ -100,7 +100,7 @@ pub struct Affine<'a> {
     pub bias: &'a [f64],
 }
 
-/// y and the statistics of x.
+/// y and the statistics of x; `relu`: y cut off at 0.
 ///
 /// # Safety
 /// x and y do not overlap, and y may be written.
@@ -113,10 +113,28 @@ pub unsafe fn forward_training<A: Arithmetic>(
     y: Memory<'_, A>,
     affine: Affine<'_>,
     eps: f64,
+    relu: bool,
 ) -> Statistics {
     let _default = DefaultEnvironment::enter();
+    if relu {
+        // SAFETY: the same contract.
+        unsafe { forward_training_by::<A, Rectify<A>>(layout, x, y, affine, eps) }
+    } else {
+        // SAFETY: the same contract.
+        unsafe { forward_training_by::<A, Normalize<A>>(layout, x, y, affine, eps) }
+    }
+}
+
+/// # Safety
+/// As [`forward_training`].
+unsafe fn forward_training_by<A: Arithmetic, F: Formula<A, 1, 3>>(
+    layout: Layout,
+    x: Memory<'_, A>,
+    y: Memory<'_, A>,
+    affine: Affine<'_>,
+    eps: f64,
+) -> Statistics {
     let (channels, count) = (layout.channels(), layout.count() as f64);
-    let formula = |[mean, inv_std, weight, bias]: [f64; 4]| Normalize::<A>::new(mean, inv_std, weight, bias);
     let Some(part) = channels_per_task(layout) else {
         let [sum] = sums(layout, [x], &vec![Value; channels], false);
         let [mean] = each([&sum], |[sum]| [sum / count]);
@@ -124,7 +142,7 @@ pub unsafe fn forward_training<A: Arithmetic>(
         let [var] = each([&sum], |[sum]| [sum / count]);
         let inv_std = inverted(&var, eps);
         // SAFETY: the same contract.
-        unsafe { apply(layout, [x], y, [&mean, &inv_std, affine.weight, affine.bias], formula, false) };
+        unsafe { apply(layout, [x], y, [&mean, &inv_std, affine.weight, affine.bias], forward_formula::<A, F>, false) };
         return Statistics { mean, var, inv_std };
     };
     let zeros = || vec![0.0; channels];
@@ -132,13 +150,19 @@ pub unsafe fn forward_training<A: Arithmetic>(
     let Statistics { mean, var, inv_std } = &mut statistics;
     let kept = [mean, var, inv_std].map(|kept| Memory::of_mut(kept));
     share_range(channels, part, layout.elements(), &|channels| {
-        simd::dispatch(ForwardChannels { layout, x, y, channels, affine, eps, kept });
+        let formula = PhantomData::<F>;
+        simd::dispatch(ForwardChannels { layout, x, y, channels, affine, eps, kept, formula });
     });
     statistics
 }
 
+#[inline(always)]
+fn forward_formula<A: Arithmetic, F: Formula<A, 1, 3>>([mean, inv_std, weight, bias]: [f64; 4]) -> F {
+    F::from(Normalize::<A>::new(mean, inv_std, weight, bias).into())
+}
+
 /// The statistics and y of some channels, all passes over one of them while it is in the cache.
-struct ForwardChannels<'a, A> {
+struct ForwardChannels<'a, A, F> {
     layout: Layout,
     x: Memory<'a, A>,
     y: Memory<'a, A>,
@@ -147,9 +171,10 @@ struct ForwardChannels<'a, A> {
     eps: f64,
     /// μ, σ², 1/√(σ² + ε)
     kept: [Memory<'a, f64>; 3],
+    formula: PhantomData<F>,
 }
 
-impl<A: Arithmetic> Kernel for ForwardChannels<'_, A> {
+impl<A: Arithmetic, F: Formula<A, 1, 3>> Kernel for ForwardChannels<'_, A, F> {
     type Output = ();
 
     #[inline(always)]
@@ -166,7 +191,7 @@ impl<A: Arithmetic> Kernel for ForwardChannels<'_, A> {
             let [sum] = reader.sums(&sequence, Square { mean }, next);
             let var = sum / count;
             let inv_std = inv_std(var, self.eps);
-            let formula = Normalize::<A>::new(mean, inv_std, self.affine.weight[c], self.affine.bias[c]);
+            let formula = forward_formula::<A, F>([mean, inv_std, self.affine.weight[c], self.affine.bias[c]]);
             for (at, n) in sequence.segments() {
                 // SAFETY: y may be written and is not x; this channel is this task's alone.
                 unsafe { map([self.x.from(at)], [], self.y.from(at), n, passing, |x, []| formula.at(x)) };
@@ -194,11 +219,17 @@ pub unsafe fn forward<A: Arithmetic>(
     affine: Affine<'_>,
     mean: &[f64],
     inv_std: &[f64],
+    relu: bool,
 ) {
     let _default = DefaultEnvironment::enter();
-    let formula = |[mean, inv_std, weight, bias]: [f64; 4]| Normalize::<A>::new(mean, inv_std, weight, bias);
-    // SAFETY: the same contract.
-    unsafe { apply(layout, [x], y, [mean, inv_std, affine.weight, affine.bias], formula, false) };
+    let numbers = [mean, inv_std, affine.weight, affine.bias];
+    if relu {
+        // SAFETY: the same contract.
+        unsafe { apply(layout, [x], y, numbers, forward_formula::<A, Rectify<A>>, false) };
+    } else {
+        // SAFETY: the same contract.
+        unsafe { apply(layout, [x], y, numbers, forward_formula::<A, Normalize<A>>, false) };
+    }
 }
 
 /// dα and dβ.
@@ -210,7 +241,7 @@ pub struct Gradients {
     pub bias: Vec<f64>,
 }
 
-/// dx, dα and dβ; `training`: the statistics are those of x and change with it.
+/// dx, dα and dβ; `training`: the statistics are those of x and change with it; `relu`: as it was forward.
 ///
 /// # Safety
 /// dx overlaps neither dy nor x, and may be written.
@@ -222,82 +253,99 @@ pub unsafe fn backward<A: Arithmetic>(
     gradient: Memory<'_, A>,
     x: Memory<'_, A>,
     dx: Memory<'_, A>,
-    weight: &[f64],
+    affine: Affine<'_>,
     mean: &[f64],
     inv_std: &[f64],
     training: bool,
+    relu: bool,
 ) -> Gradients {
     let _default = DefaultEnvironment::enter();
-    let (count, known) = (layout.count(), [mean, inv_std, weight]);
-    let [bias, product] = if training {
-        let formula = |[mean, inv_std, weight, sum, product]: [f64; 5]| {
-            Differentiate::<A>::new(mean, inv_std, weight, [sum, product], count)
-        };
-        // SAFETY: the same contract.
-        unsafe { backward_by(layout, [gradient, x], dx, known, formula) }
-    } else {
-        let formula = |[_, inv_std, weight, ..]: [f64; 5]| Scale::from([A::constant(weight * inv_std)]);
-        // SAFETY: the same contract.
-        unsafe { backward_by(layout, [gradient, x], dx, known, formula) }
+    let (count, inputs) = (layout.count(), [gradient, x]);
+    let known = [mean, inv_std, affine.weight, affine.bias];
+    let plain = |[mean, ..]: [f64; 4]| Products { mean };
+    let rectified = |[mean, inv_std, weight, bias]: [f64; 4]| RectifiedProducts::<A> {
+        mean,
+        normalize: Normalize::new(mean, inv_std, weight, bias),
+    };
+    let differentiate = |[mean, inv_std, weight, _, sum, product]: [f64; 6]| {
+        Differentiate::<A>::new(mean, inv_std, weight, [sum, product], count)
+    };
+    let scale = |[_, inv_std, weight, ..]: [f64; 6]| Scale::from([A::constant(weight * inv_std)]);
+    let [bias, product] = match (training, relu) {
+        // SAFETY: the same contract, here and below.
+        (true, false) => unsafe { backward_by(layout, inputs, dx, known, plain, differentiate) },
+        (false, false) => unsafe { backward_by(layout, inputs, dx, known, plain, scale) },
+        (true, true) => unsafe {
+            backward_by(layout, inputs, dx, known, rectified, |numbers: [f64; 6]| {
+                let [mean, inv_std, weight, bias, ..] = numbers;
+                let [mean, factor, shift] = Normalize::<A>::new(mean, inv_std, weight, bias).into();
+                let Differentiate { centre, slope, scale, .. } = differentiate(numbers);
+                DifferentiateRectified { mean, centre, slope, scale, factor, shift }
+            })
+        },
+        (false, true) => unsafe {
+            backward_by(layout, inputs, dx, known, rectified, |numbers: [f64; 6]| {
+                let [mean, inv_std, weight, bias, ..] = numbers;
+                let [mean, factor, shift] = Normalize::<A>::new(mean, inv_std, weight, bias).into();
+                ScaleRectified { scale: scale(numbers).scale, mean, factor, shift }
+            })
+        },
     };
     let [weight] = each([&product, inv_std], |[product, inv_std]| [inv_std * product]);
     Gradients { weight, bias }
 }
 
-/// dx by a formula of μ, 1/√(σ² + ε), α, Σ dy and Σ dy·(x − μ); returns these two.
+/// dx by a formula of μ, 1/√(σ² + ε), α, β and the two sums of terms of these four; returns the sums.
 ///
 /// # Safety
 /// As [`backward`].
-unsafe fn backward_by<A: Arithmetic, F: Formula<A, 2, P>, const P: usize>(
+unsafe fn backward_by<A: Arithmetic, T: Terms<A, 2, 2>, F: Formula<A, 2, P>, const P: usize>(
     layout: Layout,
     inputs: [Memory<'_, A>; 2],
     dx: Memory<'_, A>,
-    known: [&[f64]; 3],
-    formula: impl Fn([f64; 5]) -> F + Copy + Sync,
+    known: [&[f64]; 4],
+    terms: impl Fn([f64; 4]) -> T + Copy + Sync,
+    formula: impl Fn([f64; 6]) -> F + Copy + Sync,
 ) -> [Vec<f64>; 2] {
     let channels = layout.channels();
     let Some(part) = channels_per_task(layout) else {
-        let terms: Vec<Products> = known[0][..channels].iter().map(|mean| Products { mean: *mean }).collect();
-        let [bias, product] = sums(layout, inputs, &terms, false);
+        let terms: Vec<T> = (0..channels).map(|c| terms(known.map(|known| known[c]))).collect();
+        let [first, second] = sums(layout, inputs, &terms, false);
+        let [mean, inv_std, weight, bias] = known;
         // SAFETY: the same contract.
-        unsafe { apply(layout, inputs, dx, [known[0], known[1], known[2], &bias, &product], formula, true) };
-        return [bias, product];
+        unsafe { apply(layout, inputs, dx, [mean, inv_std, weight, bias, &first, &second], formula, true) };
+        return [first, second];
     };
     let mut totals = [vec![0.0; channels], vec![0.0; channels]];
     let slots = totals.each_mut().map(|totals| Memory::of_mut(totals));
     share_range(channels, part, layout.elements(), &|channels| {
-        simd::dispatch(BackwardChannels {
-            layout,
-            inputs,
-            dx,
-            channels,
-            known,
-            totals: slots,
-            formula,
-            types: PhantomData,
-        });
+        let types = PhantomData;
+        simd::dispatch(BackwardChannels { layout, inputs, dx, channels, known, totals: slots, terms, formula, types });
     });
     totals
 }
 
 /// The sums and dx of some channels, all passes over one of them while it is in the cache.
-struct BackwardChannels<'a, A, F, G, const P: usize> {
+struct BackwardChannels<'a, A, T, F, G, H, const P: usize> {
     layout: Layout,
     inputs: [Memory<'a, A>; 2],
     dx: Memory<'a, A>,
     channels: Range<usize>,
-    /// μ, 1/√(σ² + ε), α
-    known: [&'a [f64]; 3],
+    /// μ, 1/√(σ² + ε), α, β
+    known: [&'a [f64]; 4],
     totals: [Memory<'a, f64>; 2],
-    formula: G,
-    types: PhantomData<([A; P], F)>,
+    terms: G,
+    formula: H,
+    types: PhantomData<([A; P], T, F)>,
 }
 
-impl<A, F, G, const P: usize> Kernel for BackwardChannels<'_, A, F, G, P>
+impl<A, T, F, G, H, const P: usize> Kernel for BackwardChannels<'_, A, T, F, G, H, P>
 where
     A: Arithmetic,
+    T: Terms<A, 2, 2>,
     F: Formula<A, 2, P>,
-    G: Fn([f64; 5]) -> F,
+    G: Fn([f64; 4]) -> T,
+    H: Fn([f64; 6]) -> F,
 {
     type Output = ();
 
@@ -310,9 +358,9 @@ where
         for c in self.channels {
             let sequence = self.layout.sequence(c);
             reader.forget();
-            let [mean, inv_std, weight] = self.known.map(|known| known[c]);
-            let sums = reader.sums(&sequence, Products { mean }, 0);
-            let formula = (self.formula)([mean, inv_std, weight, sums[0], sums[1]]);
+            let known @ [mean, inv_std, weight, bias] = self.known.map(|known| known[c]);
+            let sums = reader.sums(&sequence, (self.terms)(known), 0);
+            let formula = (self.formula)([mean, inv_std, weight, bias, sums[0], sums[1]]);
             for (at, n) in sequence.segments() {
                 // SAFETY: dx may be written and is neither input; this channel is this task's alone.
                 unsafe { map([dy.from(at), x.from(at)], [], self.dx.from(at), n, passing, |x, []| formula.at(x)) };
@@ -335,7 +383,7 @@ fn channels_per_task(layout: Layout) -> Option<usize> {
 }
 
 /// K sums over each channel, one element of `terms` a channel; `reversed`: what lies last, first.
-fn sums<A: Arithmetic, T: Terms<N, K>, const N: usize, const K: usize>(
+fn sums<A: Arithmetic, T: Terms<A, N, K>, const N: usize, const K: usize>(
     layout: Layout,
     inputs: [Memory<'_, A>; N],
     terms: &[T],
@@ -374,7 +422,7 @@ struct SumBlocks<'a, A, T, const N: usize, const K: usize> {
     slots: Memory<'a, [f64; K]>,
 }
 
-impl<A: Arithmetic, T: Terms<N, K>, const N: usize, const K: usize> Kernel for SumBlocks<'_, A, T, N, K> {
+impl<A: Arithmetic, T: Terms<A, N, K>, const N: usize, const K: usize> Kernel for SumBlocks<'_, A, T, N, K> {
     type Output = ();
 
     #[inline(always)]

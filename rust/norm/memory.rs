@@ -271,3 +271,33 @@ fn map_row<A: Arithmetic, const N: usize, const P: usize, const W: usize>(
     }
     y
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<A: Arithmetic>() {
+        let x: Vec<A> = (0..400).map(|i| A::constant(f64::from(i))).collect();
+        for (offset, n) in (0..20).flat_map(|offset| (0..200).map(move |n| (offset, n))) {
+            for streaming in [false, true] {
+                let mut y = vec![A::constant(-1.0); 400];
+                let (from, to) = (Memory::of(&x).from(3), Memory::of_mut(&mut y).from(offset));
+                let passing = Passing { ahead: 64, streaming };
+                // SAFETY: a vector of our own.
+                unsafe { map([from], [Memory::of(&x)], to, n, passing, |[x], [c]| x + c) };
+                passing.finish();
+                for (i, y) in y.iter().enumerate() {
+                    let inside = (offset..offset + n).contains(&i);
+                    let expected = if inside { (2 * (i - offset) + 3) as f64 } else { -1.0 };
+                    assert_eq!(y.to_f64(), expected, "{n} from {offset} on, element {i}, streaming: {streaming}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_map_writes_its_elements_and_no_others_wherever_they_begin() {
+        check::<f32>();
+        check::<f64>();
+    }
+}

@@ -9,7 +9,8 @@
 //! | μ | f64 | (Σ x) / M |
 //! | σ² | f64 | (Σ d·d) / M, d = x − μ; always a second pass: never negative, and 0 for a float32 constant |
 //! | i | f64 | 1 / √(σ² + ε) |
-//! | batch forward | A | y = (x − x̄)·s + b; s = α·i, b = β + (x̄ − μ)·s |
+//! | batch forward | A | y = (x − x̄)·s + b; s = α·i, b = β + (x̄ − μ)·s; with relu: y if y > 0 or NaN, else +0 |
+//! | batch backward, with relu | A | dy stands for dy where (x − x̄)·s + b > 0, else +0: y is computed again |
 //! | layer forward | A | y = ((x − x̄)·s + b)·α + β; s = i, b = (x̄ − μ)·s |
 //! | batch sums | f64 | Σ dy, Σ dy·(x − μ) over the batch |
 //! | layer sums | f64 | Σ d, Σ d·(x − μ) over the units, d = α·dy |
@@ -86,6 +87,25 @@ impl<A: Arithmetic> Normalize<A> {
     }
 }
 
+coefficients! { Rectify { mean, scale, shift }, 3 }
+
+/// max((x − x̄)·s + b, 0)
+impl<A: Arithmetic> Formula<A, 1, 3> for Rectify<A> {
+    #[inline(always)]
+    fn at(self, x: [A; 1]) -> A {
+        let Self { mean, scale, shift } = self;
+        Normalize { mean, scale, shift }.at(x).larger(A::ZERO)
+    }
+}
+
+impl<A: Arithmetic> Normalize<A> {
+    /// dy where y > 0, else 0.
+    #[inline(always)]
+    fn rectified(self, dy: A, x: A) -> A {
+        if self.at([x]) > A::ZERO { dy } else { A::ZERO }
+    }
+}
+
 coefficients! { Differentiate { mean, centre, slope, scale }, 4 }
 
 /// ((g − c) − (x − x̄)·q)·k
@@ -121,19 +141,42 @@ impl<A: Real> Formula<A, 2, 1> for Scale<A> {
     }
 }
 
+coefficients! { DifferentiateRectified { mean, centre, slope, scale, factor, shift }, 6 }
+
+/// [`Differentiate`] of what relu leaves of dy
+impl<A: Arithmetic> Formula<A, 2, 6> for DifferentiateRectified<A> {
+    #[inline(always)]
+    fn at(self, [dy, x]: [A; 2]) -> A {
+        let Self { mean, centre, slope, scale, factor, shift } = self;
+        let g = Normalize { mean, scale: factor, shift }.rectified(dy, x);
+        Differentiate { mean, centre, slope, scale }.at([g, x])
+    }
+}
+
+coefficients! { ScaleRectified { scale, mean, factor, shift }, 4 }
+
+/// [`Scale`] of what relu leaves of dy
+impl<A: Arithmetic> Formula<A, 2, 4> for ScaleRectified<A> {
+    #[inline(always)]
+    fn at(self, [dy, x]: [A; 2]) -> A {
+        let Self { scale, mean, factor, shift } = self;
+        Scale { scale }.at([Normalize { mean, scale: factor, shift }.rectified(dy, x), x])
+    }
+}
+
 /// The terms of K sums, of the N arrays' elements at one place.
-pub(crate) trait Terms<const N: usize, const K: usize>: Copy + Send + Sync {
-    fn of(self, x: [f64; N]) -> [f64; K];
+pub(crate) trait Terms<A, const N: usize, const K: usize>: Copy + Send + Sync {
+    fn of(self, x: [A; N]) -> [f64; K];
 }
 
 /// x
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Value;
 
-impl Terms<1, 1> for Value {
+impl<A: Arithmetic> Terms<A, 1, 1> for Value {
     #[inline(always)]
-    fn of(self, x: [f64; 1]) -> [f64; 1] {
-        x
+    fn of(self, [x]: [A; 1]) -> [f64; 1] {
+        [x.to_f64()]
     }
 }
 
@@ -143,10 +186,10 @@ pub(crate) struct Square {
     mean: f64,
 }
 
-impl Terms<1, 1> for Square {
+impl<A: Arithmetic> Terms<A, 1, 1> for Square {
     #[inline(always)]
-    fn of(self, [x]: [f64; 1]) -> [f64; 1] {
-        let d = x - self.mean;
+    fn of(self, [x]: [A; 1]) -> [f64; 1] {
+        let d = x.to_f64() - self.mean;
         [d * d]
     }
 }
@@ -157,10 +200,25 @@ pub(crate) struct Products {
     mean: f64,
 }
 
-impl Terms<2, 2> for Products {
+impl<A: Arithmetic> Terms<A, 2, 2> for Products {
     #[inline(always)]
-    fn of(self, [dy, x]: [f64; 2]) -> [f64; 2] {
-        [dy, dy * (x - self.mean)]
+    fn of(self, [dy, x]: [A; 2]) -> [f64; 2] {
+        let dy = dy.to_f64();
+        [dy, dy * (x.to_f64() - self.mean)]
+    }
+}
+
+/// [`Products`] of what relu leaves of dy
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RectifiedProducts<A> {
+    mean: f64,
+    normalize: Normalize<A>,
+}
+
+impl<A: Arithmetic> Terms<A, 2, 2> for RectifiedProducts<A> {
+    #[inline(always)]
+    fn of(self, [dy, x]: [A; 2]) -> [f64; 2] {
+        Products { mean: self.mean }.of([self.normalize.rectified(dy, x), x])
     }
 }
 
@@ -170,11 +228,11 @@ pub(crate) struct WeightedProducts {
     mean: f64,
 }
 
-impl Terms<3, 2> for WeightedProducts {
+impl<A: Arithmetic> Terms<A, 3, 2> for WeightedProducts {
     #[inline(always)]
-    fn of(self, [weight, dy, x]: [f64; 3]) -> [f64; 2] {
-        let d = weight * dy;
-        [d, d * (x - self.mean)]
+    fn of(self, [weight, dy, x]: [A; 3]) -> [f64; 2] {
+        let d = weight.to_f64() * dy.to_f64();
+        [d, d * (x.to_f64() - self.mean)]
     }
 }
 
@@ -185,10 +243,11 @@ pub(crate) struct NormalizedProducts {
     inv_std: f64,
 }
 
-impl Terms<2, 2> for NormalizedProducts {
+impl<A: Arithmetic> Terms<A, 2, 2> for NormalizedProducts {
     #[inline(always)]
-    fn of(self, [dy, x]: [f64; 2]) -> [f64; 2] {
-        [dy, dy * ((x - self.mean) * self.inv_std)]
+    fn of(self, [dy, x]: [A; 2]) -> [f64; 2] {
+        let dy = dy.to_f64();
+        [dy, dy * ((x.to_f64() - self.mean) * self.inv_std)]
     }
 }
 
@@ -327,24 +386,26 @@ mod tests {
                 let mut out = vec![A::constant(7.0); n];
                 let memory = Memory::of_mut(&mut out);
                 // SAFETY: three vectors of n elements; `out` is written by nobody else.
-                let got = unsafe { batch::forward_training(layout, x, memory, affine, eps) };
+                let got = unsafe { batch::forward_training(layout, x, memory, affine, eps, false) };
                 same(&got.mean, &statistics.mean, &what);
                 same(&got.var, &statistics.var, &what);
                 same(&out, &y, &what);
                 out.fill(A::constant(7.0));
                 let memory = Memory::of_mut(&mut out);
                 // SAFETY: as above.
-                unsafe { batch::forward(layout, x, memory, affine, &got.mean, &inv) };
+                unsafe { batch::forward(layout, x, memory, affine, &got.mean, &inv, false) };
                 same(&out, &y, &what);
                 let memory = Memory::of_mut(&mut out);
                 // SAFETY: as above.
-                let got = unsafe { batch::backward(layout, dy, x, memory, &weight, &statistics.mean, &inv, true) };
+                let got =
+                    unsafe { batch::backward(layout, dy, x, memory, affine, &statistics.mean, &inv, true, false) };
                 same(&out, &dx, &what);
                 same(&got.bias, &sums[0], &what);
                 same(&got.weight, &sums[1], &what);
                 let memory = Memory::of_mut(&mut out);
                 // SAFETY: as above.
-                let got = unsafe { batch::backward(layout, dy, x, memory, &weight, &statistics.mean, &inv, false) };
+                let got =
+                    unsafe { batch::backward(layout, dy, x, memory, affine, &statistics.mean, &inv, false, false) };
                 same(&got.weight, &sums[1], &what);
                 for (c, places) in groups.iter().enumerate() {
                     let k = A::constant(weight[c] * inv[c]);
@@ -476,7 +537,7 @@ mod tests {
             let affine = Affine { weight: &[2.0; 3], bias: &[0.5; 3] };
             // SAFETY: two vectors of as many elements; nobody else uses y.
             let statistics = unsafe {
-                batch::forward_training(layout, Memory::of_mut(&mut x), Memory::of_mut(&mut y), affine, 1e-5)
+                batch::forward_training(layout, Memory::of_mut(&mut x), Memory::of_mut(&mut y), affine, 1e-5, false)
             };
             assert_eq!(statistics.mean, [f64::from(0.1f32); 3]);
             assert_eq!(statistics.var, [0.0; 3]);
@@ -491,14 +552,26 @@ mod tests {
             let (mut x, mut y) = ([0f32; 0], [0f32; 0]);
             let (x, y) = (Memory::of_mut(&mut x), Memory::of_mut(&mut y));
             // SAFETY: nothing is read or written.
-            unsafe { batch::forward(layout, x, y, affine, &[0.0; 2], &[1.0; 2]) };
+            unsafe { batch::forward(layout, x, y, affine, &[0.0; 2], &[1.0; 2], false) };
             // SAFETY: as above.
-            let got = unsafe { batch::backward(layout, x, x, y, &[1.0; 2], &[0.0; 2], &[1.0; 2], true) };
+            let got = unsafe { batch::backward(layout, x, x, y, affine, &[0.0; 2], &[1.0; 2], true, false) };
             assert_eq!(got.bias, [0.0; 2]);
         }
         // SAFETY: as above.
         let got = unsafe { layer::forward::<f32>(0, Memory::of(&[]), Memory::of_mut(&mut []), &[1.0], &[0.0], 1e-5) };
         assert!(got.mean.is_empty());
         assert_eq!(layer::sum(&[]), 0.0);
+    }
+
+    #[test]
+    fn backwards_every_task_runs_once() {
+        for threads in 1..=5 {
+            pool::set_num_threads(threads);
+            for tasks in 1..40 {
+                let mut order: Vec<usize> = (0..tasks).map(|task| mirrored(task, tasks)).collect();
+                order.sort_unstable();
+                assert!(order.iter().enumerate().all(|(i, task)| i == *task), "{tasks} tasks, {threads} threads");
+            }
+        }
     }
 }

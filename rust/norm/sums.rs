@@ -105,7 +105,7 @@ impl<'a, A: Arithmetic, const N: usize> Reader<'a, A, N> {
     pub(super) fn sums<const K: usize>(
         &mut self,
         sequence: &Sequence,
-        terms: impl Terms<N, K>,
+        terms: impl Terms<A, N, K>,
         ahead: usize,
     ) -> [f64; K] {
         if sequence.len <= reduce::BLOCK {
@@ -127,7 +127,7 @@ impl<'a, A: Arithmetic, const N: usize> Reader<'a, A, N> {
         &mut self,
         sequence: &Sequence,
         block: usize,
-        terms: impl Terms<N, K>,
+        terms: impl Terms<A, N, K>,
         ahead: usize,
     ) -> [f64; K] {
         let mut lanes = [[0.0; LANES]; K];
@@ -172,7 +172,7 @@ fn add_run<A: Arithmetic, const N: usize, const K: usize>(
     inputs: [Memory<'_, A>; N],
     at: usize,
     n: usize,
-    terms: impl Terms<N, K>,
+    terms: impl Terms<A, N, K>,
     ahead: usize,
 ) {
     let head = if lane == 0 { 0 } else { n.min(LANES - lane) };
@@ -191,7 +191,7 @@ fn add_run<A: Arithmetic, const N: usize, const K: usize>(
         }
         let x: [[A; LANES]; N] = from_fn(|k| inputs[k].row(at));
         for l in 0..LANES {
-            let t = terms.of(from_fn(|k| x[k][l].to_f64()));
+            let t = terms.of(from_fn(|k| x[k][l]));
             for k in 0..K {
                 sums[k][l] += t[k];
             }
@@ -210,7 +210,7 @@ fn add_part<A: Arithmetic, const N: usize, const K: usize>(
     present: Range<usize>,
     inputs: [Memory<'_, A>; N],
     at: usize,
-    terms: impl Terms<N, K>,
+    terms: impl Terms<A, N, K>,
 ) {
     let mut copies = [[A::ZERO; LANES]; N];
     if at < present.start || inputs.iter().any(|input| !input.has(at - present.start, LANES)) {
@@ -230,11 +230,11 @@ fn add_masked<A: Arithmetic, const N: usize, const K: usize>(
     present: Range<usize>,
     inputs: [Memory<'_, A>; N],
     at: usize,
-    terms: impl Terms<N, K>,
+    terms: impl Terms<A, N, K>,
 ) {
     let x: [[A; LANES]; N] = from_fn(|k| inputs[k].row(at));
     for l in 0..LANES {
-        let t = terms.of(from_fn(|k| x[k][l].to_f64()));
+        let t = terms.of(from_fn(|k| x[k][l]));
         for k in 0..K {
             // Adding +0 changes no lane: one that starts at +0 is never −0.
             lanes[k][l] += if present.contains(&l) { t[k] } else { 0.0 };
@@ -276,7 +276,7 @@ struct AddRows<'a, A, T, const BY_ROW: bool, const N: usize, const K: usize> {
 impl<A, T, const BY_ROW: bool, const N: usize, const K: usize> Kernel for AddRows<'_, A, T, BY_ROW, N, K>
 where
     A: Arithmetic,
-    T: Terms<N, K>,
+    T: Terms<A, N, K>,
 {
     type Output = ();
 
@@ -302,7 +302,7 @@ where
 impl<A, T, const BY_ROW: bool, const N: usize, const K: usize> AddRows<'_, A, T, BY_ROW, N, K>
 where
     A: Arithmetic,
-    T: Terms<N, K>,
+    T: Terms<A, N, K>,
 {
     /// Adds `groups` times eight rows into these lanes, `fresh` ones from 0 on, and asks for what is `ahead`.
     #[inline(always)]
@@ -352,7 +352,7 @@ where
             let x: [[A; W]; N] = from_fn(|k| self.inputs[k].row(row * self.channels + lane));
             for l in 0..W {
                 let terms = if BY_ROW { of_row } else { of_lanes[l] };
-                let t = terms.of(from_fn(|k| x[k][l].to_f64()));
+                let t = terms.of(from_fn(|k| x[k][l]));
                 for k in 0..K {
                     sums[k][l] += t[k];
                 }
@@ -387,7 +387,7 @@ const KEPT: usize = 1 << 18;
 impl<'a, A, T, const BY_ROW: bool, const N: usize, const K: usize> RowSums<'a, A, T, BY_ROW, N, K>
 where
     A: Arithmetic,
-    T: Terms<N, K>,
+    T: Terms<A, N, K>,
 {
     pub(super) fn new(inputs: [Memory<'a, A>; N], rows: usize, channels: usize, terms: &'a [T]) -> Self {
         let used = rows.div_ceil(reduce::BLOCK) * K * ROW_LANES * channels;

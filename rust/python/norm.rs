@@ -13,8 +13,9 @@ type Object<'py> = Bound<'py, PyAny>;
 type Given<'a, 'py> = Option<&'a Object<'py>>;
 type Vector<'py> = Bound<'py, PyArray1<f64>>;
 
-/// y, by the statistics of the batch or by the running ones; returns (μ, 1/√(σ² + ε)) per channel.
+/// y, by the statistics of the batch or by the running ones, `relu`: cut off at 0; returns (μ, 1/√(σ² + ε)) per channel.
 #[pyfunction]
+#[pyo3(signature = (x, axis, weight, bias, running_mean, running_var, training, momentum, eps, out, relu=false))]
 pub(crate) fn batch_norm<'py>(
     py: Python<'py>,
     x: &Object<'py>,
@@ -27,6 +28,7 @@ pub(crate) fn batch_norm<'py>(
     momentum: f64,
     eps: f64,
     out: &Object<'py>,
+    relu: bool,
 ) -> PyResult<(Vector<'py>, Vector<'py>)> {
     let vectors = [weight, bias, running_mean, running_var];
     let numbers = [momentum, eps];
@@ -36,13 +38,14 @@ pub(crate) fn batch_norm<'py>(
     let vectors = vectors.each_ref().map(Option::as_ref);
     let run = || {
         // SAFETY: `check` saw that y and in training the running statistics may be written and share nothing.
-        unsafe { kernels::batch_norm(layout, &x, &y, vectors, training, numbers) }
+        unsafe { kernels::batch_norm(layout, &x, &y, vectors, training, relu, numbers) }
     };
     Ok(vectors_of(py, detach(py, layout.elements(), run)))
 }
 
 /// The same checks of arrays at any one place, and nothing else.
 #[pyfunction]
+#[pyo3(signature = (x, axis, weight, bias, running_mean, running_var, training, momentum, eps, out, relu=false))]
 pub(crate) fn check_batch_norm<'py>(
     x: &Object<'py>,
     axis: usize,
@@ -54,13 +57,15 @@ pub(crate) fn check_batch_norm<'py>(
     momentum: f64,
     eps: f64,
     out: &Object<'py>,
+    #[expect(unused_variables, reason = "the arguments are those of the function that is checked")] relu: bool,
 ) -> PyResult<()> {
     let vectors = [weight, bias, running_mean, running_var];
     BatchNorm::check(Place::of(x)?, x, axis, vectors, training, [momentum, eps], out).map(drop)
 }
 
-/// dx, dα and dβ into their arrays.
+/// dx, dα and dβ into their arrays; with `relu`, as it was forward, `bias` is asked for, too.
 #[pyfunction]
+#[pyo3(signature = (dy, x, axis, weight, mean, inv_std, training, dx, dweight, dbias, relu=false, bias=None))]
 pub(crate) fn batch_norm_backward<'py>(
     py: Python<'py>,
     dy: &Object<'py>,
@@ -73,14 +78,27 @@ pub(crate) fn batch_norm_backward<'py>(
     dx: &Object<'py>,
     dweight: &Object<'py>,
     dbias: &Object<'py>,
+    relu: bool,
+    bias: Given<'_, 'py>,
 ) -> PyResult<()> {
-    let arrays = Backward::check_batch(Place::Host, dy, x, axis, weight, [mean, inv_std], [dx, dweight, dbias])?;
+    let (affine, written) = ([weight, bias], [dx, dweight, dbias]);
+    let arrays = Backward::check_batch(Place::Host, dy, x, axis, affine, [mean, inv_std], written)?;
     let layout = Layout::new(arrays.x.shape(), axis);
-    let Views { inputs: [dy, x], weight, saved, written: [dx, dweight, dbias] } = arrays.views();
+    let Views { inputs: [dy, x], affine, saved, written: [dx, dweight, dbias] } = arrays.views();
     let run = || {
         let (inputs, written) = ([&dy, &x], [&dx, &dweight, &dbias]);
         // SAFETY: `Backward::check` saw that what is written may be, and shares nothing.
-        unsafe { kernels::batch_norm_backward(layout, inputs, weight.as_ref(), &saved, training, written) }
+        unsafe {
+            kernels::batch_norm_backward(
+                layout,
+                inputs,
+                affine.each_ref().map(Option::as_ref),
+                &saved,
+                training,
+                relu,
+                written,
+            )
+        }
     };
     detach(py, layout.elements(), run);
     Ok(())
@@ -88,6 +106,7 @@ pub(crate) fn batch_norm_backward<'py>(
 
 /// The same checks of arrays at any one place, and nothing else.
 #[pyfunction]
+#[pyo3(signature = (dy, x, axis, weight, mean, inv_std, training, dx, dweight, dbias, relu=false, bias=None))]
 pub(crate) fn check_batch_norm_backward<'py>(
     dy: &Object<'py>,
     x: &Object<'py>,
@@ -99,8 +118,11 @@ pub(crate) fn check_batch_norm_backward<'py>(
     dx: &Object<'py>,
     dweight: &Object<'py>,
     dbias: &Object<'py>,
+    #[expect(unused_variables, reason = "as above")] relu: bool,
+    bias: Given<'_, 'py>,
 ) -> PyResult<()> {
-    Backward::check_batch(Place::of(x)?, dy, x, axis, weight, [mean, inv_std], [dx, dweight, dbias]).map(drop)
+    let (affine, written) = ([weight, bias], [dx, dweight, dbias]);
+    Backward::check_batch(Place::of(x)?, dy, x, axis, affine, [mean, inv_std], written).map(drop)
 }
 
 /// y; returns (μ, 1/√(σ² + ε)) per row. The last `axes` axes are normalised over.
@@ -154,7 +176,7 @@ pub(crate) fn layer_norm_backward<'py>(
     let arrays = Backward::check_layer(Place::Host, dy, x, axes, weight, [mean, inv_std], [dx, dweight, dbias])?;
     let (rows, unit_shape) = rows(&arrays.x, axes)?;
     let (shape, elements) = ([rows, unit_shape.iter().product()], arrays.x.len());
-    let Views { inputs: [dy, x], weight, saved, written: [dx, dweight, dbias] } = arrays.views();
+    let Views { inputs: [dy, x], affine: [weight, _], saved, written: [dx, dweight, dbias] } = arrays.views();
     let run = || {
         let (inputs, written) = ([&dy, &x], [&dx, &dweight, &dbias]);
         // SAFETY: `Backward::check` saw that what is written may be, and shares nothing.
@@ -273,7 +295,8 @@ impl<'a, 'py> LayerNorm<'a, 'py> {
 struct Backward<'a, 'py> {
     dy: Array<'a, 'py>,
     x: Array<'a, 'py>,
-    weight: Option<Array<'a, 'py>>,
+    /// α, β
+    affine: [Option<Array<'a, 'py>>; 2],
     mean: Array<'a, 'py>,
     inv_std: Array<'a, 'py>,
     dx: Array<'a, 'py>,
@@ -287,14 +310,14 @@ impl<'a, 'py> Backward<'a, 'py> {
         dy: &'a Object<'py>,
         x: &'a Object<'py>,
         axis: usize,
-        weight: Given<'a, 'py>,
+        affine: [Given<'a, 'py>; 2],
         statistics: [&'a Object<'py>; 2],
         written: [&'a Object<'py>; 3],
     ) -> PyResult<Self> {
         let x = input(place, "x", x)?;
         let dy = like(place, "dy", dy, &x)?;
         let channels = per_channel(&x, axis)?;
-        Self::check(place, [dy, x], weight, statistics, channels, &[channels], Shared::Never, written)
+        Self::check(place, [dy, x], affine, statistics, channels, &[channels], Shared::Never, written)
     }
 
     fn check_layer(
@@ -310,14 +333,14 @@ impl<'a, 'py> Backward<'a, 'py> {
         let dy = like(place, "dy", dy, &x)?;
         let (rows, units) = rows(&x, axes)?;
         let units = units.to_vec();
-        Self::check(place, [dy, x], weight, statistics, rows, &units, Shared::Allowed, written)
+        Self::check(place, [dy, x], [weight, None], statistics, rows, &units, Shared::Allowed, written)
     }
 
     /// What both have in common: n statistics each, and weights of a shape.
     fn check(
         place: Place,
         [dy, x]: [Array<'a, 'py>; 2],
-        weight: Given<'a, 'py>,
+        [weight, bias]: [Given<'a, 'py>; 2],
         [mean, inv_std]: [&'a Object<'py>; 2],
         n: usize,
         shape: &[usize],
@@ -325,6 +348,7 @@ impl<'a, 'py> Backward<'a, 'py> {
         [dx, dweight, dbias]: [&'a Object<'py>; 3],
     ) -> PyResult<Self> {
         let weight = vector(place, "weight", weight, &x, shape, shared)?;
+        let bias = vector(place, "saved.bias", bias, &x, shape, shared)?;
         let (mean, inv_std) = (saved(place, "saved.mean", mean, n)?, saved(place, "saved.inv_std", inv_std, n)?);
         let inputs = [("dy", &dy), ("x", &x)];
         let dx = output(place, "out", dx, &x, &inputs)?;
@@ -336,14 +360,14 @@ impl<'a, 'py> Backward<'a, 'py> {
         };
         let (dweight, dbias) = (small("dweight", dweight)?, small("dbias", dbias)?);
         check_apart("dbias", &dbias, &[("dweight", &dweight)])?;
-        Ok(Self { dy, x, weight, mean, inv_std, dx, dweight, dbias })
+        Ok(Self { dy, x, affine: [weight, bias], mean, inv_std, dx, dweight, dbias })
     }
 }
 
 /// A backward's arrays as the kernels take them.
 struct Views {
     inputs: [View; 2],
-    weight: Option<View>,
+    affine: [Option<View>; 2],
     saved: Saved,
     written: [View; 3],
 }
@@ -353,7 +377,7 @@ impl Backward<'_, '_> {
         let saved = Saved { mean: kernels::load(&self.mean.view()), inv_std: kernels::load(&self.inv_std.view()) };
         Views {
             inputs: [self.dy.view(), self.x.view()],
-            weight: self.weight.as_ref().map(Array::view),
+            affine: self.affine.each_ref().map(|array| array.as_ref().map(Array::view)),
             saved,
             written: [self.dx.view(), self.dweight.view(), self.dbias.view()],
         }

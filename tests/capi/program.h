@@ -192,12 +192,13 @@ static void make_call(call *c) {
         write_integer(count);
     } else if (!strcmp(name, "convert")) {
         CHECK(rv_convert(&t[0], &t[1]) == RV_OK);
-    } else if (!strcmp(name, "batch_norm") || !strcmp(name, "layer_norm")) {
+    } else if (!strcmp(name, "batch_norm") || !strcmp(name, "batch_norm_relu") || !strcmp(name, "layer_norm")) {
         size_t n = (size_t)k[2];
         double *mean = (double *)allocate(n * 8), *inv_std = (double *)allocate(n * 8);
         rv_status status =
-            *name == 'b' ? rv_batch_norm(&t[0], (size_t)k[0], given(c, 1), given(c, 2), given(c, 3), given(c, 4),
-                                         (int32_t)k[1], x[0], x[1], &t[5], mean, inv_std)
+            *name == 'b' ? (strcmp(name, "batch_norm") ? rv_batch_norm_relu : rv_batch_norm)(
+                               &t[0], (size_t)k[0], given(c, 1), given(c, 2), given(c, 3), given(c, 4), (int32_t)k[1], x[0],
+                               x[1], &t[5], mean, inv_std)
                          : rv_layer_norm(&t[0], (size_t)k[0], given(c, 1), given(c, 2), x[1], &t[5], mean, inv_std);
         CHECK(status == RV_OK);
         write_bytes(mean, n * 8);
@@ -207,6 +208,9 @@ static void make_call(call *c) {
     } else if (!strcmp(name, "batch_norm_backward")) {
         CHECK(rv_batch_norm_backward(&t[0], &t[1], (size_t)k[0], given(c, 2), x, x + k[2], (int32_t)k[1], &t[3], &t[4],
                                      &t[5]) == RV_OK);
+    } else if (!strcmp(name, "batch_norm_relu_backward")) {
+        CHECK(rv_batch_norm_relu_backward(&t[0], &t[1], (size_t)k[0], given(c, 2), given(c, 6), x, x + k[2], (int32_t)k[1],
+                                          &t[3], &t[4], &t[5]) == RV_OK);
     } else if (!strcmp(name, "layer_norm_backward")) {
         CHECK(rv_layer_norm_backward(&t[0], &t[1], (size_t)k[0], given(c, 2), x, x + k[2], &t[3], &t[4], &t[5]) ==
               RV_OK);
@@ -534,6 +538,10 @@ static void fault_norms(void) {
     CHECK_ERROR(rv_batch_norm_backward(&gradient, &in, 1, NULL, mean, inv_std, 1, &out, &da, &da), RV_ERROR_MEMORY, "dbias: shares");
     CHECK_ERROR(rv_batch_norm_backward(&gradient, &in, 1, NULL, mean, inv_std, 1, &out, NULL, &dc), RV_ERROR_NULL, "dweight");
     CHECK_ERROR(rv_batch_norm_backward(&gradient, &in, 0, NULL, mean, inv_std, 1, &out, &da, &dc), RV_ERROR_SHAPE, "dweight");
+    CHECK_ERROR(rv_batch_norm_relu(&in, 1, NULL, NULL, NULL, NULL, 1, 0.1, 1e-5, &in, NULL, NULL), RV_ERROR_MEMORY, "out");
+    bad = tensor(ones, RV_FLOAT32, 1, two, NULL);
+    CHECK_ERROR(rv_batch_norm_relu_backward(&gradient, &in, 1, NULL, &bad, mean, inv_std, 1, &out, &da, &dc), RV_ERROR_SHAPE,
+                "bias: expected shape [3]");
     CHECK_ERROR(rv_layer_norm(&in, 0, NULL, NULL, 1e-5, &out, NULL, NULL), RV_ERROR_SHAPE, "axes: expected 1 to 2");
     CHECK_ERROR(rv_layer_norm(&in, 3, NULL, NULL, 1e-5, &out, NULL, NULL), RV_ERROR_SHAPE, "axes");
     CHECK_ERROR(rv_layer_norm(&in, 1, NULL, NULL, INFINITY, &out, NULL, NULL), RV_ERROR_RANGE, "eps");

@@ -21,7 +21,7 @@ template <typename T> struct Vector {
 
 // A formula's coefficients for one channel, rounded.
 struct alignas(16) Coefficients {
-    REAL at[4];
+    REAL at[8];
 };
 
 struct NormArgs {
@@ -37,6 +37,7 @@ struct NormArgs {
     Coefficients *coefficients;            // work space: per channel
     double eps, momentum;
     u64 training;                          // whether the statistics are x's own
+    u64 relu;                              // whether y is cut off at 0
     u64 channels;                          // sequences, or columns
     u64 count;                             // elements of each of them
     u64 inner, stride;                     // a sequence has segments of `inner`, one every `stride`
@@ -57,25 +58,33 @@ __device__ __forceinline__ u64 divide(const u64 a, const u64 b) {
 
 struct Nothing {};
 
-// (x - x̄)·s + b
+// (x - x̄)·s + b, with relu not below 0
 struct Normalize {
     typedef Nothing PerUnit;
     REAL mean, scale, shift;
+    bool relu;
 
-    __device__ static Normalize of(const double mean, const double inv_std, const double weight, const double bias) {
+    __device__ static Normalize of(const double mean, const double inv_std, const double weight, const double bias,
+                                   const bool relu) {
         const REAL rounded = REAL(mean);
         const double scale = weight * inv_std;
         const double shift = bias + (double(rounded) - mean) * scale;
-        return {rounded, REAL(scale), REAL(shift)};
+        return {rounded, REAL(scale), REAL(shift), relu};
     }
-    __device__ static Normalize of(const Coefficients &c) { return {c.at[0], c.at[1], c.at[2]}; }
-    __device__ Coefficients coefficients() const { return {{mean, scale, shift, REAL(0)}}; }
+    __device__ static Normalize of(const Coefficients &c) { return {c.at[0], c.at[1], c.at[2], c.at[3] != REAL(0)}; }
+    __device__ Coefficients coefficients() const { return {{mean, scale, shift, REAL(relu)}}; }
 
     __device__ static Nothing per_unit(const NormArgs &, const u64) { return {}; }
-    __device__ REAL at(const REAL (&v)[1], Nothing) const { return (v[0] - mean) * scale + shift; }
+    __device__ REAL plain(const REAL x) const { return (x - mean) * scale + shift; }
+    __device__ REAL at(const REAL (&v)[1], Nothing) const {
+        const REAL y = plain(v[0]);
+        return relu && y <= REAL(0) ? REAL(0) : y;
+    }
+    // What relu leaves of dy.
+    __device__ REAL left(const REAL dy, const REAL x) const { return !relu || plain(x) > REAL(0) ? dy : REAL(0); }
 };
 
-// ((g - c) - (x - x̄)·q)·k
+// ((g - c) - (x - x̄)·q)·k, g = dy or what relu leaves of it
 struct Differentiate {
     typedef Nothing PerUnit;
     REAL mean, centre, slope, scale;
@@ -96,15 +105,36 @@ struct Differentiate {
 
 // g·k
 struct Scale {
-    typedef Nothing PerUnit;
     REAL scale;
 
     __device__ static Scale of(const double inv_std, const double weight) { return {REAL(weight * inv_std)}; }
     __device__ static Scale of(const Coefficients &c) { return {c.at[0]}; }
     __device__ Coefficients coefficients() const { return {{scale, REAL(0), REAL(0), REAL(0)}}; }
 
+    __device__ REAL at(const REAL (&v)[2], Nothing) const { return v[0] * scale; }
+};
+
+// The formula of what relu leaves of dy.
+template <typename Formula> struct Rectified {
+    typedef Nothing PerUnit;
+    Formula formula;
+    Normalize normalize;
+
+    __device__ static Rectified of(const Coefficients &c) {
+        return {Formula::of(c), {c.at[4], c.at[5], c.at[6], c.at[7] != REAL(0)}};
+    }
+    __device__ Coefficients coefficients() const {
+        Coefficients c = formula.coefficients();
+        const Coefficients y = normalize.coefficients();
+#pragma unroll
+        for (unsigned i = 0; i < 4; ++i) c.at[4 + i] = y.at[i];
+        return c;
+    }
+
     __device__ static Nothing per_unit(const NormArgs &, const u64) { return {}; }
-    template <unsigned N> __device__ REAL at(const REAL (&v)[N], Nothing) const { return v[0] * scale; }
+    __device__ REAL at(const REAL (&v)[2], Nothing) const {
+        return formula.at({normalize.left(v[0], v[1]), v[1]}, Nothing());
+    }
 };
 
 // ((x - x̄)·s + b)·α + β
@@ -115,7 +145,7 @@ struct LayerNormalize {
     Normalize normalize;
 
     __device__ static LayerNormalize of(const double mean, const double inv_std) {
-        return {Normalize::of(mean, inv_std, 1.0, 0.0)};
+        return {Normalize::of(mean, inv_std, 1.0, 0.0, false)};
     }
     __device__ static LayerNormalize of(const Coefficients &c) { return {Normalize::of(c)}; }
     __device__ Coefficients coefficients() const { return normalize.coefficients(); }
@@ -161,12 +191,13 @@ struct Square {
     }
 };
 
-// dy, dy·(x - μ)
+// g, g·(x - μ), g = dy or what relu leaves of it
 struct Products {
     double mean;
+    Normalize normalize;
     __device__ void of(const double (&v)[2], double (&terms)[2]) const {
-        terms[0] = v[0];
-        terms[1] = v[0] * (v[1] - mean);
+        terms[0] = double(normalize.left(REAL(v[0]), REAL(v[1])));
+        terms[1] = terms[0] * (v[1] - mean);
     }
 };
 
@@ -219,15 +250,6 @@ struct OfX {
     static constexpr unsigned N = 1;
     template <unsigned W> __device__ static void get(const NormArgs &a, const u64 at, const u64, REAL (&v)[N][W]) {
         load(v[0], a.x + at);
-    }
-};
-
-// dy
-struct OfGradient {
-    typedef REAL Element;
-    static constexpr unsigned N = 1;
-    template <unsigned W> __device__ static void get(const NormArgs &a, const u64 at, const u64, REAL (&v)[N][W]) {
-        load(v[0], a.dy + at);
     }
 };
 
@@ -715,7 +737,7 @@ __device__ __forceinline__ void keep(const NormArgs &a, const u64 c, const doubl
 
 __device__ __forceinline__ Normalize normalize(const NormArgs &a, const u64 c, const double mean,
                                                const double inv_std) {
-    return Normalize::of(mean, inv_std, double(a.weight.at_or(c, REAL(1))), double(a.bias.at_or(c, REAL(0))));
+    return Normalize::of(mean, inv_std, double(a.weight.at_or(c, REAL(1))), double(a.bias.at_or(c, REAL(0))), a.relu);
 }
 
 struct Variance : Job {
@@ -746,12 +768,19 @@ __device__ __forceinline__ void give(const NormArgs &a, const u64 c, const doubl
 struct Gradients : Job {
     typedef OfBoth Source;
     static constexpr unsigned K = 2;
-    __device__ static Products terms(const NormArgs &a, const u64 c) { return {a.mean.at(c)}; }
+    __device__ static Products terms(const NormArgs &a, const u64 c) {
+        return {a.mean.at(c), normalize(a, c, a.mean.at(c), a.inv_std.at(c))};
+    }
     __device__ static void finish(const NormArgs &a, const u64 c, const double (&sums)[2]) {
-        const double inv_std = a.inv_std.at(c), weight = double(a.weight.at_or(c, REAL(1)));
+        const double mean = a.mean.at(c), inv_std = a.inv_std.at(c), weight = double(a.weight.at_or(c, REAL(1)));
+        const Normalize y = normalize(a, c, mean, inv_std);
         give(a, c, inv_std * sums[1], sums[0]);
-        a.coefficients[c] = a.training ? Differentiate::of(a.mean.at(c), inv_std, weight, sums, a.count).coefficients()
-                                       : Scale::of(inv_std, weight).coefficients();
+        if (a.training) {
+            const Differentiate formula = Differentiate::of(mean, inv_std, weight, sums, a.count);
+            a.coefficients[c] = Rectified<Differentiate>{formula, y}.coefficients();
+        } else {
+            a.coefficients[c] = Rectified<Scale>{Scale::of(inv_std, weight), y}.coefficients();
+        }
     }
 };
 
@@ -815,13 +844,15 @@ template <bool PAIRED> __device__ __forceinline__ void batch_backward_of(const N
     const double mean = a.mean.at(c), inv_std = a.inv_std.at(c), weight = double(a.weight.at_or(c, REAL(1)));
     Reader<OfBoth, true, PAIRED> reader(a, c, task.present);
     double sums[2];
-    span_sums(reader, task, Products{mean}, sums);
+    const Normalize y = normalize(a, c, mean, inv_std);
+    span_sums(reader, task, Products{mean, y}, sums);
     if (!task.present) return;
     if (task.first) give(a, c, inv_std * sums[1], sums[0]);
     if (a.training) {
-        reader.apply(task.block, Differentiate::of(mean, inv_std, weight, sums, a.count));
+        const Differentiate formula = Differentiate::of(mean, inv_std, weight, sums, a.count);
+        reader.apply(task.block, Rectified<Differentiate>{formula, y});
     } else {
-        reader.apply(task.block, Scale::of(inv_std, weight));
+        reader.apply(task.block, Rectified<Scale>{Scale::of(inv_std, weight), y});
     }
 }
 
@@ -950,19 +981,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) normalize_inside(const 
     apply_inside<OfX, Normalize>(a);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) differentiate_inside(const NormArgs a) {
-    apply_inside<OfBoth, Differentiate>(a);
+    apply_inside<OfBoth, Rectified<Differentiate>>(a);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) scale_inside(const NormArgs a) {
-    apply_inside<OfGradient, Scale>(a);
+    apply_inside<OfBoth, Rectified<Scale>>(a);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) normalize_last(const NormArgs a) {
     apply_last<OfX, Normalize>(a);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) differentiate_last(const NormArgs a) {
-    apply_last<OfBoth, Differentiate>(a);
+    apply_last<OfBoth, Rectified<Differentiate>>(a);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) scale_last(const NormArgs a) {
-    apply_last<OfGradient, Scale>(a);
+    apply_last<OfBoth, Rectified<Scale>>(a);
 }
 extern "C" __global__ void __launch_bounds__(THREADS, 2) layer_normalize(const NormArgs a) {
     apply_inside<OfX, LayerNormalize>(a);

@@ -29,7 +29,7 @@ _ARGS = np.dtype(
     + [(name + part, kind) for name in _VECTORS for part, kind in (("", "u8"), ("_step", "i8"))]
     + [(name, "u8") for name in ("totals", "sums", "tickets", "coefficients")]
     + [("eps", "f8"), ("momentum", "f8")]
-    + [(name, "u8") for name in ("training", "channels", "count", "inner", "stride", "span", "groups")]
+    + [(name, "u8") for name in ("training", "relu", "channels", "count", "inner", "stride", "span", "groups")]
     + [(name, "u8") for name in ("elements", "wide", "threads", "jump_channels", "jump_rest")]
 )
 _ABSENT: dict[str, float] = dict.fromkeys(_ARGS.names or (), 0)
@@ -106,7 +106,7 @@ class _Call:
             self.set(sums=pointer(self.device, "sums", sums, "f8"))
             self.set(tickets=pointer(self.device, "tickets", tickets, "u4"))
         if coefficients:
-            self.set(coefficients=pointer(self.device, "coefficients", coefficients * self.item // 2, "f8"))
+            self.set(coefficients=pointer(self.device, "coefficients", coefficients * self.item, "f8"))
 
     def sequences(self, channels: int, count: int, inner: int) -> int:
         """Share the channels of (outer, channels, inner) among blocks of threads; return how many blocks."""
@@ -192,17 +192,18 @@ def batch_norm(
     momentum: float,
     eps: float,
     out: Array,
+    relu: bool = False,
     *,
     statistics: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
-    """Write y; give (μ, 1/√(σ² + ε)) of each channel, in the arrays ``statistics`` if they are given."""
+    """Write y, with ``relu`` not below 0; give (μ, 1/√(σ² + ε)) of each channel, in ``statistics`` if given."""
     channels, count, inner = _layout(x.shape, axis)
     last = axis + 1 == len(x.shape)
     mean, inv_std = statistics = _statistics(device, channels, statistics)
     call = _Call(device, x, out)
     call.vectors(weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
     call.vectors(mean=mean, inv_std=inv_std)
-    call.set(training=training, momentum=momentum, eps=eps)
+    call.set(training=training, momentum=momentum, eps=eps, relu=relu)
     if not training:
         call.work_space(0, 0, channels)
         call.set(channels=channels)
@@ -234,13 +235,15 @@ def batch_norm_backward(
     dx: Array,
     dweight: Array,
     dbias: Array,
+    relu: bool = False,
+    bias: Array | None = None,
 ) -> None:
-    """Write dx, dα and dβ."""
+    """Write dx, dα and dβ; with ``relu``, dy counts where y > 0."""
     channels, count, inner = _layout(x.shape, axis)
     last = axis + 1 == len(x.shape)
     call = _Call(device, x, dx, dy)
-    call.vectors(weight=weight, mean=mean, inv_std=inv_std, dweight=dweight, dbias=dbias)
-    call.set(training=training)
+    call.vectors(weight=weight, bias=bias, mean=mean, inv_std=inv_std, dweight=dweight, dbias=dbias)
+    call.set(training=training, relu=relu)
     if last:
         call.launch("column_gradients", call.columns(channels, count))
     else:
