@@ -4,7 +4,8 @@ python benches/bench_norm.py --threads 2 --output benches/record/norm-2-threads.
 
 Forward in training, backward and evaluation; the channels in torch's place, and last. ravine's layers and the C loops
 (benches/norm.c) write into results that they use again. torch is timed as it is called, where it makes its result, and
-where it has one ``out=`` (forward of batch norm), with that, too; NumPy, forward only, in its plainest form. ``limit``
+where it has one ``out=`` (forward of batch norm), with that, too; NumPy, forward only, in its plainest form. ``C loop``
+sums in float32, as torch does; ``C loop, f64`` in float64, as ravine does. ``limit``
 is what reading and writing the same arrays takes, with the better of two ways to write, from wherever they lie, cache
 or memory: once, and where the channels are last as many times as there are passes: the mean precedes the variance.
 
@@ -34,7 +35,7 @@ from ravine.bench import machine, set_threads
 SHAPES = [(128, 1024), (4096, 256), (8, 512, 14, 14), (32, 256, 28, 28), (32, 64, 56, 56)]
 ROWS = [(4096, 1024), (16, 512)]
 EPS = 1e-5
-PEERS = ["torch", "torch, out", "NumPy", "C loop", "limit"]
+PEERS = ["torch", "torch, out", "NumPy", "C loop", "C loop, f64", "limit"]
 
 
 class Norm(ctypes.Structure):
@@ -57,14 +58,19 @@ class Traffic(ctypes.Structure):
 
 
 def compile_loops(directory):
-    """Compile norm.c; returns the library and the command, or None twice without a C compiler."""
-    source, target = Path(__file__).with_name("norm.c"), Path(directory) / "norm.so"
+    """Compile norm.c; returns the library with sums of each type, and the command; nothing without a C compiler."""
+    source = Path(__file__).with_name("norm.c")
     flags = ["-O3", "-march=native", "-mprefer-vector-width=512", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"]
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    command = [str(compiler), *flags, str(source), "-o", str(target), "-lm"]
-    if not compiler or subprocess.run(command, capture_output=True, check=False).returncode:
-        return None, None
-    return ctypes.CDLL(str(target)), shlex.join(["cc", *flags, "norm.c"])
+    compiler, libraries = str(shutil.which(os.environ.get("CC", "cc"))), {}
+    for kind in ("float", "double"):
+        target = Path(directory) / f"norm_{kind}.so"
+        command = [compiler, *flags, f"-DSUM={kind}", str(source), "-o", str(target), "-lm"]
+        try:
+            subprocess.run(command, capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return {}, None
+        libraries[kind] = ctypes.CDLL(str(target))
+    return libraries, shlex.join(["cc", *flags, "norm.c"])
 
 
 def call(library, name, struct, **arguments):
@@ -88,7 +94,7 @@ def call(library, name, struct, **arguments):
 class Case:
     """An operation on a shape: what is timed, by peer, and what each leaves in canonical form."""
 
-    def __init__(self, operation, shape, last, torch, library, threads):
+    def __init__(self, operation, shape, last, torch, libraries, threads):
         self.operation, self.shape, self.calls, self.results = operation, shape, {}, {}
         self.name = f"{operation}{', channels last' if last else ''}, {' × '.join(map(str, shape))}"
         rng = np.random.default_rng(0)
@@ -108,8 +114,8 @@ class Case:
             self.of_torch(torch, last)
         if not self.backward:
             self.of_numpy()
-        if library:
-            self.of_c(library, threads)
+        for kind, library in libraries.items():
+            self.of_c(kind, library, threads)
 
     def of_ravine(self):
         weight, bias, mean, var = self.small
@@ -168,7 +174,7 @@ class Case:
         self.calls["NumPy"] = forward
         self.results["NumPy"] = lambda: [forward()]
 
-    def of_c(self, library, threads):
+    def of_c(self, summed_in, library, threads):
         x, dy = self.x, self.dy
         n = x.shape[self.axis]
         outer = int(np.prod(x.shape[: self.axis]))
@@ -185,8 +191,11 @@ class Case:
         name = f"c_{kind}_{'backward' if self.backward else 'forward'}"
         numbers = {"outer": outer, "channels": n, "inner": x.size // outer // n, "eps": EPS, "threads": threads}
         run = call(library, name, Norm, **numbers, training=int(self.training), **arrays)
-        self.calls["C loop"] = run
-        self.results["C loop"] = lambda: (run(), [out, dweight, dbias] if self.backward else [out])[1]
+        peer = "C loop" if summed_in == "float" else "C loop, f64"
+        self.calls[peer] = run
+        self.results[peer] = lambda: (run(), [out, dweight, dbias] if self.backward else [out])[1]
+        if summed_in == "double":
+            return
         # One read and one write where a channel fits the cache.
         passes = 1 if kind != "last" or not self.training else 2 if self.backward else 3
         given = {"x": x, "dy": dy if self.backward else None, "out": np.empty_like(x), "threads": threads}
@@ -217,14 +226,14 @@ class Case:
                 assert np.abs(got - want).max() <= 1e-3 * scale, f"{peer} is wrong: {self.name}"
 
 
-def cases(torch, library, threads):
+def cases(torch, libraries, threads):
     for operation in ("forward", "backward", "evaluation"):
         for shape in SHAPES:
             for last in (False, True) if len(shape) > 2 else (False,):
-                yield Case(f"batch norm, {operation}", shape, last, torch, library, threads)
+                yield Case(f"batch norm, {operation}", shape, last, torch, libraries, threads)
         for shape in ROWS:
             if operation != "evaluation":
-                yield Case(f"layer norm, {operation}", shape, False, torch, library, threads)
+                yield Case(f"layer norm, {operation}", shape, False, torch, libraries, threads)
 
 
 def sample(f):
@@ -265,7 +274,7 @@ def main():
         torch.set_num_threads(args.threads)
     date, load = datetime.datetime.now(datetime.UTC), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as directory:
-        library, command = compile_loops(directory)
+        libraries, command = compile_loops(directory)
         lines = [
             f"# Batch and layer norm, float32, {args.threads} thread{'s' * (args.threads != 1)}",
             "",
@@ -283,7 +292,7 @@ def main():
             f"|---|--:|{'--:|' * len(PEERS)}",
         ]
         print("\n".join(lines), flush=True)
-        for case in cases(torch, library, args.threads):
+        for case in cases(torch, libraries, args.threads):
             if args.cases not in case.name:
                 continue
             case.check()

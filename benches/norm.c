@@ -1,13 +1,18 @@
 /* Batch and layer norm, float32, as plain C loops: what a careful hand writes without any library; and what memory gives.
 
-   Sums are float32, with lanes that the compiler chooses; the variance is a second pass. Of contiguous channels and rows
-   each is worked on while it is in the cache; channels last, a pass goes over all rows. Threads get equal shares. */
+   Sums are of type SUM, float or double, with lanes that the compiler chooses; the variance is a second pass. Of contiguous
+   channels and rows each is worked on while it is in the cache; channels last, a pass goes over all rows. Threads get equal
+   shares. */
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 #ifdef __AVX__
 #include <immintrin.h>
+#endif
+
+#ifndef SUM
+#define SUM float
 #endif
 
 enum { MOST_CHANNELS = 4096, MOST_THREADS = 64 };
@@ -28,30 +33,30 @@ void c_batch_forward(const norm *o) {
     const int64_t inner = o->inner, stride = o->channels * inner;
     PARALLEL
     for (int64_t c = 0; c < o->channels; c++) {
-        float mean = o->mean[c], inv = o->inv_std[c];
+        SUM mean = o->mean[c], inv = o->inv_std[c];
         if (o->training) {
-            float sum = 0, squares = 0;
+            SUM sum = 0, squares = 0;
             for (int64_t n = 0; n < o->outer; n++) {
                 const float *x = o->x + n * stride + c * inner;
 #pragma omp simd reduction(+ : sum)
                 for (int64_t i = 0; i < inner; i++) sum += x[i];
             }
-            mean = sum / (float)(o->outer * inner);
+            mean = sum / (SUM)(o->outer * inner);
             for (int64_t n = 0; n < o->outer; n++) {
                 const float *x = o->x + n * stride + c * inner;
 #pragma omp simd reduction(+ : squares)
                 for (int64_t i = 0; i < inner; i++) squares += (x[i] - mean) * (x[i] - mean);
             }
-            inv = 1 / sqrtf(squares / (float)(o->outer * inner) + (float)o->eps);
+            inv = 1 / (SUM)sqrt((double)(squares / (SUM)(o->outer * inner)) + o->eps);
         }
-        const float scale = o->weight[c] * inv, shift = o->bias[c] - mean * scale;
+        const float scale = (float)(o->weight[c] * inv), shift = (float)(o->bias[c] - mean * scale);
         for (int64_t n = 0; n < o->outer; n++) {
             const float *x = o->x + n * stride + c * inner;
             float *y = o->y + n * stride + c * inner;
             for (int64_t i = 0; i < inner; i++) y[i] = x[i] * scale + shift;
         }
-        o->mean[c] = mean;
-        o->inv_std[c] = inv;
+        o->mean[c] = (float)mean;
+        o->inv_std[c] = (float)inv;
     }
 }
 
@@ -60,20 +65,20 @@ void c_batch_backward(const norm *o) {
     PARALLEL
     for (int64_t c = 0; c < o->channels; c++) {
         const float mean = o->mean[c], inv = o->inv_std[c], count = (float)(o->outer * inner);
-        float sum = 0, product = 0;
+        SUM sum = 0, product = 0;
         for (int64_t n = 0; n < o->outer; n++) {
             const float *x = o->x + n * stride + c * inner, *dy = o->dy + n * stride + c * inner;
 #pragma omp simd reduction(+ : sum, product)
-            for (int64_t i = 0; i < inner; i++) sum += dy[i], product += dy[i] * (x[i] - mean);
+            for (int64_t i = 0; i < inner; i++) sum += dy[i], product += dy[i] * ((SUM)x[i] - mean);
         }
-        const float centre = sum / count, slope = inv * inv * product / count, scale = o->weight[c] * inv;
+        const float centre = (float)sum / count, slope = inv * inv * (float)product / count, scale = o->weight[c] * inv;
         for (int64_t n = 0; n < o->outer; n++) {
             const float *x = o->x + n * stride + c * inner, *dy = o->dy + n * stride + c * inner;
             float *dx = o->dx + n * stride + c * inner;
             for (int64_t i = 0; i < inner; i++) dx[i] = (dy[i] - centre - (x[i] - mean) * slope) * scale;
         }
-        o->dweight[c] = inv * product;
-        o->dbias[c] = sum;
+        o->dweight[c] = inv * (float)product;
+        o->dbias[c] = (float)sum;
     }
 }
 
@@ -82,13 +87,14 @@ void c_batch_backward(const norm *o) {
 #define PART(t) (rows * (t) / o->threads)
 
 void c_last_forward(const norm *o) {
-    static float sums[MOST_THREADS][MOST_CHANNELS], scale[MOST_CHANNELS], shift[MOST_CHANNELS];
+    static SUM sums[MOST_THREADS][MOST_CHANNELS], means[MOST_CHANNELS];
+    static float scale[MOST_CHANNELS], shift[MOST_CHANNELS];
     const int64_t rows = o->outer * o->inner, channels = o->channels;
     for (int pass = 0; pass < 2 * (int)o->training; pass++) {
         PARALLEL
         for (int64_t t = 0; t < o->threads; t++) {
-            float *restrict s = sums[t];
-            const float *restrict mean = o->mean;
+            SUM *restrict s = sums[t];
+            const SUM *restrict mean = means;
             memset(s, 0, (size_t)channels * sizeof *s);
             for (int64_t r = PART(t); r < PART(t + 1); r++) {
                 const float *x = o->x + r * channels;
@@ -99,10 +105,10 @@ void c_last_forward(const norm *o) {
             }
         }
         for (int64_t c = 0; c < channels; c++) {
-            float sum = 0;
+            SUM sum = 0;
             for (int64_t t = 0; t < o->threads; t++) sum += sums[t][c];
-            if (pass == 0) o->mean[c] = sum / (float)rows;
-            else o->inv_std[c] = 1 / sqrtf(sum / (float)rows + (float)o->eps);
+            if (pass == 0) o->mean[c] = (float)(means[c] = sum / (SUM)rows);
+            else o->inv_std[c] = (float)(1 / sqrt((double)(sum / (SUM)rows) + o->eps));
         }
     }
     for (int64_t c = 0; c < channels; c++) {
@@ -119,29 +125,30 @@ void c_last_forward(const norm *o) {
 }
 
 void c_last_backward(const norm *o) {
-    static float sums[MOST_THREADS][2][MOST_CHANNELS], of[3][MOST_CHANNELS];
+    static SUM sums[MOST_THREADS][2][MOST_CHANNELS];
+    static float of[3][MOST_CHANNELS];
     const int64_t rows = o->outer * o->inner, channels = o->channels;
     PARALLEL
     for (int64_t t = 0; t < o->threads; t++) {
-        float *restrict s = sums[t][0], *restrict p = sums[t][1];
+        SUM *restrict s = sums[t][0], *restrict p = sums[t][1];
         const float *restrict mean = o->mean;
         memset(sums[t], 0, sizeof sums[t]);
         for (int64_t r = PART(t); r < PART(t + 1); r++) {
             const float *x = o->x + r * channels, *dy = o->dy + r * channels;
             for (int64_t c = 0; c < channels; c++) {
                 s[c] += dy[c];
-                p[c] += dy[c] * (x[c] - mean[c]);
+                p[c] += dy[c] * ((SUM)x[c] - mean[c]);
             }
         }
     }
     for (int64_t c = 0; c < channels; c++) {
-        float sum = 0, product = 0;
+        SUM sum = 0, product = 0;
         for (int64_t t = 0; t < o->threads; t++) sum += sums[t][0][c], product += sums[t][1][c];
-        of[0][c] = sum / (float)rows;
-        of[1][c] = o->inv_std[c] * o->inv_std[c] * product / (float)rows;
+        of[0][c] = (float)(sum / (SUM)rows);
+        of[1][c] = o->inv_std[c] * o->inv_std[c] * (float)(product / (SUM)rows);
         of[2][c] = o->weight[c] * o->inv_std[c];
-        o->dweight[c] = o->inv_std[c] * product;
-        o->dbias[c] = sum;
+        o->dweight[c] = o->inv_std[c] * (float)product;
+        o->dbias[c] = (float)sum;
     }
     PARALLEL
     for (int64_t t = 0; t < o->threads; t++)
@@ -160,46 +167,52 @@ void c_layer_forward(const norm *o) {
     PARALLEL
     for (int64_t r = 0; r < o->outer; r++) {
         const float *restrict x = o->x + r * units, *restrict weight = o->weight, *restrict bias = o->bias;
-        float *restrict y = o->y + r * units, sum = 0, squares = 0;
+        float *restrict y = o->y + r * units;
+        SUM sum = 0, squares = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = 0; i < units; i++) sum += x[i];
-        const float mean = sum / (float)units;
+        const SUM mean = sum / (SUM)units;
+        const float middle = (float)mean;
 #pragma omp simd reduction(+ : squares)
         for (int64_t i = 0; i < units; i++) squares += (x[i] - mean) * (x[i] - mean);
-        const float inv = 1 / sqrtf(squares / (float)units + (float)o->eps);
-        for (int64_t i = 0; i < units; i++) y[i] = (x[i] - mean) * inv * weight[i] + bias[i];
-        o->mean[r] = mean;
+        const float inv = (float)(1 / sqrt((double)(squares / (SUM)units) + o->eps));
+        for (int64_t i = 0; i < units; i++) y[i] = (x[i] - middle) * inv * weight[i] + bias[i];
+        o->mean[r] = middle;
         o->inv_std[r] = inv;
     }
 }
 
 void c_layer_backward(const norm *o) {
-    static float sums[MOST_THREADS][2][MOST_CHANNELS];
+    static SUM sums[MOST_THREADS][2][MOST_CHANNELS];
     const int64_t rows = o->outer, units = o->channels;
     PARALLEL
     for (int64_t t = 0; t < o->threads; t++) {
-        float *restrict s = sums[t][0], *restrict p = sums[t][1];
+        SUM *restrict s = sums[t][0], *restrict p = sums[t][1];
         memset(sums[t], 0, sizeof sums[t]);
         for (int64_t r = PART(t); r < PART(t + 1); r++) {
             const float *restrict x = o->x + r * units, *restrict dy = o->dy + r * units, *restrict weight = o->weight;
-            float *restrict dx = o->dx + r * units, sum = 0, product = 0;
+            float *restrict dx = o->dx + r * units;
+            SUM sum = 0, product = 0;
             const float mean = o->mean[r], inv = o->inv_std[r];
 #pragma omp simd reduction(+ : sum, product)
             for (int64_t i = 0; i < units; i++) {
-                sum += weight[i] * dy[i];
-                product += weight[i] * dy[i] * (x[i] - mean);
+                const SUM d = (SUM)weight[i] * dy[i];
+                sum += d;
+                product += d * ((SUM)x[i] - mean);
             }
-            const float centre = sum / (float)units, slope = inv * inv * product / (float)units;
+            const float centre = (float)(sum / (SUM)units), slope = inv * inv * (float)(product / (SUM)units);
             for (int64_t i = 0; i < units; i++) {
                 dx[i] = (weight[i] * dy[i] - centre - (x[i] - mean) * slope) * inv;
                 s[i] += dy[i];
-                p[i] += dy[i] * ((x[i] - mean) * inv);
+                p[i] += dy[i] * (((SUM)x[i] - mean) * inv);
             }
         }
     }
     for (int64_t i = 0; i < units; i++) {
-        o->dweight[i] = o->dbias[i] = 0;
-        for (int64_t t = 0; t < o->threads; t++) o->dbias[i] += sums[t][0][i], o->dweight[i] += sums[t][1][i];
+        SUM sum = 0, product = 0;
+        for (int64_t t = 0; t < o->threads; t++) sum += sums[t][0][i], product += sums[t][1][i];
+        o->dbias[i] = (float)sum;
+        o->dweight[i] = (float)product;
     }
 }
 
