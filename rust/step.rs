@@ -122,14 +122,14 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
         let formula = Formula::<R, A, N>::new(row, shared);
         let plain = states.iter().chain([parameter, gradient]).all(|view| view.plain::<A>().is_some());
         // One call for both: each copy of the formula is kilobytes of code.
-        let (mut p_room, mut g_room) = (element::room(plain), element::room(plain));
-        let mut s_rooms = [const { Room::<A>::uninit() }; N];
+        let (mut p_room, mut g_room, mut s_rooms) = (Room::uninit(), Room::uninit(), [const { Room::uninit() }; N]);
         if !plain {
-            for room in &mut s_rooms {
+            // Here, not as results of a function: those may be copied, plain or not.
+            for room in s_rooms.iter_mut().chain([&mut p_room, &mut g_room]) {
                 room.write([A::ZERO; BLOCK]);
             }
         }
-        let draws = states.iter().chain([parameter]).any(|view| view.dtype().is_random());
+        let draws = parameter.dtype().is_random() || states.iter().any(|state| state.dtype().is_random());
         // Of whole blocks of states that are all so, which then need no room.
         let short = (A::DTYPE == Dtype::F32).then(|| shorts(states)).flatten();
         let most = match (plain, kept) {
