@@ -307,10 +307,10 @@ def test_relu_in_the_same_pass_has_the_bits_of_relu_after(shape, axis, dtype, af
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "axis"), [((2, 3, 900, 900), 1), ((1480000, 3), 1), ((70, 3, 23143), 1)])
+@pytest.mark.parametrize(("shape", "axis"), [((2, 3, 950, 950), 1), ((1800000, 3), 1), ((70, 3, 25601), 1)])
 def test_what_is_larger_than_the_caches_is_written_everywhere_and_nowhere_else(shape, axis, dtype):
     x = random(shape, dtype)
-    assert x.nbytes > 1 << 24
+    assert x.nbytes > 20 << 20
     around = np.full(x.size + 2, 7, dtype)
     out = around[1:-1].reshape(shape)
     _, saved = rv.batch_norm(x, axis=axis, out=out)

@@ -3,6 +3,8 @@
 use crate::element::Arithmetic;
 use crate::reduce::LANES;
 use std::array::from_fn;
+#[cfg(target_arch = "x86_64")]
+use std::hint::black_box;
 use std::marker::PhantomData;
 
 /// Elements that lie one after the other, perhaps in an array of Python's: read and written by value, never borrowed.
@@ -127,6 +129,8 @@ impl<'a, A: Copy> Memory<'a, A> {
         {
             use std::arch::x86_64::{__m128, _mm_loadu_ps, _mm_stream_ps};
             assert!(self.has(at, W));
+            // Else the compiler would compute the row, too, in pieces of 16 bytes.
+            let row = black_box(row);
             let (from, to) = (row.as_ptr().cast::<f32>(), self.data.wrapping_add(at).cast::<f32>());
             for i in 0..size_of::<[A; W]>() / size_of::<__m128>() {
                 // SAFETY: inside the row.
@@ -172,7 +176,7 @@ pub(super) struct Passing {
 }
 
 /// Arrays of this size and more find no room in the caches beside others: to write one there costs a read of it.
-const STREAMED: usize = 16 << 20;
+const STREAMED: usize = 20 << 20;
 
 impl Passing {
     /// Over so many elements.
