@@ -177,7 +177,7 @@ pub(crate) fn load(view: &View) -> Vec<f64> {
     fn of<A: Arithmetic>(view: &View) -> Vec<f64> {
         if let Some(data) = view.plain::<A>() {
             // SAFETY: plain, so contiguous and of type A; live and aligned by the promise of `View::new`.
-            return (0..view.len()).map(|i| unsafe { data.add(i).read() }.to_f64()).collect();
+            return (0..view.len()).map(|i| unsafe { data.wrapping_add(i).read() }.to_f64()).collect();
         }
         let mut numbers = Vec::with_capacity(view.len());
         for at in (0..view.len()).step_by(BLOCK) {

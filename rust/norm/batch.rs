@@ -272,9 +272,11 @@ pub unsafe fn backward<A: Arithmetic>(
     };
     let scale = |[_, inv_std, weight, ..]: [f64; 6]| Scale::from([A::constant(weight * inv_std)]);
     let [bias, product] = match (training, relu) {
-        // SAFETY: the same contract, here and below.
+        // SAFETY: the same contract.
         (true, false) => unsafe { backward_by(layout, inputs, dx, known, plain, differentiate) },
+        // SAFETY: the same contract.
         (false, false) => unsafe { backward_by(layout, inputs, dx, known, plain, scale) },
+        // SAFETY: the same contract.
         (true, true) => unsafe {
             backward_by(layout, inputs, dx, known, rectified, |numbers: [f64; 6]| {
                 let [mean, inv_std, weight, bias, ..] = numbers;
@@ -283,6 +285,7 @@ pub unsafe fn backward<A: Arithmetic>(
                 DifferentiateRectified { mean, centre, slope, scale, factor, shift }
             })
         },
+        // SAFETY: the same contract.
         (false, true) => unsafe {
             backward_by(layout, inputs, dx, known, rectified, |numbers: [f64; 6]| {
                 let [mean, inv_std, weight, bias, ..] = numbers;

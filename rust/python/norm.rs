@@ -87,18 +87,9 @@ pub(crate) fn batch_norm_backward<'py>(
     let Views { inputs: [dy, x], affine, saved, written: [dx, dweight, dbias] } = arrays.views();
     let run = || {
         let (inputs, written) = ([&dy, &x], [&dx, &dweight, &dbias]);
+        let affine = affine.each_ref().map(Option::as_ref);
         // SAFETY: `Backward::check` saw that what is written may be, and shares nothing.
-        unsafe {
-            kernels::batch_norm_backward(
-                layout,
-                inputs,
-                affine.each_ref().map(Option::as_ref),
-                &saved,
-                training,
-                relu,
-                written,
-            )
-        }
+        unsafe { kernels::batch_norm_backward(layout, inputs, affine, &saved, training, relu, written) }
     };
     detach(py, layout.elements(), run);
     Ok(())
