@@ -112,7 +112,7 @@ def main():
             times = ([], [])
             for i in range(args.rounds):
                 for k in (0, 1) if i % 2 else (1, 0):
-                    time.sleep(2e-3)  # torch's threads stop spinning
+                    time.sleep(20e-3)  # until torch's threads stop spinning
                     times[k].append(sample(steps[k]))
             ratios = [theirs / own for own, theirs in zip(*times, strict=True)]
             cells += [f"{1e6 * statistics.median(times[0]):.4g}"]

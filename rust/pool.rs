@@ -230,20 +230,22 @@ impl Pool {
             let job = (gate & !OPEN) / ONE_JOB;
             (gate & OPEN != 0 && job != last).then_some(job)
         };
-        let start = Instant::now();
         loop {
-            for _ in 0..64 {
-                if let Some(job) = new_job() {
-                    return job;
+            // Also after it was woken: a worker that is always woken too late for short jobs, and parks at once, misses all
+            // of them (measured on a virtual machine: steps of 30 µs took as long on two threads as on one).
+            let start = Instant::now();
+            loop {
+                for _ in 0..64 {
+                    if let Some(job) = new_job() {
+                        return job;
+                    }
+                    spin_loop();
                 }
-                spin_loop();
+                if start.elapsed() > AWAKE {
+                    break;
+                }
+                self.make_way();
             }
-            if start.elapsed() > AWAKE {
-                break;
-            }
-            self.make_way();
-        }
-        loop {
             self.parked[id].store(true, Ordering::SeqCst);
             // Looked at after the flag is up: a job from before it is seen here, one from after it unparks us.
             if let Some(job) = new_job() {

@@ -8,7 +8,7 @@ installed, and the yardsticks, C over the whole list, compiled here with ``cc``:
 AVX-512, and one that only reads and writes the same. They tell a slow peer from a slow moment of the machine.
 
 Every case first checks that all peers agree with AdamW in float64. Then rounds: one sample of each peer in turn,
-forwards and backwards alternately; a sample is at least 3 ms of steps, or one step. The ratios are medians of the
+forwards and backwards alternately; a sample is at least 8 ms of steps, or one step. The ratios are medians of the
 ratios within each round, so a change of the machine's mood between rounds cancels out.
 """
 
@@ -38,7 +38,8 @@ import numpy as np
 __all__ = ["add_arguments", "main"]
 
 LR, BETA1, BETA2, EPS, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 0.01
-SAMPLE_SECONDS = 3e-3
+SAMPLE_SECONDS = 8e-3
+SPINNING = 20e-3  # seconds that threads of the peer before may go on; OpenMP's do for 6 ms
 TOLERANCE = 1e-5
 # Gradients of the steps that are checked, as multiples (powers of two: exact) of those that are timed. They differ,
 # since Adam hardly notices a constant factor, and a clip that does nothing would pass.
@@ -522,9 +523,10 @@ def measure(peers: list[Peer], rounds: int) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {peer.label: [] for peer in peers}
     for r in range(rounds):
         for peer in peers if r % 2 == 0 else peers[::-1]:
-            time.sleep(2e-3)  # the threads of the peer before stop spinning
+            time.sleep(SPINNING)
             if steps[peer.label] > 1:
-                sample(peer, 1)  # its data come back into the cache
+                # Its data come back into the cache, and its threads awake: ten steps of a million parameters here.
+                sample(peer, steps[peer.label] // 2)
             times[peer.label].append(sample(peer, steps[peer.label]))
     return times
 
