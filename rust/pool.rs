@@ -1,9 +1,9 @@
 //! Threads: one seam, [`run`]; the only thread code of the crate.
 //!
-//! Workers are started when they are first needed and then wait for ever: awake for some microseconds after a job,
-//! because a training loop comes back soon, then parked. The caller works too, and a worker that wakes too late finds
-//! the gate closed and is not waited for. The pool belongs to a process: a forked child finds another process id, and
-//! builds its own (the parent's is leaked there: its threads do not exist in the child).
+//! Workers are started when they are first needed and then wait for ever: awake for a moment after a job, because a
+//! training loop comes back soon, then parked. The caller works too, and a worker that wakes too late finds the gate
+//! closed and is not waited for. The pool belongs to a process: a forked child finds another process id, and builds its
+//! own (the parent's is leaked there: its threads do not exist in the child).
 
 use crate::simd::DefaultEnvironment;
 use std::cell::{Cell, UnsafeCell};
@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 pub const MAX_THREADS: usize = 64;
 /// Without being told, no more threads than this.
 const DEFAULT_MAX_THREADS: usize = 8;
-/// How long a worker stays awake after a job: a wake-up costs about 5 µs, a step of a small network less.
-const AWAKE: Duration = Duration::from_micros(40);
+/// How long a worker stays awake after a job: as long as a wake-up takes, 5 µs at best, 60 to 200 on a virtual machine
+/// whose idle processor the host has put to other use (measured; a step of a small network takes less).
+const AWAKE: Duration = Duration::from_micros(200);
 
 /// 0 until the first use.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
@@ -245,6 +246,8 @@ impl Pool {
                     break;
                 }
                 self.make_way();
+                // Where the threads are more than the processors, the caller may wait for one that has none.
+                std::thread::yield_now();
             }
             self.parked[id].store(true, Ordering::SeqCst);
             // Looked at after the flag is up: a job from before it is seen here, one from after it unparks us.
