@@ -38,7 +38,10 @@ demo: build  ## train on handwritten digits with four optimizers: a table and le
 	@# One BLAS thread: for matrices this small two gain nothing, and on a busy machine they wait for each other.
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python examples/digits.py
 
-test: lint test-rust test-python  ## everything below that can fail: lint, test-rust, test-python
+test: | check-tools  ## everything below that can fail: lint, test-rust, test-python
+	@# Side by side, because each keeps one processor busy for minutes.
+	$(MAKE) --jobs=2 $(CORE) $(C_LIBRARY)
+	$(MAKE) lint test-rust test-python
 
 test-rust: | check-tools  ## the core's tests; needs no Python package
 	cargo test

@@ -5,6 +5,7 @@ plainly, under the address sanitizer and under valgrind, where each buffer ends 
 """
 
 import functools
+import io
 import itertools
 import os
 import re
@@ -159,13 +160,13 @@ class Calls:
 
     def check(self, output):
         """Compare the bits, and any NaN with any NaN."""
+        stream = io.BytesIO(output)
         for what, results, after in self.expected:
-            got, output = output[: len(results)], output[len(results) :]
+            got = stream.read(len(results))
             assert same(np.float64, got, results), f"{what}: results {got.hex()}, expected {results.hex()}"
             for i, (dtype, data) in enumerate(after):
-                got, output = output[: len(data)], output[len(data) :]
-                assert same(dtype, got, data.tobytes()), f"{what}: array {i}"
-        assert output == b""
+                assert same(dtype, stream.read(len(data)), data.tobytes()), f"{what}: array {i}"
+        assert stream.read() == b""
 
 
 def same(dtype, got, expected):

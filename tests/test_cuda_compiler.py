@@ -357,14 +357,9 @@ KINDS = {
 }
 
 
-#: Compiled for two architectures in float64, of which one has few units for it: more would take half of a minute to see
-#: the operations of the other rules once more. In float32 every rule is compiled for all.
-BRIEF = {
-    *("sign_sgd", "signum", "adamax", "adadelta", "radam", "rprop"),
-    *("adabelief", "yogi", "adopt", "asgd", "schedule_free_sgd", "schedule_free_adamw"),
-    *("lars", "lamb", "novograd"),
-    "madgrad",
-}
+#: In float64, but for Adam: one that has few units for it, and one that has as many as of float32. More would take
+#: minutes to see the same operations once more; in float32 every rule is compiled for all.
+WIDE = (75, 90)
 
 
 #: Of the pass before the step, the architectures by the storages that it is compiled for.
@@ -373,9 +368,9 @@ GAUGED = {"float32": (75, 120), "float64": (75,), "bfloat16": (90,)}
 
 def architectures_of(rule, kind):
     """Choose; half precision mostly for one."""
-    if kind == "float64" and rule in BRIEF:
-        return (75, 90)
-    return ARCHITECTURES if kind in ("float32", "float64") or rule == "adam" else (90,)
+    if kind == "float32" or rule == "adam":
+        return ARCHITECTURES
+    return WIDE if kind == "float64" else (90,)
 
 
 #: What follows the rule does not know it: no states, two, and the most.
@@ -438,8 +433,8 @@ def sources():
         yield from ((f"{name} {dtype}", alone(text, name), ARCHITECTURES) for name in kernel_names(text))
         yield f"clip_units {dtype}", units_source(frozenset([number])), (75, 120) if dtype == "float32" else (90,)
     for real in ("float", "double"):
-        text = source("tree", "norm", REAL=real)
-        yield from ((f"{name} {real}", alone(text, name), ARCHITECTURES) for name in kernel_names(text))
+        text, chosen = source("tree", "norm", REAL=real), ARCHITECTURES if real == "float" else WIDE
+        yield from ((f"{name} {real}", alone(text, name), chosen) for name in kernel_names(text))
     for number, dtype in enumerate(("float64", "float32", "float16", "bfloat16")):
         text, chosen = onebit_source(number), ARCHITECTURES if dtype == "float32" else (90,)
         yield from ((f"{name} {dtype}", alone(text, name), chosen) for name in kernel_names(text))
