@@ -3,9 +3,8 @@
 //! copy → rule → Lookahead → average → copy and store. Each stage is a loop over what the rule has left in the cache, and
 //! none of them knows the rule. They see the new parameter as it was computed, before it is rounded for storage.
 
-use crate::element::{Arithmetic, BLOCK, Dtype, View, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use crate::element::{Arithmetic, BLOCK, Dtype, GROUP, View, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::simd::{self, Kernel};
-use crate::step::LANES;
 
 /// Which stages follow the rule, for all parameters.
 #[derive(Clone, Copy, Debug, Default)]
@@ -193,10 +192,10 @@ impl<S: Stage> Kernel for Staged<S> {
 
     #[inline(always)]
     fn run(self) {
-        let whole = self.n - self.n % LANES;
+        let whole = self.n - self.n % GROUP;
         // Not `for_each`: its body may be compiled for the lowest instruction set before it is inlined.
-        for at in (0..whole).step_by(LANES) {
-            self.stage.group::<LANES>(at);
+        for at in (0..whole).step_by(GROUP) {
+            self.stage.group::<GROUP>(at);
         }
         for at in whole..self.n {
             self.stage.group::<1>(at);

@@ -1195,10 +1195,9 @@ unsafe extern "C" fn rv_batch_norm(
     mean: *mut f64,
     inv_std: *mut f64,
 ) -> i32 {
+    let (vectors, saved) = ([weight, bias, running_mean, running_var], [mean, inv_std]);
     // SAFETY: the same promise.
-    unsafe {
-        batch_norm(x, axis, weight, bias, running_mean, running_var, training, momentum, eps, out, mean, inv_std, false)
-    }
+    unsafe { batch_norm(x, axis, vectors, training, false, [momentum, eps], out, saved) }
 }
 
 #[unsafe(no_mangle)]
@@ -1216,10 +1215,9 @@ unsafe extern "C" fn rv_batch_norm_relu(
     mean: *mut f64,
     inv_std: *mut f64,
 ) -> i32 {
+    let (vectors, saved) = ([weight, bias, running_mean, running_var], [mean, inv_std]);
     // SAFETY: the same promise.
-    unsafe {
-        batch_norm(x, axis, weight, bias, running_mean, running_var, training, momentum, eps, out, mean, inv_std, true)
-    }
+    unsafe { batch_norm(x, axis, vectors, training, true, [momentum, eps], out, saved) }
 }
 
 /// # Safety
@@ -1227,17 +1225,12 @@ unsafe extern "C" fn rv_batch_norm_relu(
 unsafe fn batch_norm(
     x: *const Tensor,
     axis: usize,
-    weight: *const Tensor,
-    bias: *const Tensor,
-    running_mean: *const Tensor,
-    running_var: *const Tensor,
+    vectors: [*const Tensor; 4],
     training: i32,
-    momentum: f64,
-    eps: f64,
-    out: *const Tensor,
-    mean: *mut f64,
-    inv_std: *mut f64,
     relu: bool,
+    [momentum, eps]: [f64; 2],
+    out: *const Tensor,
+    [mean, inv_std]: [*mut f64; 2],
 ) -> i32 {
     guard(|| {
         check_eps(eps)?;
@@ -1245,14 +1238,14 @@ unsafe fn batch_norm(
         // SAFETY: the same promise.
         let x = unsafe { input(x, "x") }?;
         let channels = per_channel(&x, axis)?;
-        let given = [("weight", weight), ("bias", bias), ("running_mean", running_mean), ("running_var", running_var)];
-        let mut vectors = [const { None }; 4];
-        for (slot, (name, pointer)) in vectors.iter_mut().zip(given) {
+        let names = ["weight", "bias", "running_mean", "running_var"];
+        let mut given = [const { None }; 4];
+        for (slot, (name, pointer)) in given.iter_mut().zip(names.into_iter().zip(vectors)) {
             // SAFETY: the same promise.
             *slot = unsafe { vector(pointer, name, &x, &[channels], Shared::Never) }?;
         }
         let training = training != 0;
-        let [weight, bias, running @ ..] = &vectors;
+        let [weight, bias, running @ ..] = &given;
         if running[0].is_some() != running[1].is_some() || !training && running[0].is_none() {
             return Err(null("running_mean, running_var"));
         }
@@ -1270,7 +1263,7 @@ unsafe fn batch_norm(
         written.extend(mean_row.iter().chain(&inv_row));
         check_written(&written, &read)?;
         check_room_for_norm([channels, 0], layout.elements())?;
-        let vectors = vectors.each_ref().map(|array| array.as_ref().map(|array| &array.view));
+        let vectors = given.each_ref().map(|array| array.as_ref().map(|array| &array.view));
         // SAFETY: what is written may be and shares nothing, as checked; the memory is C's promise.
         let saved = unsafe { norms::batch_norm(layout, &x.view, &out.view, vectors, training, relu, [momentum, eps]) };
         // SAFETY: a number for each channel, as checked.

@@ -11,8 +11,8 @@ mod units;
 pub(crate) use self::layerwise::{Gauge, gauge};
 pub use self::units::{Columns, adaptive_clip};
 use crate::after::{self, After, Kept, Numbers};
-use crate::codec::{Bytes, Draw};
-use crate::element::{self, Arithmetic, BLOCK, Dtype, Room, View};
+use crate::codec::{Bytes, Draw, f32_to_bf16_random};
+use crate::element::{self, Arithmetic, BLOCK, Dtype, GROUP, Room, View, bf16_to_f32};
 use crate::error::Error;
 use crate::pool;
 use crate::random::Random;
@@ -121,7 +121,6 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Kernel for Loop<'_, R, A, N> {
         let Self { parameter, gradient, states, random, kept, row, shared, start, len, .. } = self;
         let formula = Formula::<R, A, N>::new(row, shared);
         let plain = states.iter().chain([parameter, gradient]).all(|view| view.plain::<A>().is_some());
-        // One call for both: each copy of the formula is kilobytes of code.
         let (mut p_room, mut g_room, mut s_rooms) = (Room::uninit(), Room::uninit(), [const { Room::uninit() }; N]);
         if !plain {
             // Here, not as results of a function: those may be copied, plain or not.
@@ -202,12 +201,7 @@ fn shorts<const N: usize>(states: &[View; N]) -> Option<[*mut u16; N]> {
     (N > 0).then_some(all)
 }
 
-/// Elements that are read before any of them is written: a few vectors, in registers (measured: 16 stop the
-/// autovectoriser for the shortest rules, 64 spill on AVX2).
-///
-/// So the compiler need not know that NumPy's arrays do not overlap, and we need not promise it.
-pub(crate) const LANES: usize = 32;
-/// The same for what is left of an array.
+/// As [`GROUP`], for what is left of an array.
 const FEW: usize = 8;
 
 /// The whole pipeline of one (group, t), in one arithmetic.
@@ -245,10 +239,10 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
     /// So many elements can be read at each pointer, and written at `p` and `s`; nobody else does meanwhile.
     #[inline(always)]
     unsafe fn apply(&self, p: *mut A, g: *const A, s: [*mut A; N], count: usize) {
-        let (whole, most) = (count - count % LANES, count - count % FEW);
-        for at in (0..whole).step_by(LANES) {
-            // SAFETY: at + LANES ≤ count.
-            unsafe { self.apply_group::<LANES>(p, g, s, at) };
+        let (whole, most) = (count - count % GROUP, count - count % FEW);
+        for at in (0..whole).step_by(GROUP) {
+            // SAFETY: at + GROUP ≤ count.
+            unsafe { self.apply_group::<GROUP>(p, g, s, at) };
         }
         for at in (whole..most).step_by(FEW) {
             // SAFETY: at + FEW ≤ count.
@@ -289,30 +283,30 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
     /// As [`Formula::apply`], with [`BLOCK`] elements at each pointer.
     #[inline(always)]
     unsafe fn apply_short(&self, p: *mut A, g: *const A, s: [*mut u16; N], bytes: &Bytes) {
-        for at in (0..BLOCK).step_by(LANES) {
-            let here = |pointer: *mut A| pointer.wrapping_add(at).cast::<[A; LANES]>();
-            // SAFETY: at + LANES ≤ BLOCK elements can be read.
+        for at in (0..BLOCK).step_by(GROUP) {
+            let here = |pointer: *mut A| pointer.wrapping_add(at).cast::<[A; GROUP]>();
+            // SAFETY: at + GROUP ≤ BLOCK elements can be read.
             let mut p_lanes = unsafe { here(p).read() };
             // SAFETY: as above.
             let mut g_lanes = unsafe { here(g.cast_mut()).read() };
-            let mut s_lanes = [[A::ZERO; LANES]; N];
+            let mut s_lanes = [[A::ZERO; GROUP]; N];
             for (lanes, s) in s_lanes.iter_mut().zip(s) {
                 // SAFETY: as above.
-                let bits = unsafe { s.wrapping_add(at).cast::<[u16; LANES]>().read() };
-                for i in 0..LANES {
-                    lanes[i] = A::from_bf16(bits[i]);
+                let bits = unsafe { s.wrapping_add(at).cast::<[u16; GROUP]>().read() };
+                for i in 0..GROUP {
+                    lanes[i] = A::constant(bf16_to_f32(bits[i]).into());
                 }
             }
             self.compute(&mut p_lanes, &mut g_lanes, &mut s_lanes);
-            // SAFETY: at + LANES ≤ BLOCK elements can be written.
+            // SAFETY: at + GROUP ≤ BLOCK elements can be written.
             unsafe { here(p).write(p_lanes) };
             for (lanes, s) in s_lanes.iter().zip(s) {
-                let mut bits = [0; LANES];
-                for i in 0..LANES {
-                    bits[i] = lanes[i].to_bf16_random(bytes[at + i]);
+                let mut bits = [0; GROUP];
+                for i in 0..GROUP {
+                    bits[i] = f32_to_bf16_random(lanes[i].to_f64() as f32, bytes[at + i]);
                 }
                 // SAFETY: as above.
-                unsafe { s.wrapping_add(at).cast::<[u16; LANES]>().write(bits) };
+                unsafe { s.wrapping_add(at).cast::<[u16; GROUP]>().write(bits) };
             }
         }
     }
@@ -719,10 +713,10 @@ impl<A: Arithmetic> Add<'_, A> {
     /// `count` elements can be read at both pointers, and written at `sum`; nobody else does meanwhile.
     #[inline(always)]
     unsafe fn apply(&self, sum: *mut A, x: *const A, count: usize) {
-        let whole = count - count % LANES;
-        for at in (0..whole).step_by(LANES) {
-            // SAFETY: at + LANES ≤ count.
-            unsafe { self.apply_group::<LANES>(sum, x, at) };
+        let whole = count - count % GROUP;
+        for at in (0..whole).step_by(GROUP) {
+            // SAFETY: at + GROUP ≤ count.
+            unsafe { self.apply_group::<GROUP>(sum, x, at) };
         }
         for at in whole..count {
             // SAFETY: at < count.

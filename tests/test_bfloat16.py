@@ -113,29 +113,6 @@ def test_so_does_one_with_a_rule_of_whole_matrices(make):
         assert_same_bits(exact(w, opt.state_dict()["states"]["params"]["remainder"]), wide)
 
 
-def test_a_split_parameter_has_the_same_bits_for_any_threads_instructions_and_strides():
-    n = 3 * 8192 + 77
-    params = [numbers(n, BF16), *(numbers(k, BF16, k) for k in LENGTHS)]
-    gradients = [[numbers(w.shape, BF16, 9 + seed) for w in params] for seed in range(3)]
-
-    def stepped(params):
-        made = engine("adam", params, HYPER["adam"], after={**FOLLOWED, "master": "split"})
-        for of_step in gradients:
-            made.step(of_step)
-        kept = [array for own in made.kept for array in own.values()]
-        return [*(np.ascontiguousarray(w) for w in params), *kept]
-
-    expected = stepped([w.copy() for w in params])
-    for threads in (1, 2, 3):
-        rv.set_num_threads(threads)
-        for level in instruction_sets():
-            rv._core.set_simd(level)
-            strided = np.zeros((n, 3), BF16)[::-1, 1]
-            strided[:] = params[0]
-            for got, right in zip(stepped([strided, *(w.copy() for w in params[1:])]), expected, strict=True):
-                assert_same_bits(got, right, f"{threads} {level}")
-
-
 def test_updates_below_the_last_bit_add_up():
     w = np.ones(3, BF16)
     opt = rv.SGD(w, lr=2.0**-13, master="split")
@@ -334,17 +311,26 @@ def test_a_parameter_rounded_at_random_follows_the_specification(rule, states):
             assert_same_bits(got, state, step)
 
 
-@pytest.mark.parametrize("states", [None, "8bit"])
-def test_chance_has_the_same_bits_for_any_threads_instructions_and_strides(states):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"after": {**FOLLOWED, "master": "split"}},
+        {"rounding": "stochastic"},
+        {"rounding": "stochastic", "states": "8bit"},
+    ],
+    ids=["split", "stochastic", "stochastic, 8bit"],
+)
+def test_bits_are_the_same_for_any_threads_instructions_and_strides(options):
     n = 3 * 8192 + 77
     params = [numbers(n, BF16), *(numbers(k, BF16, k) for k in LENGTHS)]
     gradients = [[numbers(w.shape, BF16, 9 + seed) for w in params] for seed in range(3)]
 
     def stepped(params):
-        made = engine("adam", params, HYPER["adam"], rounding="stochastic", states=states)
+        made = engine("adam", params, HYPER["adam"], **options)
         for of_step in gradients:
             made.step(of_step)
-        return [*(np.ascontiguousarray(w) for w in params), *(array for own in made.states for array in own)]
+        kept = [array for own in made.kept or () for array in own.values()]
+        return [*map(np.ascontiguousarray, params), *kept, *(array for own in made.states for array in own)]
 
     expected = stepped([w.copy() for w in params])
     for threads in (1, 2, 3):
