@@ -10,38 +10,15 @@ import datetime
 import os
 import platform
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import ravine as rv
-from ravine.bench import machine
+from ravine.bench import in_turn, machine, ratio, sample
 
 LIST = 1000  # tensors of as many elements
-
-
-def sample(step, seconds=3e-3):
-    """Seconds a step."""
-    calls, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < seconds or calls == 0:
-        step()
-        calls += 1
-    return elapsed / calls
-
-
-def in_turn(steps, rounds):
-    """Give {name: seconds of each round}; what is named is called before its turn, too."""
-    times = {name: [] for name in steps}
-    for i in range(rounds):
-        for name in list(steps)[:: 1 if i % 2 else -1]:
-            steps[name]()
-            times[name].append(sample(steps[name]))
-    return times
-
-
-def median_ratio(a, b):
-    return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
 def optimizer(elements, tensors=1, **options):
@@ -68,10 +45,10 @@ def thread_table(threads, rounds):
     sizes = [(10**k, 1) for k in range(9)] + [(3 * 10**k, 1) for k in range(3, 6)] + [(LIST, LIST)]
     for elements, tensors in sorted(sizes, key=lambda size: (size[1], size[0])):
         _, step = optimizer(elements, tensors)
-        alone, together = in_turn({1: on(1, step), threads: on(threads, step)}, rounds).values()
+        alone, together = in_turn({"alone": on(1, step), "together": on(threads, step)}, rounds).values()
         name = f"{elements:,}" if tensors == 1 else f"{tensors:,} × {elements:,}"
         medians = [f"{1e6 * statistics.median(times):.4g}" for times in (alone, together)]
-        yield f"| {name.replace(',', ' ')} | {' | '.join(medians)} | {median_ratio(together, alone):.2f} |"
+        yield f"| {name.replace(',', ' ')} | {' | '.join(medians)} | {ratio(together, alone):.2f} |"
 
 
 def subnormal_table(threads, rounds):
@@ -90,12 +67,8 @@ def subnormal_table(threads, rounds):
             steps[name] = lambda opt=opt, grads=grads: opt.step(grads)
         for count in dict.fromkeys((1, threads)):
             times = in_turn({name: on(count, step) for name, step in steps.items()}, rounds)
-            ratio = median_ratio(times["subnormal"], times["normal"])
-            yield (
-                f"| {elements:,} | {count} | {1e6 * statistics.median(times['normal']):.4g} | {ratio:.2f} |".replace(
-                    ",", " "
-                )
-            )
+            median, slower = statistics.median(times["normal"]), ratio(times["subnormal"], times["normal"])
+            yield f"| {elements:,} | {count} | {1e6 * median:.4g} | {slower:.2f} |".replace(",", " ")
 
 
 def size_table():
@@ -108,15 +81,13 @@ def size_table():
             continue
         params, grads = np.ones(elements, np.float32), np.ones(elements, np.float32)
         opt = rv.AdamW(params, lr=1e-3)
-        start = time.perf_counter()
-        opt.step(grads)
-        first = time.perf_counter() - start
-        seconds = statistics.median(sample(lambda opt=opt, grads=grads: opt.step(grads), 0) for _ in range(5))
+        step = partial(opt.step, grads)
+        first, seconds = sample(step, 1), statistics.median(sample(step, 1) for _ in range(5))
         yield (
             f"| {elements:,} | {first:.3g} | {seconds:.3g} | {1e9 * seconds / elements:.3f} "
             f"| {28 * elements / seconds / 1e9:.0f} |"
         ).replace(",", " ")
-        del opt, params, grads
+        del opt, params, grads, step
 
 
 def main():

@@ -23,14 +23,13 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import ravine as rv
-from ravine.bench import machine, set_threads
+from ravine.bench import in_turn, machine, ratio, set_threads
 
 SHAPES = [(128, 1024), (4096, 256), (8, 512, 14, 14), (32, 256, 28, 28), (32, 64, 56, 56)]
 ROWS = [(4096, 1024), (16, 512)]
@@ -236,22 +235,8 @@ def cases(torch, libraries, threads):
                 yield Case(f"layer norm, {operation}", shape, False, torch, libraries, threads)
 
 
-def sample(f):
-    """Seconds per call, over at least 3 ms."""
-    calls, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < 3e-3 or calls == 0:
-        f()
-        calls += 1
-    return elapsed / calls
-
-
 def measure(calls, rounds):
-    times = {peer: [] for peer in calls}
-    for i in range(rounds):
-        for peer in list(calls)[:: 1 if i % 2 else -1]:
-            time.sleep(2e-3)  # the threads of the peer before stop spinning
-            calls[peer]()  # its data come back into the cache
-            times[peer].append(sample(calls[peer]))
+    times = in_turn(calls, rounds)
     if "limit 0" in times:
         times["limit"] = list(map(min, times.pop("limit 0"), times.pop("limit 1")))
     return times
@@ -300,10 +285,11 @@ def main():
             own = [1e6 * t for t in times["ravine"]]
             cells = [f"{statistics.median(own):.4g} [{min(own):.4g}, {max(own):.4g}]"]
             for peer in PEERS:
-                pairs = zip(times.get(peer, []), times["ravine"], strict=False)
-                ratios = [other / ravine for other, ravine in pairs]
-                fastest = min(times[peer]) / min(times["ravine"]) if ratios else 0
-                cells.append(f"{statistics.median(ratios):.2f} [{fastest:.2f}]" if ratios else "–")
+                if peer in times:
+                    fastest = min(times[peer]) / min(times["ravine"])
+                    cells.append(f"{ratio(times[peer], times['ravine']):.2f} [{fastest:.2f}]")
+                else:
+                    cells.append("–")
             lines.append(f"| {case.name} | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
     if args.output:

@@ -16,10 +16,9 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-from bench_norm import sample
 
 import ravine as rv
-from ravine.bench import machine
+from ravine.bench import in_turn, machine, ratio
 
 #: Elements: in the second-level cache with the copy, in the third-level cache, in memory.
 SIZES = [1 << 16, 1 << 20, 1 << 25]
@@ -70,16 +69,12 @@ def main():
     for size in SIZES:
         g = np.random.default_rng(0).standard_normal(size, np.float32)
         functions = cases(g, np.empty_like(g))
-        times = {name: [] for name in functions}
-        for i in range(args.rounds):
-            for name in list(functions)[:: 1 if i % 2 else -1]:
-                times[name].append(sample(functions[name]))
+        times = in_turn(functions, args.rounds)
         for name, seconds in times.items():
-            ratio = statistics.median(copy / t for copy, t in zip(times["np.copyto"], seconds, strict=True))
             median = statistics.median(seconds)
             spread = f"{median * 1e6:.4g} | {min(seconds) * 1e6:.4g} | {max(seconds) * 1e6:.4g}"
             fastest = min(times["np.copyto"]) / min(seconds)
-            rates = f"{4e-9 * size / median:.1f} | {ratio:.2f} | {fastest:.2f}"
+            rates = f"{4e-9 * size / median:.1f} | {ratio(times['np.copyto'], seconds):.2f} | {fastest:.2f}"
             lines.append(f"| {size} | {name} | {spread} | {rates} |")
     text = "\n".join(lines) + "\n"
     print(text)

@@ -12,14 +12,13 @@ import datetime
 import inspect
 import platform
 import statistics
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import ravine as rv
-from ravine.bench import machine
+from ravine.bench import in_turn, machine
 
 # Rule, what both are given, what torch is given besides, lr.
 RULES = [
@@ -73,16 +72,6 @@ def pair(name, common, extra, lr, size):
     return (lambda: opt.step(gradient)), other.step, form
 
 
-def sample(step):
-    """Seconds a step, over at least 3 ms."""
-    step()
-    calls, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < 3e-3 or calls == 0:
-        step()
-        calls += 1
-    return elapsed / calls
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
@@ -108,14 +97,10 @@ def main():
     for name, common, extra, lr in RULES:
         cells = []
         for size in SIZES:
-            *steps, form = pair(name, common, extra, lr, size)
-            times = ([], [])
-            for i in range(args.rounds):
-                for k in (0, 1) if i % 2 else (1, 0):
-                    time.sleep(20e-3)  # until torch's threads stop spinning
-                    times[k].append(sample(steps[k]))
-            ratios = [theirs / own for own, theirs in zip(*times, strict=True)]
-            cells += [f"{1e6 * statistics.median(times[0]):.4g}"]
+            step, others, form = pair(name, common, extra, lr, size)
+            own, theirs = in_turn({"ravine": step, "torch": others}, args.rounds).values()
+            ratios = [b / a for a, b in zip(own, theirs, strict=True)]
+            cells += [f"{1e6 * statistics.median(own):.4g}"]
             cells += [f"{statistics.median(ratios):.3g} [{min(ratios):.2g}, {max(ratios):.2g}]"]
         what = ", ".join([name, *(f"{key}={value}" for key, value in common.items())])
         lines.append(f"| {what} | {form} | {' | '.join(cells)} |")

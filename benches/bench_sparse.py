@@ -13,13 +13,12 @@ import datetime
 import os
 import platform
 import statistics
-import time
 from pathlib import Path
 
 import numpy as np
 
 import ravine as rv
-from ravine.bench import machine
+from ravine.bench import in_turn, machine, ratio
 
 ROWS, WIDTH = 1_000_000, 64
 RULES = {"SGD": rv.SGD, "Adagrad": rv.Adagrad, "Adam": rv.Adam}
@@ -29,12 +28,6 @@ def lookups():
     rng = np.random.default_rng(0)
     yield "1000 at random", rng.integers(0, ROWS, 1000)
     yield "20 000 by Zipf", np.minimum(rng.zipf(1.3, 20_000), ROWS) - 1
-
-
-def seconds(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
 
 
 def check(make, gradient):
@@ -87,16 +80,13 @@ def main():
                 "rows": lambda opt=opt, gradient=gradient: opt.step(gradient),
                 "copies": lambda opt=opt, rows=rows: rows_of(opt, rows),
             }
-            times = {call: [] for call in calls}
-            for call in calls.values():
-                call()
-            for i in range(args.rounds):
-                for call in list(calls)[:: 1 if i % 2 else -1]:
-                    times[call].append(1e3 * seconds(calls[call]))
-            cells = [f"{statistics.median(t):.3g} [{min(t):.3g}, {max(t):.3g}]" for t in times.values()]
-            ratio = statistics.median(a / b for a, b in zip(times["dense"], times["rows"], strict=True))
+            # Single calls: the rows of a real batch are not in the cache.
+            times = in_turn(calls, args.rounds, seconds=0)
+            milliseconds = [[1e3 * t for t in seconds] for seconds in times.values()]
+            cells = [f"{statistics.median(t):.3g} [{min(t):.3g}, {max(t):.3g}]" for t in milliseconds]
+            gain = ratio(times["dense"], times["rows"])
             fastest = min(times["dense"]) / min(times["rows"])
-            lines.append(f"| {name} | {looked_up} | {len(rows)} | {' | '.join(cells)} | {ratio:.0f} [{fastest:.0f}] |")
+            lines.append(f"| {name} | {looked_up} | {len(rows)} | {' | '.join(cells)} | {gain:.0f} [{fastest:.0f}] |")
     text = "\n".join([*lines, "<!-- /table -->", ""])
     print(text)
     if args.output:

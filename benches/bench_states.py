@@ -14,7 +14,6 @@ import datetime
 import os
 import platform
 import statistics
-import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -24,7 +23,7 @@ import transformer
 from sklearn.datasets import load_digits
 
 import ravine as rv
-from ravine.bench import machine
+from ravine.bench import in_turn, machine, ratio
 
 BF16, FLOAT32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
 #: The dtype of parameters and gradients, and options.
@@ -280,15 +279,10 @@ def time_table(n, rounds):
         optimizer.step()
         memory[reference] = 4, 4, 8, (resident() - before) / n
         calls[reference] = optimizer.step
-    times = {name: [] for name in calls}
-    for i in range(rounds):
-        for name in list(calls)[:: 1 if i % 2 else -1]:
-            start = time.perf_counter()
-            calls[name]()
-            times[name].append(1e9 * (time.perf_counter() - start) / n)
+    times = {name: [1e9 * t / n for t in seconds] for name, seconds in in_turn(calls, rounds).items()}
 
-    def ratio(of, to):
-        return f"{statistics.median(a / b for a, b in zip(of, to, strict=True)):.2f} [{min(of) / min(to):.2f}]"
+    def gain(of, to):
+        return f"{ratio(of, to):.2f} [{min(of) / min(to):.2f}]"
 
     takes = "bytes a parameter: itself, gradient, states (resident)"
     yield f"| AdamW | {takes} | ns a parameter | float32 / this | torch / this |"
@@ -296,7 +290,7 @@ def time_table(n, rounds):
     for name, t in times.items():
         *bytes_of, held = memory[name]
         spread = f"{statistics.median(t):.3f} [{min(t):.3f}, {max(t):.3f}]"
-        others = ratio(next(iter(times.values())), t), ratio(times[reference], t) if reference else ""
+        others = gain(next(iter(times.values())), t), gain(times[reference], t) if reference else ""
         takes = f"{bytes_of[0]}, {bytes_of[1]}, {bytes_of[2]:.2f} ({held:.2f})"
         yield f"| {name} | {takes} | {spread} | {' | '.join(others)} |"
 

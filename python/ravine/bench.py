@@ -8,8 +8,8 @@ installed, and the yardsticks, C over the whole list, compiled here with ``cc``:
 AVX-512, and one that only reads and writes the same. They tell a slow peer from a slow moment of the machine.
 
 Every case first checks that all peers agree with AdamW in float64. Then rounds: one sample of each peer in turn,
-forwards and backwards alternately; a sample is at least 8 ms of steps, or one step. The ratios are medians of the
-ratios within each round, so a change of the machine's mood between rounds cancels out.
+forwards and backwards alternately; a sample is about 8 ms of steps, or one step, after as many that do not count. The
+ratios are medians of the ratios within each round, so a change of the machine's mood between rounds cancels out.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ SLICE = 1000
 PARALLEL_FROM = 1 << 16  # elements; of the numba loop
 
 Arrays = dict[str, np.ndarray]
+Call = Callable[[], object]
 Shapes = list[tuple[int, ...]]
 
 
@@ -497,38 +499,50 @@ def check(peers: list[Peer], params: Arrays, grads: Arrays) -> dict[str, float]:
 # The measurement.
 
 
-def sample(peer: Peer, steps: int) -> float:
-    """Time ``steps`` steps; returns seconds a step."""
+def sample(call: Call, calls: int, prepare: Call | None = None) -> float:
+    """Time so many calls, each without what has to precede it; returns seconds a call."""
     clock = time.perf_counter
-    if peer.prepare is None:
+    if prepare is None:
         start = clock()
-        for _ in range(steps):
-            peer.step()
-        return (clock() - start) / steps
+        for _ in range(calls):
+            call()
+        return (clock() - start) / calls
     spent = 0.0
-    for _ in range(steps):
-        peer.prepare()
+    for _ in range(calls):
+        prepare()
         start = clock()
-        peer.step()
+        call()
         spent += clock() - start
-    return spent / steps
+    return spent / calls
 
 
-def measure(peers: list[Peer], rounds: int) -> dict[str, list[float]]:
-    """Sample all peers in turn; returns a list of seconds a step for each, one entry a round."""
-    steps = {}
-    for peer in peers:
-        once = sample(peer, 1)
-        steps[peer.label] = 1 if once >= SAMPLE_SECONDS else int(SAMPLE_SECONDS / sample(peer, 5)) + 1
-    times: dict[str, list[float]] = {peer.label: [] for peer in peers}
-    for r in range(rounds):
-        for peer in peers if r % 2 == 0 else peers[::-1]:
-            time.sleep(SPINNING)
-            if steps[peer.label] > 1:
-                # Its data come back into the cache, and its threads awake: ten steps of a million parameters here.
-                sample(peer, steps[peer.label] // 2)
-            times[peer.label].append(sample(peer, steps[peer.label]))
+def in_turn(
+    calls: dict[str, Call], rounds: int, seconds: float = SAMPLE_SECONDS, prepare: dict[str, Call] | None = None
+) -> dict[str, list[float]]:
+    """Sample all in turn, for about so many seconds or one call; returns seconds a call, one entry a round."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    gc.collect()
+    gc.disable()
+    try:
+        for r in range(rounds):
+            for name in list(calls)[:: 1 if r % 2 == 0 else -1]:
+                call, before = calls[name], (prepare or {}).get(name)
+                time.sleep(SPINNING)
+                # Its data come back into the cache and its threads awake: on a virtual machine, an idle processor needs
+                # 0.1 to 4 ms for it.
+                count, start = 0, time.perf_counter()
+                while time.perf_counter() - start < seconds:
+                    sample(call, 1, before)
+                    count += 1
+                times[name].append(sample(call, max(count, 1), before))
+    finally:
+        gc.enable()
     return times
+
+
+def ratio(times: list[float], others: list[float]) -> float:
+    """Take the median of the ratios within a round."""
+    return statistics.median(a / b for a, b in zip(times, others, strict=True))
 
 
 @dataclass
@@ -541,10 +555,7 @@ class Result:
     clips: dict[str, str] = field(default_factory=dict)  # label with a clip: label of the same peer without
 
     def ratio(self, label: str, other: str) -> float | None:
-        """Take the median of the ratios within a round."""
-        if other not in self.times:
-            return None
-        return statistics.median(a / b for a, b in zip(self.times[label], self.times[other], strict=True))
+        return ratio(self.times[label], self.times[other]) if other in self.times else None
 
     def markdown(self) -> str:
         tensors = f"{self.tensors} tensors" if self.tensors > 1 else "1 tensor"
@@ -579,12 +590,8 @@ def run(case: str, peers: list[type[Peer]], rounds: int, shapes: Shapes | None =
         variants = [(peer, clip) for peer in own for clip in (None, 1.0)] + [(NumpyInPlace, 1.0)]
     built = [peer(params, grads, clip) for peer, clip in variants]
     deviations = check(built, params, grads)
-    gc.collect()
-    gc.disable()
-    try:
-        times = measure(built, rounds)
-    finally:
-        gc.enable()
+    prepare = {peer.label: peer.prepare for peer in built if peer.prepare}
+    times = in_turn({peer.label: peer.step for peer in built}, rounds, prepare=prepare)
     clips = {peer.label: peer.name for peer in built if peer.clip_norm is not None and peer.name in times}
     return Result(case, len(shapes), sum(p.size for p in params.values()), times, deviations, clips)
 
