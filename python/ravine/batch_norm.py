@@ -8,6 +8,7 @@ The variance is a second pass, Σ(x−μ)²/M, never E[x²]−E[x]²: a constant
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -266,12 +267,9 @@ class BatchNorm:
     def forward(self, x: Any, training: bool = True) -> Any:
         """Give y, by the statistics of x if ``training``, else by the running ones; see `batch_norm`."""
         x = contiguous(x)
-        running = [self.buffers["running_mean"], self.buffers["running_var"]]
-        vectors, room = (
-            [*map(self.params.get, ("weight", "bias")), *running],
-            self._space.statistics(x, running[0].size),
-        )
-        out = self._space.array("y", x)
+        mean, var = self.buffers["running_mean"], self.buffers["running_var"]
+        vectors = [self.params.get("weight"), self.params.get("bias"), mean, var]
+        room, out = self._space.statistics(x, mean.shape), self._space.array("y", x)
         y, saved = _forward(x, vectors, self.axis, training, self.momentum, self.eps, self.relu, out, **room)
         self._kept = (x, saved)
         return y
@@ -315,16 +313,20 @@ class WorkSpace:
         xp, backend, array = array_module(x), backend_of(x), self._arrays.get(name)
         usable = array is not None and array.shape == x.shape and array.dtype == x.dtype
         usable = usable and backend_of(array) is backend
-        inputs = [used for used in (x, *others) if isinstance(used, xp.ndarray)]
-        if not usable or any(xp.may_share_memory(array, used) for used in inputs):
+        for used in (x, *others):
+            usable = usable and not (isinstance(used, xp.ndarray) and xp.may_share_memory(array, used))
+        if not usable:
             array = self._arrays[name] = backend.empty(x.shape, x.dtype)
         return array
 
-    def statistics(self, x: Any, n: int) -> dict[str, Any]:
-        """Tell a device where n means and deviations go: a captured call must make no arrays. Nothing for the CPU."""
-        if not is_array(x) or array_module(x) is np:
+    def statistics(self, x: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+        """Tell a device where means and deviations of this shape go: a captured call must make no arrays.
+
+        Nothing for the CPU.
+        """
+        if isinstance(x, np.ndarray) or not is_array(x):
             return {}
-        backend = backend_of(x)
+        backend, n = backend_of(x), math.prod(shape)
         if self._statistics is None or self._statistics[0].size != n or backend_of(self._statistics[0]) is not backend:
             self._statistics = backend.empty((n,), np.float64), backend.empty((n,), np.float64)
         return {"statistics": self._statistics}

@@ -6,7 +6,6 @@ accumulators in turn, the sums over samples for dα and dβ to 8. There are no r
 
 from __future__ import annotations
 
-import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -198,9 +197,8 @@ class LayerNorm:
         if is_array(x) and x.shape[-len(self.shape) :] != self.shape:
             expected = ", ".join(map(str, ("...", *self.shape)))
             raise ValueError(f"x: expected shape ({expected}), got {x.shape}; reshape it")
-        weight, bias = self.params.get("weight"), self.params.get("bias")
-        axes = len(self.shape)
-        room, out = self._space.statistics(x, math.prod(_shape(x)[:-axes])), self._space.array("y", x)
+        weight, bias, axes = self.params.get("weight"), self.params.get("bias"), len(self.shape)
+        room, out = self._space.statistics(x, _shape(x)[:-axes]), self._space.array("y", x)
         y, saved = _forward(x, weight, bias, axes, self.eps, out, **room)
         self._kept = (x, saved)
         return y

@@ -25,7 +25,7 @@ def array_module(x: Any) -> Any:
 
 def is_array(x: Any) -> bool:
     """Whether ``x`` is a NumPy or a CuPy array."""
-    return isinstance(x, array_module(x).ndarray)
+    return type(x) is np.ndarray or isinstance(x, array_module(x).ndarray)
 
 
 def backend_of(x: Any) -> Any:
