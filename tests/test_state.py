@@ -293,5 +293,14 @@ def test_the_states_of_small_parameters_stand_in_lines_apart():
 def test_first_moments_of_small_parameters_stand_behind_first_moments():
     states = rv.Adam([np.ones(100, np.float32) for _ in range(50)])._engine.states
     for moments in zip(*states, strict=True):
-        places = [moment.ctypes.data for moment in moments]
-        assert np.diff(places).tolist() == [448] * 49  # 400 bytes, and up to a whole cache line
+        places = [moment.ctypes.data for moment in moments[1:]]  # the first stands alone
+        assert np.diff(places).tolist() == [448] * 48  # 400 bytes, and up to a whole cache line
+
+
+@pytest.mark.parametrize("states", [None, "bfloat16"])
+@pytest.mark.parametrize("size", [300, 40_000, 3_000_000])
+def test_no_state_begins_where_another_does_in_a_page(size, states):
+    opt = rv.AdEMAMix(np.zeros(size, np.float32), lr=0.1, states=states)
+    places = [state.ctypes.data % 4096 for state in opt._engine.states[0]]
+    assert len(set(places)) == 3
+    assert all(place % 64 == 0 for place in places)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,10 +61,12 @@ def new_states(backend: Any, rule: str, shape: tuple[int, ...], dtype: str) -> l
 
 def states_maker(backend: Any, rule: str, states: str | None = None) -> Callable[[tuple[int, ...], str], list[Any]]:
     """Return a function that makes the states of one parameter after the other."""
-    shelves: Mapping[int, Callable[[tuple[int, ...], str], Any]] = collections.defaultdict(backend.shelf)
+    shelves: dict[int, Callable[[tuple[int, ...], str], Any]] = {}
 
     def make(shape: tuple[int, ...], dtype: str) -> list[Any]:
         arrays = _core.state_arrays(rule, shape, dtype, states)
+        for i in range(len(shelves), len(arrays)):
+            shelves[i] = backend.shelf(i)
         return [shelves[i](tuple(of_shape), kept) for i, (_, kept, of_shape) in enumerate(arrays)]
 
     return make

@@ -58,25 +58,32 @@ def zeros(shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
     return np.zeros(shape, dtype)
 
 
-def shelf() -> Callable[[tuple[int, ...], str], np.ndarray[Any, Any]]:
-    """Return a `zeros` whose arrays stand one behind the other, if they are small.
+def shelf(number: int) -> Callable[[tuple[int, ...], str], np.ndarray[Any, Any]]:
+    """Return a `zeros` for state number 0, 1, … whose arrays stand one behind the other, if they are small.
 
     A step over many small parameters then reads a state on from where it was, as the processor expects: 1000 × 1000
-    float32 took 1.7 times as long as a C loop before, and takes 1.3.
+    float32 took 1.7 times as long as a C loop before, and takes 1.3. And no two of the arrays that a step walks through
+    begin at the same place of a page, or the first cache takes one for the other: 0.30 ns an element instead of 0.38.
+    (Where NumPy's large arrays begin, parameters and gradients among them, is byte 16.)
     """
-    line, least, most = 64, 1 << 15, 1 << 22
+    line, page, least, most = 64, 4096, 1 << 15, 1 << 22
+    start = (number + 1) * 17 * line % page
     room = np.zeros(0, np.uint8)
+
+    def new(size: int) -> np.ndarray[Any, Any]:
+        array = zeros((size + page,), "uint8")
+        first = (start - array.ctypes.data) % page
+        return array[first : first + size]
 
     def placed(shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
         nonlocal room
         size = math.prod(shape) * np.dtype(dtype).itemsize
         whole = -(-size // line) * line
         if whole > most // 4:
-            return zeros(shape, dtype)
+            return new(size).view(dtype).reshape(shape)
         if whole > room.size:
-            base = room if room.base is None else room.base
-            room = zeros((min(max(least, 4 * whole, 2 * base.size), most) + line,), "uint8")
-            room = room[-room.ctypes.data % line :]
+            # The first stands alone: who asks for no other gets no empty shelf.
+            room = new(whole if room.base is None else min(max(least, 4 * whole, 2 * room.base.size), most))
         array, room = room[:size], room[whole:]
         return array.view(dtype).reshape(shape)
 

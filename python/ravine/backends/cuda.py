@@ -127,7 +127,7 @@ class Backend:
         with self.device.here():
             return self.device.xp.zeros(shape, dtype)
 
-    def shelf(self) -> Callable[[tuple[int, ...], str], Any]:
+    def shelf(self, number: int) -> Callable[[tuple[int, ...], str], Any]:
         """Return `zeros`: CuPy's own arrays stand close."""
         return self.zeros
 
