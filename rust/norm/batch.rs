@@ -2,7 +2,7 @@
 //!
 //! Ioffe and Szegedy, "Batch Normalization", 2015, Algorithm 1.
 
-use super::memory::{Passing, map};
+use super::memory::{Lines, Passing, map};
 use super::sums::{Reader, RowSums, Sequence};
 use super::{
     CHUNK, Differentiate, DifferentiateRectified, Formula, Memory, Normalize, Products, RectifiedProducts, Rectify,
@@ -477,8 +477,9 @@ unsafe fn apply<A: Arithmetic, F: Formula<A, N, P>, const N: usize, const M: usi
         Layout::Last { .. } => {
             // Several rows of coefficients, one after the other, where a row is short.
             let times = PERIOD.div_ceil(channels).min(layout.count());
-            let columns = columns.map(|column| if times > 1 { column.repeat(times) } else { column });
-            let (columns, period) = (columns.each_ref().map(|column| Memory::of(column)), channels * times);
+            let period = channels * times;
+            let columns = columns.map(|column| Lines::new(&column, period));
+            let columns = columns.each_ref().map(Lines::memory);
             let chunk = CHUNK.next_multiple_of(period);
             let tasks = elements.div_ceil(chunk);
             pool::share(tasks, elements, &|task| {

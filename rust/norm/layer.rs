@@ -2,7 +2,7 @@
 //!
 //! Ba, Kiros and Hinton, "Layer Normalization", 2016, equations 3 and 4.
 
-use super::memory::{Passing, map};
+use super::memory::{Lines, Passing, map};
 use super::sums::{Reader, RowSums, Sequence};
 use super::{
     CHUNK, Differentiate, Formula, Memory, Normalize, NormalizedProducts, Square, Value, WeightedProducts, inv_std,
@@ -115,9 +115,8 @@ pub unsafe fn backward<A: Arithmetic>(
 ) -> Gradients {
     let _default = DefaultEnvironment::enter();
     let units = weight.len();
-    // Whole rows of lanes can be read at once.
-    let mut padded = weight.to_vec();
-    padded.resize(units.next_multiple_of(LANES), A::ZERO);
+    // So long that whole rows of lanes can be read at once.
+    let lines = Lines::new(weight, units.next_multiple_of(LANES));
     let of_rows = statistics.mean.iter().zip(&statistics.inv_std);
     let terms: Vec<_> = of_rows.map(|(&mean, &inv_std)| NormalizedProducts { mean, inv_std }).collect();
     let mut sums = RowSums::<A, _, true, 2, 2>::new([dy, x], rows, units, &terms);
@@ -127,7 +126,7 @@ pub unsafe fn backward<A: Arithmetic>(
         let end = rows.min(start + several);
         share_range(end - start, CHUNK / units.max(1), (end - start) * units, &|part| {
             let rows = start + part.start..start + part.end;
-            simd::dispatch(BackwardRows { dy, x, dx, weight: Memory::of(&padded), units, rows, statistics });
+            simd::dispatch(BackwardRows { dy, x, dx, weight: lines.memory(), units, rows, statistics });
         });
         sums.add(start..end, false);
     }

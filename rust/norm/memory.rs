@@ -166,6 +166,31 @@ impl<'a, A: Copy> Memory<'a, A> {
 /// Bytes of a line of the cache.
 const LINE: usize = 64;
 
+/// Numbers that begin where a line of the cache does: a vector of them is one read, not two.
+pub(super) struct Lines<A> {
+    numbers: Vec<A>,
+    start: usize,
+}
+
+impl<A: Arithmetic> Lines<A> {
+    /// The same numbers again and again, `len` in all.
+    pub(super) fn new(numbers: &[A], len: usize) -> Self {
+        let mut lines: Vec<A> = Vec::with_capacity(len + LINE / size_of::<A>());
+        let start = lines.as_ptr().align_offset(LINE);
+        lines.resize(start, A::ZERO);
+        lines.extend_from_slice(&numbers[..numbers.len().min(len)]);
+        while start < lines.len() && lines.len() < start + len {
+            let filled = lines.len() - start;
+            lines.extend_from_within(start..start + filled.min(len - filled));
+        }
+        Self { numbers: lines, start }
+    }
+
+    pub(super) fn memory(&self) -> Memory<'_, A> {
+        Memory::of(&self.numbers[self.start..])
+    }
+}
+
 /// How a pass treats the memory that it goes over.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Passing {
