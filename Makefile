@@ -97,7 +97,6 @@ gallery: build  ## docs/gallery/: the pictures of docs/gallery.md, from examples
 
 bench: bench-kernels  ## every record, table and picture of docs/performance.md, beside the peers that are installed (THREADS=2)
 	$(BIN)/python -m ravine bench --threads $(THREADS) --output benches/record/adamw-$(THREADS)-threads.md
-	$(BIN)/python -m ravine bench --threads 1 --output benches/record/adamw-1-threads.md
 	MPLBACKEND=agg $(BIN)/python benches/draw_adamw.py benches/record/adamw-$(THREADS)-threads.md --picture docs/performance.png --readme README.md
 	$(BIN)/python benches/bench_limits.py --threads $(THREADS) --output benches/record/limits.md
 	if $(BIN)/python -c 'import torch' 2>/dev/null; then \
