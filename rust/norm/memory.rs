@@ -325,6 +325,17 @@ mod tests {
     }
 
     #[test]
+    fn lines_repeat_their_numbers_from_a_line_of_the_cache_on() {
+        for (count, len) in [(0, 0), (1, 5), (3, 512), (8, 512), (100, 100), (130, 192)] {
+            let numbers: Vec<f32> = (0..count).map(|i| i as f32).collect();
+            let lines = Lines::new(&numbers, len);
+            assert_eq!(lines.memory().before_line(len), 0);
+            assert_eq!(lines.memory().len(), len);
+            assert!((0..len).all(|i| lines.memory().row::<1>(i) == [numbers[i % count]]), "{count} in {len}");
+        }
+    }
+
+    #[test]
     fn a_map_writes_its_elements_and_no_others_wherever_they_begin() {
         check::<f32>();
         check::<f64>();

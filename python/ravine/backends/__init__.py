@@ -61,12 +61,11 @@ def new_states(backend: Any, rule: str, shape: tuple[int, ...], dtype: str) -> l
 
 def states_maker(backend: Any, rule: str, states: str | None = None) -> Callable[[tuple[int, ...], str], list[Any]]:
     """Return a function that makes the states of one parameter after the other."""
-    shelves: dict[int, Callable[[tuple[int, ...], str], Any]] = {}
+    shelves: list[Callable[[tuple[int, ...], str], Any]] = []
 
     def make(shape: tuple[int, ...], dtype: str) -> list[Any]:
         arrays = _core.state_arrays(rule, shape, dtype, states)
-        for i in range(len(shelves), len(arrays)):
-            shelves[i] = backend.shelf(i)
-        return [shelves[i](tuple(of_shape), kept) for i, (_, kept, of_shape) in enumerate(arrays)]
+        shelves.extend(map(backend.shelf, range(len(shelves), len(arrays))))
+        return [shelf(tuple(of_shape), kept) for shelf, (_, kept, of_shape) in zip(shelves, arrays, strict=False)]
 
     return make
