@@ -619,6 +619,7 @@ impl Bound {
             }
             arrays.push(state);
         }
+        self.step.check_for(dtype)?;
         check_all_apart(&arrays)?;
         for array in &arrays {
             self.check_free(array)?;

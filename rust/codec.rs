@@ -29,6 +29,9 @@ pub(crate) type Bytes = [u8; BLOCK];
 
 const ONE: u32 = 1.0f32.to_bits();
 
+/// The bits of the largest finite bfloat16 number, as one of float32.
+const LARGEST_BF16: u32 = 0x7f7f_0000;
+
 /// For 0 ≤ x ≤ 1 a root, 2nd (K = 1) or 4th (K = 2), that is linear between powers of 2: 0 at 2⁻³⁸ and below, 1 at 1.
 #[inline(always)]
 fn root<const K: u32>(x: f32) -> f32 {
@@ -133,9 +136,11 @@ pub(crate) fn f32_to_bf16_random(x: f32, random: u8) -> u16 {
 #[inline(always)]
 fn rounded_by(x: f32, added: u32) -> u16 {
     let bits = x.to_bits();
-    // What is added to a NaN could carry it away. Without a branch, or it does not vectorise.
-    let nan = bits & 0x7fff_ffff > 0x7f80_0000;
-    let rounded = bits.wrapping_add(if nan { 0 } else { added }) >> 16;
+    // What is added could carry a NaN away, and make the largest finite numbers infinite. Without a branch, or it does not
+    // vectorise.
+    let size = bits & 0x7fff_ffff;
+    let nan = size > 0x7f80_0000;
+    let rounded = bits.wrapping_add(if size < LARGEST_BF16 { added } else { 0 }) >> 16;
     (rounded | u32::from(nan) << 6) as u16
 }
 
@@ -336,5 +341,8 @@ mod tests {
             assert!(!number.is_nan() || f32::from_bits(u32::from(rounded) << 16).is_nan());
         }
         assert_eq!(f32_to_bf16_random(f32::from_bits(0x7f80_0001), 0), 0x7fc0, "a NaN whose upper half is no NaN");
+        for (x, bits) in [(f32::MAX, 0x7f7f), (f32::MIN, 0xff7f), (f32::INFINITY, 0x7f80), (-f32::INFINITY, 0xff80)] {
+            assert_eq!(f32_to_bf16_random(x, u8::MAX), bits, "finite stays finite");
+        }
     }
 }

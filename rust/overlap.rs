@@ -60,18 +60,44 @@ impl Occupied {
         reachable.filter(move |i| self.ranges[*i].1 > start).map(|i| self.ranges[i].2)
     }
 
-    /// Pairs of neighbours that have an address in common.
+    /// Pairs of owners that may share an element, by their views; never one too few. Thousands of columns of one matrix
+    /// are told apart in one go.
     #[cfg(feature = "python")]
-    pub(crate) fn pairs(&self) -> Vec<(usize, usize)> {
+    pub(crate) fn pairs(&self, views: &[View]) -> Vec<(usize, usize)> {
         let mut pairs = Vec::new();
-        for (i, (low, high, owner)) in self.ranges.iter().enumerate() {
-            let later = self.ranges[i + 1..].iter().take_while(|(other, _, _)| other < high);
-            debug_assert!(low < high);
-            pairs.extend(later.map(|(_, _, other)| (*owner.min(other), *owner.max(other))));
+        let mut start = 0;
+        while start < self.ranges.len() {
+            let beyond = |i: &usize| self.ranges[*i].0 >= self.highest[*i - 1];
+            let end = (start + 1..self.ranges.len()).find(beyond).unwrap_or(self.ranges.len());
+            let meeting = &self.ranges[start..end];
+            if end - start > 1 && !in_one_lattice(meeting.iter().map(|(_, _, owner)| &views[*owner])) {
+                for (i, (_, high, owner)) in meeting.iter().enumerate() {
+                    let later = meeting[i + 1..].iter().take_while(|(other, _, _)| other < high);
+                    let shared = later.filter(|(_, _, other)| may_share(&views[*owner], &views[*other]));
+                    pairs.extend(shared.map(|(_, _, other)| (*owner.min(other), *owner.max(other))));
+                }
+            }
+            start = end;
         }
         pairs.sort_unstable();
         pairs
     }
+}
+
+/// Whether arrays share nothing because they are runs of bytes at different places of one period.
+#[cfg(feature = "python")]
+fn in_one_lattice<'a>(views: impl Iterator<Item = &'a View> + Clone) -> bool {
+    let strides = views.clone().flat_map(|view| view.run().1);
+    let period = strides.fold(0, |period, stride| gcd(period, stride.unsigned_abs()));
+    let places = views.filter_map(|view| {
+        let (low, _) = view.extent()?;
+        low.checked_rem(period).map(|place| (place, place + view.run().0))
+    });
+    let mut places: Vec<(usize, usize)> = places.collect();
+    places.sort_unstable();
+    let apart = |first: &(usize, usize), next: usize| first.1 <= next;
+    let neighbours = places.windows(2).all(|pair| apart(&pair[0], pair[1].0));
+    neighbours && places.first().zip(places.last()).is_some_and(|(first, last)| apart(last, first.0 + period))
 }
 
 /// Whether two arrays may share an element. Never wrongly no. Exact for contiguous arrays, and for such as lie in one

@@ -22,6 +22,8 @@ pub trait Real:
 {
     /// The nearest number to `value`.
     fn constant(value: f64) -> Self;
+    /// The largest finite number.
+    fn largest() -> Self;
     /// √self, correctly rounded.
     fn sqrt(self) -> Self;
     /// |self|.
@@ -43,6 +45,13 @@ pub trait Real:
     #[inline(always)]
     fn larger(self, other: Self) -> Self {
         Self::select_less(other, self, self, Self::select_equal(self, self, other, self))
+    }
+
+    /// self, or the largest finite number where it has overflowed: so that a mean of squares decays again, and does not
+    /// freeze its element for good.
+    #[inline(always)]
+    fn capped(self) -> Self {
+        Self::select_less(Self::largest(), self, Self::largest(), self)
     }
 
     /// self / denominator, and 0 where the denominator is 0, whatever the numerator is.
@@ -112,6 +121,10 @@ macro_rules! impl_real {
             #[inline(always)]
             fn constant(value: f64) -> Self {
                 value as Self
+            }
+            #[inline(always)]
+            fn largest() -> Self {
+                Self::MAX
             }
             #[inline(always)]
             fn sqrt(self) -> Self {

@@ -1,7 +1,7 @@
 //! The one loop, rule × arithmetic × blocks, and the pipeline around it.
 //!
-//! unscale → sign → clip by value → clip by norm → coupled l2 → rule, with decoupled decay on the old parameter, or on the
-//! new one → what follows it ([`after`](crate::after)).
+//! unscale → sign → clip by value → clip by norm → coupled l2 → rule → its step, with decoupled decay, is subtracted from the
+//! parameter in one rounding → what follows it ([`after`](crate::after)).
 //! Every stage is a little loop of its own over a few vectors in registers, run only if it is on; arrays that are strided
 //! or of another dtype pass through blocks on the stack. So kernels add up (rules + dtypes + stages) and never multiply.
 
@@ -32,10 +32,7 @@ pub(crate) struct Row {
     group: usize,
     t: u64,
     coefficients: CoefficientRow,
-    /// 1 − γλ, for decoupled decay.
-    keep: Option<f64>,
-    /// The same, of the new parameter.
-    shrink: Option<f64>,
+    decay: Option<Decay<f64>>,
     l2: Option<f64>,
     maximize: bool,
     after: Numbers,
@@ -214,8 +211,7 @@ struct Formula<R: Rule<N>, A: Arithmetic, const N: usize> {
     clip: Option<A>,
     scale: Option<A>,
     l2: Option<A>,
-    keep: Option<A>,
-    shrink: Option<A>,
+    decay: Option<Decay<A>>,
 }
 
 impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
@@ -228,8 +224,7 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
             clip: shared.clip_value.map(A::constant),
             scale: shared.scale.map(A::constant),
             l2: row.l2.map(A::constant),
-            keep: row.keep.map(A::constant),
-            shrink: row.shrink.map(A::constant),
+            decay: row.decay.map(|decay| decay.map(A::constant)),
         }
     }
 
@@ -315,26 +310,39 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
     #[inline(always)]
     fn compute<const W: usize>(&self, p: &mut [A; W], g: &mut [A; W], s: &mut [[A; W]; N]) {
         self.prepare(g, p);
-        if let Some(keep) = self.keep {
-            for p in p.iter_mut() {
-                *p = keep * *p;
-            }
-        }
+        let mut step = [A::ZERO; W];
         for i in 0..W {
             let mut state = [A::ZERO; N];
             for k in 0..N {
                 state[k] = s[k][i];
             }
-            let (new, state) = R::update(&self.coefficients, p[i], g[i], state);
-            p[i] = new;
+            let (own, state) = R::update(&self.coefficients, p[i], g[i], state);
+            step[i] = own;
             for k in 0..N {
                 s[k][i] = state[k];
             }
         }
-        if let Some(shrink) = self.shrink {
-            for p in p.iter_mut() {
-                *p = shrink * *p;
+        // Part of the step: 1 − γλ, or the new parameter, rounded by itself would lose a decay near its last bit.
+        match self.decay {
+            None => {}
+            Some(Decay::Before(part)) => {
+                for (s, p) in step.iter_mut().zip(&*p) {
+                    *s = part * *p + *s;
+                }
             }
+            Some(Decay::After(part)) => {
+                for (s, p) in step.iter_mut().zip(&*p) {
+                    *s = *s + part * (*p - *s);
+                }
+            }
+            Some(Decay::Implicit(part, whole)) => {
+                for (s, p) in step.iter_mut().zip(&*p) {
+                    *s = (*s + part * *p) / whole;
+                }
+            }
+        }
+        for (p, s) in p.iter_mut().zip(&step) {
+            *p = *p - *s;
         }
     }
 
@@ -427,18 +435,37 @@ struct Group {
     decay_unscaled: bool,
 }
 
+/// Decoupled decay: the part γλ of what it takes, which is added to the step s.
+#[derive(Clone, Copy, Debug)]
+enum Decay<A> {
+    /// Of the old parameter: γλ·w + s.
+    Before(A),
+    /// Of the new one: s + γλ·(w − s).
+    After(A),
+    /// Of the new one with the decay in it: (s + γλ·w)/(1 + γλ); with 1 + γλ.
+    Implicit(A, A),
+}
+
+impl<A> Decay<A> {
+    #[inline(always)]
+    fn map<B>(self, f: impl Fn(A) -> B) -> Decay<B> {
+        match self {
+            Self::Before(part) => Decay::Before(f(part)),
+            Self::After(part) => Decay::After(f(part)),
+            Self::Implicit(part, whole) => Decay::Implicit(f(part), f(whole)),
+        }
+    }
+}
+
 impl Group {
-    /// What decoupled decay multiplies by: the parameter before the update, or the one after it.
-    fn decay(&self) -> (Option<f64>, Option<f64>) {
-        if self.weight_decay == 0.0 {
-            return (None, None);
-        }
+    /// What the pipeline adds to the step; nothing at a rate of 0, since 0·w may be NaN.
+    fn decay(&self) -> Option<Decay<f64>> {
         let part = if self.decay_unscaled { self.weight_decay } else { self.hyper[0] * self.weight_decay };
-        match (self.decay_after, self.decay_implicit) {
-            (_, true) => (None, Some(1.0 / (1.0 + part))),
-            (true, false) => (None, Some(1.0 - part)),
-            (false, false) => (Some(1.0 - part), None),
-        }
+        (part != 0.0).then_some(match (self.decay_after, self.decay_implicit) {
+            (_, true) => Decay::Implicit(part, 1.0 + part),
+            (true, false) => Decay::After(part),
+            (false, false) => Decay::Before(part),
+        })
     }
 }
 
@@ -769,6 +796,8 @@ pub struct Step {
     beyond: Vec<AtomicUsize>,
     steps: u64,
     grad_scale: Option<f64>,
+    /// Whether a parameter is computed in float32.
+    narrow: bool,
 }
 
 impl Step {
@@ -796,6 +825,7 @@ impl Step {
             beyond: Vec::new(),
             steps: 0,
             grad_scale: None,
+            narrow: false,
         }
     }
 
@@ -822,6 +852,7 @@ impl Step {
             self.parameter_squares.resize_with(blocks, AtomicU64::default);
         }
         self.beyond.push(AtomicUsize::new(0));
+        self.narrow |= parameter.dtype().compute() == Dtype::F32;
         let mut states = states.into_iter();
         let states = std::array::from_fn(|_| states.next().unwrap_or_else(View::empty));
         let number = u32::try_from(self.tensors.len()).expect("each has kilobytes of description");
@@ -971,6 +1002,19 @@ impl Step {
         self.rule.hyperparameters.iter().position(|known| *known == name).ok_or_else(unknown)
     }
 
+    /// Whether all that was set may be, if a parameter of this dtype is bound, too.
+    pub fn check_for(&self, dtype: Dtype) -> Result<(), Error> {
+        if dtype.compute() != Dtype::F32 {
+            return Ok(());
+        }
+        for group in &self.groups {
+            let own = self.rule.hyperparameters.iter().copied().zip(group.hyper.iter().copied());
+            let common = [("weight_decay", group.weight_decay), ("l2", group.l2)];
+            own.chain(common).try_for_each(|(name, value)| check_narrow(name, value))?;
+        }
+        Ok(())
+    }
+
     /// Whether a hyperparameter or common option may have this value.
     pub fn check_hyper(&self, name: &str, value: f64) -> Result<(), Error> {
         let common = COMMON.iter().find(|(known, _)| *known == name);
@@ -981,6 +1025,9 @@ impl Step {
         };
         if !range.contains(value) {
             return Err(Error::OutOfRange { name: name.to_owned(), got: value, expected: range.describe() });
+        }
+        if self.narrow {
+            check_narrow(name, value)?;
         }
         if value != 0.0 && name.starts_with("decay_") && self.rule.decays_itself() {
             let expected = "0: this rule decays w within its own update";
@@ -1145,13 +1192,11 @@ impl Step {
             };
             if tensor.row == self.rows.len() {
                 let group = &self.groups[id];
-                let (keep, shrink) = if self.rule.decays_itself() { (None, None) } else { group.decay() };
                 self.rows.push(Row {
                     group: id,
                     t,
                     coefficients: (self.rule.coefficients)(&group.hyper, t),
-                    keep,
-                    shrink,
+                    decay: if self.rule.decays_itself() { None } else { group.decay() },
                     l2: (group.l2 != 0.0).then_some(group.l2),
                     maximize: group.maximize,
                     after: self.after.numbers(t),
@@ -1159,6 +1204,15 @@ impl Step {
             }
         }
     }
+}
+
+/// Whether float32 has a finite number for a hyperparameter.
+fn check_narrow(name: &str, got: f64) -> Result<(), Error> {
+    if got <= f64::from(f32::MAX) {
+        return Ok(());
+    }
+    let expected = "a number that is finite in float32, in which these parameters are computed";
+    Err(Error::OutOfRange { name: name.to_owned(), got, expected })
 }
 
 fn measure_block(view: &View, block: usize, asked: &Measure) -> Measured {

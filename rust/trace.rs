@@ -18,6 +18,8 @@ pub struct Expr(usize);
 enum Node {
     Input(&'static str),
     Constant(f64),
+    /// See [`Real::largest`].
+    Largest,
     Unary(Unary, Expr),
     Binary(Binary, Expr, Expr),
     Select(Compare, [Expr; 4]),
@@ -93,8 +95,20 @@ fn binary(op: Binary, a: Expr, b: Expr) -> Expr {
         (Binary::Multiply, Some(1.0), _) => b,
         (Binary::Multiply | Binary::Divide, Some(0.0), _) => a,
         (Binary::Multiply, _, Some(0.0)) => b,
-        _ => record(Node::Binary(op, a, b)),
+        _ => match (op, negated(b)) {
+            (Binary::Add, Some(b)) => record(Node::Binary(Binary::Subtract, a, b)),
+            (Binary::Subtract, Some(b)) => record(Node::Binary(Binary::Add, a, b)),
+            _ => record(Node::Binary(op, a, b)),
+        },
     }
+}
+
+/// What this is the negative of, if it was written so.
+fn negated(x: Expr) -> Option<Expr> {
+    TAPE.with_borrow(|tape| match tape[x.0] {
+        Node::Unary(Unary::Negate, a) => Some(a),
+        _ => None,
+    })
 }
 
 macro_rules! operator {
@@ -127,6 +141,9 @@ impl Neg for Expr {
 impl Real for Expr {
     fn constant(value: f64) -> Self {
         record(Node::Constant(value))
+    }
+    fn largest() -> Self {
+        record(Node::Largest)
     }
     fn sqrt(self) -> Self {
         if constant_of(self) == Some(1.0) { self } else { record(Node::Unary(Unary::Sqrt, self)) }
@@ -189,7 +206,8 @@ pub struct Trace {
     /// How the coefficients come from the hyperparameters and t.
     host: (Vec<Node>, Vec<Expr>),
     tape: Vec<Node>,
-    parameter: Expr,
+    /// The step; for readers, the new parameter.
+    outcome: Expr,
     new_states: Vec<Expr>,
     layerwise: Option<Measured>,
 }
@@ -252,12 +270,14 @@ fn host<R: Rule<N>, const N: usize>(coefficients: &R::Coefficients<Expr>) -> (Ve
 fn trace<R: Rule<N>, const N: usize>(
     host: (Vec<Node>, Vec<Expr>),
     coefficients: impl FnOnce() -> R::Coefficients<Expr>,
+    outcome: impl FnOnce(Expr, Expr) -> Expr,
     layerwise: impl FnOnce(&R::Coefficients<Expr>, Expr, Expr, [Expr; N]) -> Option<Measured>,
 ) -> Trace {
     let inputs = R::STATES.map(|state| input(state.name));
     let (p, g) = (input("p"), input("g"));
     let coefficients = coefficients();
-    let (parameter, new_states) = R::update(&coefficients, p, g, inputs);
+    let (step, new_states) = R::update(&coefficients, p, g, inputs);
+    let outcome = outcome(p, step);
     let layerwise = layerwise(&coefficients, p, g, inputs);
     Trace {
         name: R::NAME,
@@ -266,7 +286,7 @@ fn trace<R: Rule<N>, const N: usize>(
         hyperparameters: R::Hyper::<Expr>::NAMES,
         host,
         tape: TAPE.take(),
-        parameter,
+        outcome,
         new_states: new_states.to_vec(),
         layerwise,
     }
@@ -276,15 +296,38 @@ fn trace<R: Rule<N>, const N: usize>(
 pub(crate) fn of_coefficients<R: Rule<N>, const N: usize>() -> Trace {
     TAPE.with_borrow_mut(Vec::clear);
     let host = host::<R, N>(&R::coefficients(&hyper_inputs::<R, N>(), 2));
-    trace::<R, N>(host, coefficient_inputs::<R, N>, |_, _, _, _| None)
+    trace::<R, N>(host, coefficient_inputs::<R, N>, |_, step| step, |_, _, _, _| None)
+}
+
+/// The decoupled decay of the old parameter that is added to the step, for readers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decay {
+    /// None, or within the rule, or of the new parameter.
+    Elsewhere,
+    /// γλ·w.
+    Scaled,
+    /// λ·w.
+    Unscaled,
+}
+
+impl Decay {
+    fn apply(self, p: Expr, step: Expr) -> Expr {
+        let part = match self {
+            Self::Elsewhere => return p - step,
+            Self::Scaled => input("lr") * input("weight_decay"),
+            Self::Unscaled => input("weight_decay"),
+        };
+        p - (part * p + step)
+    }
 }
 
 /// The rule with its hyperparameters as inputs, and the switches among them set.
-pub(crate) fn of_hyperparameters<R: Rule<N>, const N: usize>(values: &[f64]) -> Trace {
+pub(crate) fn of_hyperparameters<R: Rule<N>, const N: usize>(values: &[f64], decay: Decay) -> Trace {
     TAPE.with_borrow_mut(Vec::clear);
     FOLDING.set(true);
     let coefficients = || R::coefficients(&configured::<R, N>(values), 2);
-    let trace = trace::<R, N>((Vec::new(), Vec::new()), coefficients, |_, _, _, _| None);
+    let outcome = |p, step| decay.apply(p, step);
+    let trace = trace::<R, N>((Vec::new(), Vec::new()), coefficients, outcome, |_, _, _, _| None);
     FOLDING.set(false);
     trace
 }
@@ -302,19 +345,19 @@ pub(crate) fn layerwise_of_coefficients<R: Layerwise<N>, const N: usize>() -> Tr
     let scalar = R::scalar(&hyper_inputs::<R, N>(), 2, &norm_inputs::<R, N>());
     let of_host = (TAPE.take(), scalar);
     let host = host::<R, N>(&R::adapted(&hyper_inputs::<R, N>(), 2, &norm_inputs::<R, N>()));
-    trace::<R, N>(host, coefficient_inputs::<R, N>, |coefficients, p, g, state| {
-        Some(measured::<R, N>(coefficients, p, g, state, of_host))
-    })
+    let measured = |coefficients: &_, p, g, state| Some(measured::<R, N>(coefficients, p, g, state, of_host));
+    trace::<R, N>(host, coefficient_inputs::<R, N>, |_, step| step, measured)
 }
 
 /// As [`of_hyperparameters`], of a rule with norms of each tensor.
-pub(crate) fn layerwise_of_hyperparameters<R: Layerwise<N>, const N: usize>(values: &[f64]) -> Trace {
+pub(crate) fn layerwise_of_hyperparameters<R: Layerwise<N>, const N: usize>(values: &[f64], decay: Decay) -> Trace {
     TAPE.with_borrow_mut(Vec::clear);
     FOLDING.set(true);
     let scalar = || R::scalar(&configured::<R, N>(values), 2, &norm_inputs::<R, N>());
     let coefficients =
         || R::adapted(&configured::<R, N>(values), 2, &Norms { scalar: scalar(), ..norm_inputs::<R, N>() });
-    let trace = trace::<R, N>((Vec::new(), Vec::new()), coefficients, |coefficients, p, g, state| {
+    let outcome = |p, step| decay.apply(p, step);
+    let trace = trace::<R, N>((Vec::new(), Vec::new()), coefficients, outcome, |coefficients, p, g, state| {
         Some(measured::<R, N>(coefficients, p, g, state, (Vec::new(), scalar())))
     });
     FOLDING.set(false);
@@ -395,13 +438,13 @@ impl Trace {
         let of_host = Printer { tape, number: "double", fields: hyperparameters, object: "h" };
         let computed = values.iter().map(|x| of_host.operand(*x)).collect::<Vec<_>>().join(", ");
         let of_element = Printer { tape: &self.tape, number: "A", fields: coefficients, object: "c" };
-        let outputs: Vec<Expr> = self.new_states.iter().copied().chain([self.parameter]).collect();
+        let outputs: Vec<Expr> = self.new_states.iter().copied().chain([self.outcome]).collect();
         let bound: Vec<String> =
             self.states.iter().enumerate().map(|(k, state)| format!("&{state} = s[{k}]")).collect();
         let bound = if bound.is_empty() { String::new() } else { format!("        A {};\n", bound.join(", ")) };
-        let names = self.states.iter().copied().chain(["p"]);
         let assigned: String =
-            outputs.iter().zip(names).map(|(x, name)| format!("        {name} = x{};\n", x.0)).collect();
+            self.new_states.iter().zip(&self.states).map(|(x, name)| format!("        {name} = x{};\n", x.0)).collect();
+        let step = of_element.operand(self.outcome); // before a state that it may be is overwritten
         let (prepared, updated) = (of_host.statements(values, false), of_element.statements(&outputs, true));
         let count = self.states.len();
         let norms = self.norm_arguments().map(|arguments| arguments.map(|name| format!(", const double {name} = 0.0")));
@@ -422,9 +465,12 @@ impl Trace {
         return {{{rounded}}};
     }}
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {{
-{bound}{updated}{assigned}    }}
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {{
+{bound}{updated}        const A step = {step};
+{assigned}        return step;
+    }}
 {measured}}};
 "
         )
@@ -476,7 +522,7 @@ impl Trace {
             targets.extend(measured.number());
             targets.extend((!self.is_input(measured.value)).then_some((measured.name, measured.value)));
         }
-        targets.push(("p", self.parameter));
+        targets.push(("p", self.outcome));
         let outputs: Vec<Expr> = targets.iter().map(|(_, value)| *value).collect();
         let mut lines = self.definitions(&outputs);
         let mut done: Vec<(&str, Expr)> = Vec::new();
@@ -544,11 +590,17 @@ impl Trace {
         {
             return self.text(then, binds, done); // a guard against ∞ − ∞, beside the formula
         }
+        if let Node::Select(Compare::Less, [limit, .., otherwise]) = self.tape[x.0]
+            && self.tape[limit.0] == Node::Largest
+        {
+            return self.text(otherwise, binds, done); // a guard against overflow, beside the formula
+        }
         let sub = |x: Expr, binds: u8| self.text(x, binds, done);
         let (text, strength) = match self.tape[x.0] {
             Node::Input(name) => (symbol(name).to_owned(), 4),
             Node::Constant(value) => (format!("{value}"), 4),
             Node::Count => ("t".to_owned(), 4),
+            Node::Largest => ("largest".to_owned(), 4),
             Node::Unary(Unary::Sqrt, a) => {
                 (if self.leaf(a) { format!("√{}", sub(a, 3)) } else { format!("√({})", sub(a, 0)) }, 4)
             }
@@ -630,7 +682,7 @@ impl Printer<'_> {
             let value = match node {
                 // An old value that is a new one too is copied before anything is overwritten.
                 Node::Input(_) if overwritten && outputs.iter().any(|x| x.0 == i) => self.operand(Expr(i)),
-                Node::Input(_) | Node::Constant(_) | Node::Named(..) => continue,
+                Node::Input(_) | Node::Constant(_) | Node::Largest | Node::Named(..) => continue,
                 _ => self.operation(node),
             };
             // Writing to a String cannot fail.
@@ -644,6 +696,7 @@ impl Printer<'_> {
             Node::Input(name) if self.fields.contains(&name) => format!("{}.{name}", self.object),
             Node::Input(name) => name.to_owned(),
             Node::Constant(value) => format!("{}({value:?})", self.number),
+            Node::Largest => format!("largest<{}>()", self.number),
             Node::Named(_, value) => self.operand(value),
             _ => format!("x{}", x.0),
         }
@@ -666,7 +719,7 @@ impl Printer<'_> {
             Node::WarmingProduct(a, q) => format!("warming_product({}, {}, t)", x(a), x(q)),
             Node::Count => format!("{}(t)", self.number),
             Node::AtFirst(first, later) => format!("t == 1 ? {} : {}", x(first), x(later)),
-            Node::Input(_) | Node::Constant(_) | Node::Named(..) => unreachable!("leaves are operands"),
+            Node::Input(_) | Node::Constant(_) | Node::Largest | Node::Named(..) => unreachable!("leaves are operands"),
         }
     }
 }
@@ -696,7 +749,7 @@ fn operator_text(op: Binary) -> &'static str {
 
 fn operands(node: &Node) -> Vec<Expr> {
     match *node {
-        Node::Input(_) | Node::Constant(_) | Node::Count => vec![],
+        Node::Input(_) | Node::Constant(_) | Node::Largest | Node::Count => vec![],
         Node::Unary(_, a) | Node::Power(a) | Node::Named(_, a) => vec![a],
         Node::Binary(_, a, b) | Node::AtFirst(a, b) | Node::Raised(a, b) | Node::WarmingProduct(a, b) => vec![a, b],
         Node::Select(_, four) => four.to_vec(),

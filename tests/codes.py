@@ -44,8 +44,9 @@ def parameter_to_bfloat16(x, step, tensor):
 def rounded_by(x, added):
     """Give the upper halves of the numbers' bits, after something was added to them."""
     old = x.reshape(-1).view(np.uint32)
-    nan = (old & 0x7FFFFFFF) > 0x7F800000
-    new = np.where(nan, old >> np.uint32(16) | np.uint32(0x40), (old + added) >> np.uint32(16))
+    size = old & np.uint32(0x7FFFFFFF)
+    new = np.where(size < 0x7F7F0000, old + added, old) >> np.uint32(16)  # the largest finite numbers stay finite
+    new = np.where(size > 0x7F800000, new | np.uint32(0x40), new)
     return new.astype(np.uint16).reshape(x.shape)
 
 

@@ -5,6 +5,7 @@ use ravine::element::{Dtype, View};
 use ravine::rules::{Entry, Moment, REGISTRY, Range};
 use ravine::simd::{self, Level};
 use ravine::step::{NonFinite, Options, Step};
+use ravine::trace::Decay;
 
 /// Float32 numbers in (−1, 1), some of them 0, −0 and subnormal.
 fn numbers(n: usize, seed: u32) -> Vec<f32> {
@@ -156,10 +157,11 @@ fn cuda_text_is_the_stored_one() {
 
 #[test]
 fn formulas_read_as_in_the_papers() {
-    let formula = |name: &str, values: &[f64]| {
+    let decayed = |name: &str, values: &[f64], decay: Decay| {
         let entry = REGISTRY.iter().find(|entry| entry.name == name).unwrap();
-        entry.trace_configured(values).formula()
+        entry.trace_configured(values, decay).formula()
     };
+    let formula = |name: &str, values: &[f64]| decayed(name, values, Decay::Elsewhere);
     assert_eq!(formula("sgd", &[0.1]), "w ← w − γ·g");
     assert_eq!(formula("momentum", &[0.1, 0.9, 0.0, 0.0, 0.0]), "b ← μ·b + g\nw ← w − γ·b");
     assert_eq!(formula("momentum", &[0.1, 0.9, 0.0, 1.0, 0.0]), "b ← μ·b + (1 − μ)·g\nw ← w − γ·b");
@@ -184,7 +186,10 @@ fn formulas_read_as_in_the_papers() {
         "v ← (‖g‖² if t = 1 else β₂·v + (1 − β₂)·‖g‖²)\nm ← β₁·m + g/(√v + ε)\nw ← w − γ·m"
     );
     assert_eq!(
-        formula("heavy_ball", &[0.1, 0.9, 0.1]),
-        "w⁻, w ← w, (1 − γ·λ)·w − (γ·g − (0 if t = 1 else μ)·(w − w⁻))"
+        decayed("heavy_ball", &[0.1, 0.9], Decay::Scaled),
+        "w⁻, w ← w, w − (γ·λ·w + γ·g − (0 if t = 1 else μ)·(w − w⁻))"
     );
+    assert_eq!(decayed("sgd", &[0.1], Decay::Unscaled), "w ← w − (λ·w + γ·g)");
+    assert_eq!(formula("velocity", &[0.1, 0.9]), "v ← μ·v − γ·g\nw ← w + v");
+    assert_eq!(decayed("velocity", &[0.1, 0.9], Decay::Scaled), "v ← μ·v − γ·g\nw ← w − (γ·λ·w − v)");
 }

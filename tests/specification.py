@@ -1,7 +1,7 @@
 """The readable specification: what a step computes, rounding by rounding, in NumPy.
 
-Every rule is one short function ``rule(w, g, *states, t, **hyper) -> (w, *states)`` over whole arrays of the compute
-dtype. Coefficients are Python floats, rounded once to that dtype (``rounded``); then each NumPy operation rounds once,
+Every rule is one short function ``rule(w, g, *states, t, **hyper) -> (step, *states)`` over whole arrays of the compute
+dtype; the new w is w − step. Coefficients are Python floats, rounded once to that dtype (``rounded``); then each NumPy operation rounds once,
 in the order it is written. ``step`` adds what surrounds a rule. The kernels equal all of it byte for byte; any NaN
 equals any NaN. Nothing here is shared with the kernels, nor with ``tests.reference``, which says what is right, not how
 it rounds.
@@ -48,6 +48,16 @@ def divide_or_zero(a: Array, denominator: Array) -> Array:
     return np.where(denominator == 0, a.dtype.type(0), a / denominator)
 
 
+#: The largest finite numbers.
+LARGEST = {np.dtype(dtype): np.finfo(dtype).max for dtype in (np.float32, np.float64)}
+
+
+def capped(v: Array) -> Array:
+    """The largest finite number in the place of ∞."""
+    v = np.asarray(v)
+    return np.where(v > LARGEST[v.dtype], LARGEST[v.dtype], v)
+
+
 def smaller(a: Array, b: Array) -> Array:
     """min(a, b) = a if a < b or a ≠ a, else b; so NaN if one is NaN, and b of two equal zeros."""
     return np.where((a < b) | (a != a), a, b)
@@ -68,7 +78,7 @@ def sign(a: Array) -> Array:
 
 def sgd(w: Array, g: Array, *, t: int, lr: float) -> Update:
     (lr,) = rounded(w, lr)
-    return (w - lr * g,)
+    return (lr * g,)
 
 
 def momentum(
@@ -86,38 +96,36 @@ def momentum(
     gain = 1.0 - momentum if average else 1.0 if t == 1 and not dampen_first else 1.0 - dampening
     lr, momentum, gain = rounded(w, lr, momentum, gain)
     b = momentum * b + gain * g
-    return w - lr * b, b
+    return lr * b, b
 
 
 def nesterov(w: Array, g: Array, b: Array, *, t: int, lr: float, momentum: float) -> Update:
     lr, momentum = rounded(w, lr, momentum)
     b = momentum * b + g
-    return w - lr * (g + momentum * b), b
+    return lr * (g + momentum * b), b
 
 
 def velocity(w: Array, g: Array, v: Array, *, t: int, lr: float, momentum: float) -> Update:
     lr, momentum = rounded(w, lr, momentum)
     v = momentum * v - lr * g
-    return w + v, v
+    return -v, v
 
 
 def velocity_nesterov(w: Array, g: Array, v: Array, *, t: int, lr: float, momentum: float) -> Update:
     lr, momentum = rounded(w, lr, momentum)
     v = momentum * v - lr * g
-    return w + (momentum * v - lr * g), v
+    return -(momentum * v - lr * g), v
 
 
 def velocity_nesterov_chainer(w: Array, g: Array, v: Array, *, t: int, lr: float, momentum: float) -> Update:
     lr, momentum, of_v, of_g = rounded(w, lr, momentum, momentum * momentum, 1.0 + momentum)
     v = momentum * v - lr * g
-    return w + (of_v * v - of_g * (lr * g)), v
+    return -(of_v * v - of_g * (lr * g)), v
 
 
-def heavy_ball(
-    w: Array, g: Array, previous: Array, *, t: int, lr: float, momentum: float, weight_decay: float
-) -> Update:
-    lr, momentum, keep = rounded(w, lr, 0.0 if t == 1 else momentum, 1.0 - lr * weight_decay)
-    return keep * w - (lr * g - momentum * (w - previous)), w
+def heavy_ball(w: Array, g: Array, previous: Array, *, t: int, lr: float, momentum: float) -> Update:
+    lr, momentum = rounded(w, lr, 0.0 if t == 1 else momentum)
+    return lr * g - momentum * (w - previous), w
 
 
 # Adagrad.
@@ -135,19 +143,19 @@ def adagrad(
     eps_inside: float = 0.0,
 ) -> Update:
     lr, start = rounded(w, lr, initial if t == 1 else 0.0)
-    v = v + start + g * g
-    return w - lr * divide_or_zero(g, root(v, eps, eps_inside)), v
+    v = capped(v + start + g * g)
+    return lr * divide_or_zero(g, root(v, eps, eps_inside)), v
 
 
 def unless_nan(a: Array, b: Array) -> Array:
-    """∞ − ∞ in a running mean or a variance: once infinite, always infinite."""
+    """∞ − ∞, of an infinite state of an older file."""
     return np.where(a == a, a, b)
 
 
 def adagrad_mean(w: Array, g: Array, v: Array, *, t: int, lr: float, eps: float) -> Update:
     lr, eps, count = rounded(w, lr, eps, float(t))
-    v = unless_nan(v + (g * g - v) / count, v + g * g)
-    return w - lr * divide_or_zero(g, np.sqrt(v) + eps), v
+    v = capped(unless_nan(v + (g * g - v) / count, v + g * g))
+    return lr * divide_or_zero(g, np.sqrt(v) + eps), v
 
 
 # RMSprop and Adam: ε stands inside or outside the root, and the other place adds 0.
@@ -167,13 +175,14 @@ def root(v: Array, eps: float, eps_inside: float) -> Array:
 def rmsprop(
     w: Array, g: Array, v: Array, *, t: int, lr: float, decay: float, eps: float, eps_inside: float, first_square: float
 ) -> Update:
-    v = running(w, v, g * g, t, decay, first_square)
+    v = capped(running(w, v, g * g, t, decay, first_square))
     (lr,) = rounded(w, lr)
-    return w - lr * divide_or_zero(g, root(v, eps, eps_inside)), v
+    return lr * divide_or_zero(g, root(v, eps, eps_inside)), v
 
 
 def deviation(v: Array, a: Array, eps: float, eps_inside: float) -> Array:
-    return root(larger(unless_nan(v - a * a, v), np.zeros_like(v)), eps, eps_inside)
+    square = a * a
+    return root(larger(np.where(square > LARGEST[v.dtype], v, v - square), np.zeros_like(v)), eps, eps_inside)
 
 
 def rmsprop_centered(
@@ -189,10 +198,10 @@ def rmsprop_centered(
     eps_inside: float,
     first_square: float,
 ) -> Update:
-    v = running(w, v, g * g, t, decay, first_square)
+    v = capped(running(w, v, g * g, t, decay, first_square))
     a = running(w, a, g, t, decay, first_square)
     (lr,) = rounded(w, lr)
-    return w - lr * divide_or_zero(g, deviation(v, a, eps, eps_inside)), v, a
+    return lr * divide_or_zero(g, deviation(v, a, eps, eps_inside)), v, a
 
 
 def rmsprop_momentum(
@@ -210,10 +219,10 @@ def rmsprop_momentum(
     momentum: float,
     lr_inside: float = 0.0,
 ) -> Update:
-    v = running(w, v, g * g, t, decay, first_square)
+    v = capped(running(w, v, g * g, t, decay, first_square))
     inner, lr, momentum = rounded(w, *((lr, 1.0) if lr_inside else (1.0, lr)), momentum)
     b = momentum * b + inner * divide_or_zero(g, root(v, eps, eps_inside))
-    return w - lr * b, v, b
+    return lr * b, v, b
 
 
 def rmsprop_centered_momentum(
@@ -232,11 +241,11 @@ def rmsprop_centered_momentum(
     momentum: float,
     lr_inside: float = 0.0,
 ) -> Update:
-    v = running(w, v, g * g, t, decay, first_square)
+    v = capped(running(w, v, g * g, t, decay, first_square))
     a = running(w, a, g, t, decay, first_square)
     inner, lr, momentum = rounded(w, *((lr, 1.0) if lr_inside else (1.0, lr)), momentum)
     b = momentum * b + inner * divide_or_zero(g, deviation(v, a, eps, eps_inside))
-    return w - lr * b, v, a, b
+    return lr * b, v, a, b
 
 
 def rmsprop_momentum_before(
@@ -253,10 +262,10 @@ def rmsprop_momentum_before(
     first_square: float,
     momentum: float,
 ) -> Update:
-    v = running(w, v, g * g, t, decay, first_square)
+    v = capped(running(w, v, g * g, t, decay, first_square))
     lr, momentum = rounded(w, lr, momentum)
     m = momentum * m + g
-    return w - lr * divide_or_zero(m, root(v, eps, eps_inside)), v, m
+    return lr * divide_or_zero(m, root(v, eps, eps_inside)), v, m
 
 
 def adam_update(
@@ -295,8 +304,8 @@ def adam(
     eps_hat: float,
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
-    v = running(w, v, g * g, t, beta2, False)
-    return w - adam_update(m, v, t, lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat), m, v
+    v = capped(running(w, v, g * g, t, beta2, False))
+    return adam_update(m, v, t, lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat), m, v
 
 
 def adam_amsgrad(
@@ -317,20 +326,20 @@ def adam_amsgrad(
     max_corrected: float = 0.0,
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
-    v = running(w, v, g * g, t, beta2, False)
+    v = capped(running(w, v, g * g, t, beta2, False))
     if not max_corrected:
         v_max = larger(v_max, v)
-        return w - adam_update(m, v_max, t, lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat), m, v, v_max
+        return adam_update(m, v_max, t, lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat), m, v, v_max
     c1, c2 = (1.0 - power(beta1, t), 1.0 - power(beta2, t)) if bias_correction else (1.0, 1.0)
     rate, correction = rounded(w, lr / c1, 1.0 / c2)
-    v_max = larger(v_max, correction * v)
-    return w - rate * divide_or_zero(m, root(v_max, eps, eps_inside)), m, v, v_max
+    v_max = larger(v_max, capped(correction * v))
+    return rate * divide_or_zero(m, root(v_max, eps, eps_inside)), m, v, v_max
 
 
 def lion(w: Array, g: Array, m: Array, *, t: int, lr: float, beta1: float, beta2: float) -> Update:
     direction = sign(running(w, m, g, t, beta1, False))
     (lr,) = rounded(w, lr)
-    return w - lr * direction, running(w, m, g, t, beta2, False)
+    return lr * direction, running(w, m, g, t, beta2, False)
 
 
 # Signs.
@@ -338,13 +347,13 @@ def lion(w: Array, g: Array, m: Array, *, t: int, lr: float, beta1: float, beta2
 
 def sign_sgd(w: Array, g: Array, *, t: int, lr: float) -> Update:
     (lr,) = rounded(w, lr)
-    return (w - lr * sign(g),)
+    return (lr * sign(g),)
 
 
 def signum(w: Array, g: Array, m: Array, *, t: int, lr: float, momentum: float) -> Update:
     m = running(w, m, g, t, momentum, False)
     (lr,) = rounded(w, lr)
-    return w - lr * sign(m), m
+    return lr * sign(m), m
 
 
 # Relatives of Adam.
@@ -368,14 +377,14 @@ def adamax(
     c1 = 1.0 - power(beta1, t) if bias_correction else 1.0
     rate, beta2, inside, outside = rounded(w, lr / c1, beta2, *((0.0, eps) if eps_outside else (eps, 0.0)))
     u = larger(beta2 * u, np.abs(g) + inside)
-    return w - rate * divide_or_zero(m, u + outside), m, u
+    return rate * divide_or_zero(m, u + outside), m, u
 
 
 def adadelta(w: Array, g: Array, v: Array, u: Array, *, t: int, lr: float, rho: float, eps: float) -> Update:
-    v = running(w, v, g * g, t, rho, False)
+    v = capped(running(w, v, g * g, t, rho, False))
     lr, eps = rounded(w, lr, eps)
     d = divide_or_zero(np.sqrt(u + eps), np.sqrt(v + eps)) * g
-    return w - lr * d, v, running(w, u, d * d, t, rho, False)
+    return lr * d, v, capped(running(w, u, d * d, t, rho, False))
 
 
 def raised(base: float, exponent: float) -> float:
@@ -420,7 +429,7 @@ def nadam(
     constant_momentum: float = 0.0,
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
-    v = running(w, v, g * g, t, beta2, False)
+    v = capped(running(w, v, g * g, t, beta2, False))
     now, after = (beta1 * (1.0 - 0.5 * raised(0.96, momentum_decay * (float(t) + i))) for i in (0.0, 1.0))
     if constant_momentum:
         now = after = beta1
@@ -430,7 +439,7 @@ def nadam(
     of_g, of_m, eps = rounded(
         w, rate * (1.0 - now) / (1.0 - product), rate * after / (1.0 - product * after), eps * root2
     )
-    return w - divide_or_zero(of_g * g + of_m * m, np.sqrt(v) + eps), m, v
+    return divide_or_zero(of_g * g + of_m * m, np.sqrt(v) + eps), m, v
 
 
 def radam(
@@ -448,17 +457,17 @@ def radam(
     from_four: float = 0.0,
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
-    v = running(w, v, g * g, t, beta2, False)
+    v = capped(running(w, v, g * g, t, beta2, False))
     past, c1 = power(beta2, t), 1.0 - power(beta1, t)
     c2 = 1.0 - past
     limit = 2.0 / (1.0 - beta2) - 1.0
     rho = limit - 2.0 * float(t) * past / c2
     if not rho > (4.0 if from_four else 5.0):
         (rate,) = rounded(w, lr / c1)
-        return w - rate * m, m, v
+        return rate * m, m, v
     r = math.sqrt((rho - 4.0) * (rho - 2.0) * limit / ((limit - 4.0) * (limit - 2.0) * rho))
     rate, eps = rounded(w, lr * r * math.sqrt(c2) / c1, eps if eps_hat else eps * math.sqrt(c2))
-    return w - rate * divide_or_zero(m, np.sqrt(v) + eps), m, v
+    return rate * divide_or_zero(m, np.sqrt(v) + eps), m, v
 
 
 def rprop(
@@ -482,7 +491,7 @@ def rprop(
     factor = np.where(agreement > 0, eta_plus, np.where(agreement < 0, eta_minus, one))
     s = smaller(larger((s + start) * factor, step_min), step_max)
     g = np.where(agreement < 0, w.dtype.type(0), g)
-    return w - s * sign(g), g, s
+    return s * sign(g), g, s
 
 
 def adabelief(
@@ -501,8 +510,8 @@ def adabelief(
     m = running(w, m, g, t, beta1, False)
     root2 = math.sqrt(1.0 - power(beta2, t))
     rate, inside, outside = rounded(w, lr * root2 / (1.0 - power(beta1, t)), eps_root, eps * root2)
-    s = running(w, s, (g - m) * (g - m), t, beta2, False) + inside
-    return w - rate * divide_or_zero(m, np.sqrt(s) + outside), m, s
+    s = capped(running(w, s, (g - m) * (g - m), t, beta2, False) + inside)
+    return rate * divide_or_zero(m, np.sqrt(s) + outside), m, s
 
 
 def yogi(
@@ -525,8 +534,8 @@ def yogi(
     c1 = 1.0 - power(beta1, t) if bias_correction else 1.0
     root2 = math.sqrt(1.0 - power(beta2, t)) if bias_correction else 1.0
     rate, rest, eps = rounded(w, lr * root2 / c1, 1.0 - beta2, eps * root2)
-    v = unless_nan(v - rest * (sign(v - g * g) * (g * g)), v + g * g)
-    return w - rate * divide_or_zero(m, np.sqrt(v) + eps), m, v
+    v = capped(unless_nan(v - rest * (sign(v - g * g) * (g * g)), v + g * g))
+    return rate * divide_or_zero(m, np.sqrt(v) + eps), m, v
 
 
 def ademamix(
@@ -546,10 +555,10 @@ def ademamix(
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
     n = running(w, n, g, t, beta3, False)
-    v = running(w, v, g * g, t, beta2, False)
+    v = capped(running(w, v, g * g, t, beta2, False))
     root2 = math.sqrt(1.0 - power(beta2, t))
     fast, slow, eps = rounded(w, lr * root2 / (1.0 - power(beta1, t)), lr * root2 * alpha, eps * root2)
-    return w - divide_or_zero(fast * m + slow * n, np.sqrt(v) + eps), m, n, v
+    return divide_or_zero(fast * m + slow * n, np.sqrt(v) + eps), m, n, v
 
 
 def adopt(
@@ -559,7 +568,7 @@ def adopt(
     lr, eps, limit = rounded(w, lr, eps, limit)
     n = smaller(larger(divide_or_zero(g, larger(np.sqrt(v), eps)), -limit), limit)
     m = running(w, m, n, t, beta1, False)
-    return w - lr * m, m, running(w, v, g * g, t, beta2, True)
+    return lr * m, m, capped(running(w, v, g * g, t, beta2, True))
 
 
 def adan(
@@ -586,26 +595,30 @@ def adan(
     m = running(w, m, g, t, beta1, False)
     v = past * v + of_d * d
     look = g + ahead * d
-    n = running(w, n, look * look, t, beta3, False)
+    n = capped(running(w, n, look * look, t, beta3, False))
     c1, c2, c3 = (1.0 - power(beta, t) if bias_correction else 1.0 for beta in (beta1, beta2, beta3))
     rate = lr * math.sqrt(c3)
     of_m, of_v, inside, eps = rounded(w, rate / c1, rate * share / c2, eps_root * c3, eps * math.sqrt(c3))
-    return w - divide_or_zero(of_m * m + of_v * v, np.sqrt(n + inside) + eps), m, v, n, g
+    return divide_or_zero(of_m * m + of_v * v, np.sqrt(n + inside) + eps), m, v, n, g
 
 
 # Averages of the iterates.
 
 
-def asgd(w: Array, g: Array, average: Array, *, t: int, lr: float, lambd: float, alpha: float, t0: float) -> Update:
+def asgd(
+    w: Array, g: Array, average: Array, *, t: int, lr: float, lambd: float, alpha: float, t0: float, weight_decay: float
+) -> Update:
     before = float(t) - 1.0
     eta = lr / raised(1.0 + lambd * lr * before, alpha)
-    rate, keep, weight = rounded(w, eta, 1.0 - lambd * eta, 1.0 / max(before - t0, 1.0))
-    w = keep * w - rate * g
-    return w, w if weight == 1 else average + weight * (w - average)
+    own, common = lambd * eta, lr * weight_decay
+    rate, decay, weight = rounded(w, eta, own + common - own * common, 1.0 / max(before - t0, 1.0))
+    step = decay * w + rate * g
+    w = w - step
+    return step, w if weight == 1 else average + weight * (w - average)
 
 
 def schedule_free(w: Array, step: Array, d: Array, t: int, beta: float, warmup_steps: float) -> tuple[Array, Array]:
-    """w − (1−β)u + βc(d − u) and (1−c)(d − u), u the step of z."""
+    """(1−β)u − βc(d − u) and (1−c)(d − u), u the step of z."""
     count = float(t)
     c = 1.0 / count
     if warmup_steps:
@@ -613,7 +626,7 @@ def schedule_free(w: Array, step: Array, d: Array, t: int, beta: float, warmup_s
         c = risen * risen / squares(risen, count, warmup_steps)
     near, weight, rest = rounded(w, 1.0 - beta, beta * c, 1.0 - c)
     e = d - step
-    return w - near * step + weight * e, rest * e
+    return near * step - weight * e, rest * e
 
 
 def squares(risen: float, count: float, warmup_steps: float) -> float:
@@ -655,12 +668,12 @@ def schedule_free_adamw(
     warmup_steps: float,
     weight_decay: float,
 ) -> Update:
-    v = running(w, v, g * g, t, beta2, False)
+    v = capped(running(w, v, g * g, t, beta2, False))
     gamma, root2 = warm_rate(lr, t, warmup_steps), math.sqrt(1.0 - power(beta2, t))
     rate, decay, eps = rounded(w, gamma * root2, gamma * weight_decay, eps * root2)
     step = rate * divide_or_zero(g, np.sqrt(v) + eps) + decay * w
-    w, d = schedule_free(w, step, d, t, beta1, warmup_steps)
-    return w, d, v
+    step, d = schedule_free(w, step, d, t, beta1, warmup_steps)
+    return step, d, v
 
 
 # Rules with norms of the whole tensor, by the canonical tree, in float64.
@@ -696,7 +709,7 @@ def lars(
     ratio = one_if_one_is_0(of_w, of_g, lambda: quotient(trust_coefficient * of_w, below)) if adapt else 1.0
     rate, momentum, decay = rounded(w, lr * ratio, momentum, weight_decay)
     v = momentum * v + rate * (g + decay * w)
-    return w - v, v
+    return v, v
 
 
 def lamb(
@@ -714,14 +727,14 @@ def lamb(
     adapt: float,
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
-    v = running(w, v, g * g, t, beta2, False)
+    v = capped(running(w, v, g * g, t, beta2, False))
     root2 = math.sqrt(1.0 - power(beta2, t))
     scale, eps, decay = rounded(w, root2 / (1.0 - power(beta1, t)), eps * root2, weight_decay)
     u = scale * divide_or_zero(m, np.sqrt(v) + eps) + decay * w
     of_w, of_u = tensor_norm(w), tensor_norm(u)
     ratio = one_if_one_is_0(of_w, of_u, lambda: quotient(of_w, of_u)) if adapt else 1.0
     (rate,) = rounded(w, lr * ratio)
-    return w - rate * u, m, v
+    return rate * u, m, v
 
 
 def novograd(
@@ -738,10 +751,10 @@ def novograd(
     weight_decay: float,
 ) -> Update:
     square = np.float64(tensor_norm(g)) * tensor_norm(g)
-    v = square if t == 1 else beta2 * v + (1.0 - beta2) * square
+    v = capped(square if t == 1 else beta2 * v + (1.0 - beta2) * square)
     lr, beta1, below, decay = rounded(w, lr, beta1, np.sqrt(v) + eps, weight_decay)
     m = beta1 * m + (divide_or_zero(g, below) + decay * w)
-    return w - lr * m, m, np.asarray(v)
+    return lr * m, m, np.asarray(v)
 
 
 def cube_root(v: Array) -> Array:
@@ -758,17 +771,28 @@ def cube_root(v: Array) -> Array:
 
 
 def madgrad(
-    w: Array, g: Array, s: Array, v: Array, x0: Array, *, t: int, lr: float, momentum: float, eps: float
+    w: Array,
+    g: Array,
+    s: Array,
+    v: Array,
+    x0: Array,
+    *,
+    t: int,
+    lr: float,
+    momentum: float,
+    eps: float,
+    weight_decay: float,
 ) -> Update:
-    rate, mu, rest, eps = rounded(w, lr * math.sqrt(float(t)), momentum, 1.0 - momentum, eps)
+    rate, rest, eps = rounded(w, lr * math.sqrt(float(t)), 1.0 - momentum, eps)
+    (of_past,) = rounded(w, momentum * (lr * weight_decay))
     x0 = w if t == 1 else x0
-    s, v = s + rate * g, v + rate * (g * g)
-    z = x0 - divide_or_zero(s, cube_root(v) + eps)
-    return mu * w + rest * z, s, v, x0
+    s, v = s + rate * g, capped(v + rate * (g * g))
+    behind = (w - x0) + divide_or_zero(s, cube_root(v) + eps)
+    return of_past * w + rest * behind, s, v, x0
 
 
-#: Rules that take the decay themselves, since it is not of the parameter alone.
-DECAYING = {"heavy_ball", "schedule_free_sgd", "schedule_free_adamw", "lars", "lamb", "novograd"}
+#: Rules that take the decay themselves, since a norm, an average or a state depends on it.
+DECAYING = {"asgd", "madgrad", "schedule_free_sgd", "schedule_free_adamw", "lars", "lamb", "novograd"}
 
 SPECIFICATION: dict[str, Callable[..., Update]] = {
     rule.__name__: rule
@@ -866,9 +890,9 @@ def step(
     decay_implicit: float = False,
     decay_unscaled: float = False,
 ) -> tuple[Array, list[Array]]:
-    """One step: unscale → sign → clip by value and norm → l2 → decay of the old w → rule → what follows it → store.
+    """One step: unscale → sign → clip by value and norm → l2 → rule → w − its step → what follows it → store.
 
-    Decay of the new w, of a form that comes later, stands between the rule and what comes after.
+    Decoupled decay is added to the step before it is subtracted: γλ·w, or a part of the new w.
 
     ``scale`` is ``norm_scale`` of the norm over all unscaled gradients. A stage that is off is left out. ``kept`` has
     the arrays that ``after`` keeps, by name, and is changed.
@@ -890,15 +914,16 @@ def step(
             g = g + old.dtype.type(l2) * old
         hyper = dict(hyper)
         part = weight_decay if decay_unscaled else hyper["lr"] * weight_decay
-        factor = old.dtype.type(1.0 / (1.0 + part) if decay_implicit else 1.0 - part)
-        decays, later = weight_decay and rule not in DECAYING, decay_after or decay_implicit
         if rule in DECAYING:
-            hyper["weight_decay"] = weight_decay
-        elif decays and not later:
-            old = factor * old
-        new, *new_states = SPECIFICATION[rule](old, g, *states, t=t, **hyper)
-        if decays and later:
-            new = factor * new
+            hyper["weight_decay"], part = weight_decay, 0.0
+        step, *new_states = SPECIFICATION[rule](old, g, *states, t=t, **hyper)
+        if part:
+            decay, whole = rounded(old, part, 1.0 + part)
+            if decay_implicit:
+                step = (step + decay * old) / whole
+            else:
+                step = step + decay * (old - step) if decay_after else decay * old + step
+        new = old - step
         if lookahead := after.get("lookahead"):
             if t % lookahead.k == 1 or lookahead.k == 1:
                 kept["slow"] = begin

@@ -531,10 +531,9 @@ FORMULAS = [
         "g ← −g",
         "g ← min(max(g, −2.0), 2.0)",
         "g ← g·min(1, 1.5/‖g‖)",
-        "w ← (1 − γ·λ)·w",
         "m ← β₁·m + (1 − β₁)·g",
         "v ← β₂·v + (1 − β₂)·g²",
-        "w ← w − γ·√(1 − β₂ᵗ)/(1 − β₁ᵗ)·m/(√v + ε·√(1 − β₂ᵗ))",
+        "w ← w − (γ·λ·w + γ·√(1 − β₂ᵗ)/(1 − β₁ᵗ)·m/(√v + ε·√(1 − β₂ᵗ)))",
         "γ = 0.001, β₁ = 0.9, β₂ = 0.999, ε = 1e-08, λ = 0.01",
     ),
     (
@@ -571,7 +570,7 @@ FORMULAS = [
         "s = min(t, T)",
         "γₜ = (γ if T = 0 else γ·s/T)",
         "c = (1/t if T = 0 else s²/(s·(s + 1)·(2·s + 1)/6 + (t − s)·T·T))",
-        "w ← w − (1 − μ)·γₜ·g + μ·c·(d − γₜ·g)",
+        "w ← w − ((1 − μ)·γₜ·g − μ·c·(d − γₜ·g))",
         "d ← (1 − c)·(d − γₜ·g)",
         "γ = 0.5, μ = 0.9, T = 10.0",
     ),
@@ -580,7 +579,7 @@ FORMULAS = [
         {"t0": 100.0},
         "η = γ/(1 + κ·γ·(t − 1))^α",
         "μ = 1/max(t − 1 − t₀, 1)",
-        "w ← (1 − κ·η)·w − η·g",
+        "w ← w − (κ·η·w + η·g)",
         "a ← (w if μ = 1 else a + μ·(w − a))",
         "γ = 0.01, κ = 0.0001, α = 0.75, t₀ = 100.0",
     ),
@@ -602,7 +601,7 @@ def test_a_scheduled_term_stands_in_the_formula_also_while_it_is_0():
     assert "μ·b" in momentum
     assert momentum.endswith("γ = linear(0.0, 0.9, 5), μ = linear(0.0, 0.9, 5)")
     assert "g ← g + λ₂·w" in rv.SGD(ones(), lr=0.1, l2=rise).formula()
-    assert "(1 − γ·λ)·w" in rv.SGD(ones(), lr=0.1, weight_decay=rise).formula()
+    assert "γ·λ·w" in rv.SGD(ones(), lr=0.1, weight_decay=rise).formula()
 
 
 def test_two_different_decays_have_two_symbols():

@@ -41,7 +41,7 @@ class Adafactor(WholeOptimizer):
             0 the update is 0.
         d: > 0 (1): the largest root mean square of U.
         scale_parameter: γ is relative to RMS(w), as above (True), or absolute: the factor max(ε₂, RMS(w)) is left out.
-        options: see :class:`Options`; ``l2`` is refused. ``weight_decay`` is (1 − γλ)·w, with γ as above.
+        options: see :class:`Options`; ``l2`` is refused. ``weight_decay`` takes γλ·w, with γ as above.
 
     Raises:
         ValueError: a value out of range, named.
@@ -110,12 +110,12 @@ class Adafactor(WholeOptimizer):
         u *= factor.astype(d.dtype)
         return u, made
 
-    def _formula_lines(self, values: Mapping[str, float]) -> list[str]:
+    def _formula_lines(self, values: Mapping[str, float], decay: str | None) -> list[str]:
         scale = "max(ε₂, rms(w))·" if values["scale_parameter"] else ""
         lines = ["β ← 1 − t^δ", "V ← β·V + (1 − β)·(g² + ε₁)"]
         if any(parameter.ndim > 1 for parameter in self._engine.parameters):
             lines[1:] = ["R ← β·R + (1 − β)·(g² + ε₁)·1", "C ← β·C + (1 − β)·1ᵀ·(g² + ε₁)", "V ← R·C/(1ᵀ·R)"]
-        return [*lines, "U ← g/√V", f"w ← w − γ·{scale}U/max(1, rms(U)/d)"]
+        return [*lines, "U ← g/√V", self._last_line(f"γ·{scale}U/max(1, rms(U)/d)", decay)]
 
 
 def _whole(

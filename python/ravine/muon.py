@@ -78,7 +78,7 @@ class Muon(WholeOptimizer):
     r"""Momentum of matrices whose update is made orthogonal, so that all its directions move alike.
 
     .. math:: b \leftarrow \mu b + g, \qquad O = \mathrm{orthogonalize}(g + \mu b), \qquad
-        w \leftarrow (1 - \gamma\lambda) w - \gamma\, s\, O
+        w \leftarrow w - (\gamma\lambda w + \gamma\, s\, O)
 
     with s = √max(1, rows/columns), or 0.2·√max(rows, columns), which makes updates as large as AdamW's usually are, for
     its γ and λ to serve. See `ravine.muon.orthogonalize`.
@@ -93,7 +93,7 @@ class Muon(WholeOptimizer):
     Args:
         params: matrix, or any nesting of dict, list and tuple of arrays of two axes; changed in place.
         lr: γ ≥ 0 (1e-3), or a schedule.
-        weight_decay: decoupled decay λ ≥ 0 (0.1): w ← (1 − γλ)·w before the update is subtracted.
+        weight_decay: decoupled decay λ ≥ 0 (0.1): γλ·w is a part of the step.
         momentum: μ in [0, 1) (0.95), or a schedule.
         nesterov: g + μb (True), or b.
         ns_coefficients: (a, b, c) of the iteration (`ravine.muon.JORDAN`); a₁, a₃, a₅ in ``formula()``.
@@ -185,12 +185,12 @@ class Muon(WholeOptimizer):
         scale = 0.2 * math.sqrt(max(rows, columns)) if numbers["match_rms_adamw"] else math.sqrt(max(1, rows / columns))
         return o * -scale, {}
 
-    def _formula_lines(self, values: Mapping[str, float]) -> list[str]:
+    def _formula_lines(self, values: Mapping[str, float], decay: str | None) -> list[str]:
         scale = "0.2·√max(rows, columns)" if values["match_rms_adamw"] else "√max(1, rows/columns)"
         return [
             "b ← μ·b + g",
             f"X ← {'g + μ·b' if values['nesterov'] else 'b'}",
             "X ← X/max(‖X‖, ε)",
             "X ← a₁·X + (a₃·A + a₅·A²)·X, A = X·Xᵀ, n times",
-            f"w ← w − γ·{scale}·X",
+            self._last_line(f"γ·{scale}·X", decay),
         ]

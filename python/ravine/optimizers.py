@@ -7,16 +7,15 @@ import inspect
 import math
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 
 from ravine import _core, backends, checkpoint, conventions, sparse, trees
 from ravine.averages import EMA, SWA, Lookahead, after_rule
-from ravine.groups import GroupList
+from ravine.groups import GroupList, matches
 from ravine.loss_scale import DynamicLossScale
 
 __all__ = [
@@ -84,8 +83,8 @@ class OptionsButDecay(TypedDict, total=False):
             ``"paper"``; see :mod:`ravine.conventions`. What you say overrides a default, and must not contradict the
             formula.
         clip_eps: ε ≥ 0 (0): ``clip_norm`` divides by ‖g‖ + ε. torch and MLX have 1e-6.
-        decay_after: decoupled decay of the new w: first the update, then w ← (1 − γλ)·w.
-        decay_implicit: first the update, then w ← w/(1 + γλ).
+        decay_after: decoupled decay of the new w: with s the rule's step, w ← w − (s + γλ·(w − s)).
+        decay_implicit: of the new w, with the decay in it: w ← w − (s + γλ·w)/(1 + γλ), which is (w − s)/(1 + γλ).
         decay_unscaled: λ in the place of γλ; a schedule of ``weight_decay`` is then its own.
     """
 
@@ -111,7 +110,7 @@ class Options(OptionsButDecay, total=False):
     """What every optimizer takes besides its own arguments.
 
     Args:
-        weight_decay: decoupled decay λ ≥ 0: w ← (1 − γλ)·w before the update is subtracted.
+        weight_decay: decoupled decay λ ≥ 0: with s the rule's step, w ← w − (γλ·w + s), rounded once.
         l2, maximize, clip_value, clip_norm, nonfinite, groups: see :class:`OptionsButDecay`.
         lookahead, average, master, states, rounding, like, clip_eps: see :class:`OptionsButDecay`.
         decay_after, decay_implicit, decay_unscaled: see :class:`OptionsButDecay`.
@@ -135,7 +134,7 @@ class Optimizer:
     """What all optimizers share: binding parameters, groups, schedules, the step, and the state.
 
     The order of a step is fixed: unscale (``grad_scale``) → sign (``maximize``) → finite check → clip by value → clip
-    by norm → coupled l2 → rule, with decoupled decay on the old parameter, or on the new one → Lookahead → average →
+    by norm → coupled l2 → rule → its step, with decoupled decay, subtracted in one rounding → Lookahead → average →
     rounding to the parameter's dtype.
     """
 
@@ -470,12 +469,12 @@ class Optimizer:
         if values["l2"]:
             lines.append(f"g ← g + {_core.symbol('l2')}·w")
             symbols["l2"] = values["l2"]
-        decay = self._decay_formula(values) if values["weight_decay"] and "weight_decay" not in rule else None
-        after = values["decay_after"] or values["decay_implicit"]
-        lines += [decay] if decay and not after else []
-        lines += self._formula_lines(values)
-        if decay:
-            lines += [decay] if after else []
+        decays = values["weight_decay"] and "weight_decay" not in rule
+        later = decays and (values["decay_after"] or values["decay_implicit"])
+        form = "unscaled" if values["decay_unscaled"] else "scaled"
+        lines += self._formula_lines(values, form if decays and not later else None)
+        lines += [self._later_decay(values)] if later else []
+        if decays:
             symbols["weight_decay"] = values["weight_decay"]
         lines += self._after_formula()
         text = "\n".join(lines)
@@ -483,9 +482,9 @@ class Optimizer:
         lines.append(", ".join(f"{_core.symbol(name)} = {scheduled.get(name, value)}" for name, value in used.items()))
         return "\n".join(lines)
 
-    def _formula_lines(self, values: Mapping[str, float]) -> list[str]:
-        """Return the rule's own lines."""
-        return _core.formula(self._rule, [values[name] for name in self._about["hyperparameters"]]).splitlines()
+    def _formula_lines(self, values: Mapping[str, float], decay: str | None) -> list[str]:
+        """Return the rule's own lines, with decay of the old parameter in the last, ``"scaled"`` by the rate or not."""
+        return _core.formula(self._rule, [values[name] for name in self._about["hyperparameters"]], decay).splitlines()
 
     @property
     def _about(self) -> Mapping[Any, Mapping[str, str]]:
@@ -523,7 +522,7 @@ class Optimizer:
         """Describe to an engine what follows the rule."""
         return after_rule(self._backend.zeros, lookahead=self._lookahead, average=self._averaging, master=self._master)
 
-    def _decay_formula(self, values: Mapping[str, Any]) -> str:
+    def _later_decay(self, values: Mapping[str, Any]) -> str:
         lam = _core.symbol("weight_decay")
         part = lam if values["decay_unscaled"] else f"{_core.symbol('lr')}·{lam}"
         return f"w ← w/(1 + {part})" if values["decay_implicit"] else f"w ← (1 − {part})·w"
@@ -833,20 +832,25 @@ class Optimizer:
     ) -> tuple[list[int], list[dict[str, Any]]]:
         """Return each parameter's group number, and the values of each group; the first is the first parameter's."""
         changeable = {name for name, value in defaults.items() if name not in self._shapes}
-        for pattern, overrides in groups:
+        found = matches(names, [pattern for pattern, _ in groups])
+        of_name: list[list[Mapping[str, Any]]] = [[] for _ in names]
+        for (pattern, overrides), matching in zip(groups, found, strict=True):
             self._check_names(overrides, changeable, f"value in group {pattern!r}")
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"groups: pattern {pattern!r} matches none of {names}")
+            if not matching:
+                raise ValueError(f"groups: pattern {pattern!r} matches none of {_some(names)}")
+            for i in matching:
+                of_name[i].append(overrides)
         distinct: list[dict[str, Any]] = []
+        known: dict[Any, int] = {}
         numbers = []
-        for name in names:
+        for overriding in of_name:
             values = dict(defaults)
-            for pattern, overrides in groups:
-                if fnmatchcase(name, pattern):
-                    values.update(overrides)
-            if values not in distinct:
+            for overrides in overriding:
+                values.update(overrides)
+            number = known.setdefault(tuple(map(_hashable, values.values())), len(distinct))
+            if number == len(distinct):
                 distinct.append(values)
-            numbers.append(distinct.index(values))
+            numbers.append(number)
         return numbers, distinct or [defaults]
 
     #: Whether ``like`` said what to do, of which some may not matter.
@@ -865,6 +869,18 @@ class Optimizer:
             near = difflib.get_close_matches(name, names, n=3)
             hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it takes {names}"
             raise TypeError(f"{type(self).__name__}: unknown {what} {name!r}; {hint}")
+
+
+def _hashable(value: Any) -> Any:
+    """Give something equal for equal numbers and tuples of them; lists count as tuples, other objects as themselves."""
+    if isinstance(value, list):
+        return tuple(value)
+    return value if isinstance(value, Hashable) else id(value)
+
+
+def _some(names: Sequence[str]) -> str:
+    """List names, but not thousands of them."""
+    return str(list(names)) if len(names) <= 20 else f"{str(list(names[:20]))[:-1]}, … ({len(names)} in all)]"
 
 
 def _is_torch(params: Any) -> bool:
@@ -1805,7 +1821,7 @@ class Adan(Optimizer):
         eps_root: ε ≥ 0 (0) within the root, too: √(n̂ + ε); optax has 1e-8.
         bias_correction: False takes m, v and n for m̂, v̂ and n̂, as the paper's algorithm does.
         look_less: 1 − β₂ before d and v̂, where the paper has β₂: what optax computes.
-        options: see :class:`Options`. ``weight_decay`` is (1 − γλ)·w as in all optimizers here; the paper divides the
+        options: see :class:`Options`. ``weight_decay`` is of the old w as in all optimizers here; the paper divides the
             new w by 1 + γλ: ``decay_implicit=True``.
 
     Raises:
@@ -2054,7 +2070,7 @@ class ASGD(_Averaging):
         lambd: κ ≥ 0 (1e-4), torch's λ: how fast η falls, and a decay of its own.
         alpha: α ≥ 0 (0.75), the power of the fall.
         t0: t₀ ≥ 0 (1e6), when averaging starts.
-        options: see :class:`Options`; ``weight_decay`` takes (1 − γλ)·w, with γ and not η.
+        options: see :class:`Options`; ``weight_decay`` leaves (1 − γλ)·w of the old w, with γ and not η.
 
     Raises:
         ValueError: a value out of range, named.

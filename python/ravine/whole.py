@@ -3,7 +3,7 @@
 The core does what it does for all rules, in two steps. The first prepares the gradients: it steps zeros in the
 parameters' places at a rate of 1, so that signs, checks, clipping, and a momentum if the rule has one, leave in them
 the negative of what is to be transformed. Then each is transformed, by the array library. The second step is plain
-descent by what comes out: w ← (1 − γλ)·w − γ·u, with groups, schedules and any dtype. All that can be refused is
+descent by what comes out: w ← w − (γλ·w + γ·u), with groups, schedules and any dtype. All that can be refused is
 refused before the first.
 """
 
@@ -55,6 +55,12 @@ class WholeOptimizer(Optimizer):
     def _checked_precision(self, states: str | None) -> None:
         if states is not None:
             raise ValueError(f"states: {type(self).__name__} keeps its states in full, got {states!r}; leave it out")
+
+    @staticmethod
+    def _last_line(step: str, decay: str | None) -> str:
+        """Return the formula's last line: the step, and decay of the old parameter, ``"scaled"`` by the rate or not."""
+        part = {None: "", "scaled": "γ·λ·w + ", "unscaled": "λ·w + "}[decay]
+        return f"w ← w − ({part}{step})" if part else f"w ← w − {step}"
 
     # What a rule says.
 

@@ -372,7 +372,7 @@ pub(crate) fn views(place: Place, arrays: &[(String, Bound<'_, PyAny>)], written
         views.push(view);
     }
     if written {
-        check_apart(&Occupied::new(ranges), |i| (arrays[i].0.clone(), &arrays[i].1))?;
+        check_apart(&Occupied::new(ranges), &views, |i| (arrays[i].0.clone(), &arrays[i].1))?;
     }
     Ok(views)
 }
@@ -459,12 +459,13 @@ impl Units {
     }
 }
 
-/// Refuses arrays of which two share memory; `named` gives an array and what to call it.
+/// Refuses arrays of which two share memory, by their views; `named` gives an array and what to call it.
 pub(crate) fn check_apart<'a, 'py: 'a>(
     occupied: &Occupied,
+    views: &[View],
     named: impl Fn(usize) -> (String, &'a Bound<'py, PyAny>),
 ) -> PyResult<()> {
-    for (i, j) in occupied.pairs() {
+    for (i, j) in occupied.pairs(views) {
         let ((name, array), (other, second)) = (named(i), named(j));
         if array.is(second) || shares_memory(array, second)? {
             let text = format!("{name} and {other} share memory, so what is there would change twice; pass it once");

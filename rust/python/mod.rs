@@ -35,13 +35,14 @@ fn bind_one(
 ) -> PyResult<Step> {
     let options = Options { clip_value: None, clip_norm: None, clip_eps: 0.0, nonfinite: NonFinite::Propagate };
     let mut step = Step::new(find(rule)?, options, 1);
-    for (name, value) in hyper {
-        step.set_hyper(0, &name, value)?;
-    }
     if t == 0 {
         return Err(PyValueError::new_err("step: expected the number of this update, 1 at the first, got 0"));
     }
     step.bind_one(place, t, parameter, gradient, states)?;
+    // After the parameter, whose type limits them.
+    for (name, value) in hyper {
+        step.set_hyper(0, &name, value)?;
+    }
     Ok(step)
 }
 
@@ -129,14 +130,22 @@ mod _core {
         Ok(find(rule)?.states.iter().flat_map(of).collect())
     }
 
-    /// The rule's formula for people, with its switches set as in `values`; one assignment a line.
+    /// The rule's formula for people, with its switches set as in `values`; one assignment a line. `decay`: of the old
+    /// parameter, `"scaled"` by the rate or `"unscaled"`; None for none, or another.
     #[pyfunction]
-    fn formula(rule: &str, values: Vec<f64>) -> PyResult<String> {
+    #[pyo3(signature = (rule, values, decay = None))]
+    fn formula(rule: &str, values: Vec<f64>, decay: Option<&str>) -> PyResult<String> {
         let entry = find(rule)?;
         if values.len() != entry.hyperparameters.len() {
             return Err(PyValueError::new_err(format!("values: expected one for each of {:?}", entry.hyperparameters)));
         }
-        Ok(entry.trace_configured(&values).formula())
+        let decay = match decay {
+            None => trace::Decay::Elsewhere,
+            Some("scaled") => trace::Decay::Scaled,
+            Some("unscaled") => trace::Decay::Unscaled,
+            Some(other) => return Err(PyValueError::new_err(format!("decay: expected a form, got {other:?}"))),
+        };
+        Ok(entry.trace_configured(&values, decay).formula())
     }
 
     /// base to an exponent ≥ 0 that need not be whole, with the same bits everywhere.

@@ -203,12 +203,12 @@ impl Engine {
         for i in 0..leaves.len() {
             parameter(i)?.check_writable(&called(i))?;
         }
-        let extents = |i: usize| parameter(i).map(|array| array.view().extent());
+        let whole = (0..leaves.len()).map(|i| parameter(i).map(|array| array.view())).collect::<PyResult<Vec<_>>>()?;
         let mut ranges = Vec::new();
-        for i in 0..leaves.len() {
-            ranges.extend(extents(i)?.map(|(low, high)| (low, high, i)));
+        for (i, view) in whole.iter().enumerate() {
+            ranges.extend(view.extent().map(|(low, high)| (low, high, i)));
         }
-        arrays::check_apart(&Occupied::new(ranges.clone()), |i| (called(i)(), &leaves[i]))?;
+        arrays::check_apart(&Occupied::new(ranges.clone()), &whole, |i| (called(i)(), &leaves[i]))?;
         let groups: Vec<usize> = group_of.call1((tree.names.clone(),))?.extract()?;
         let mut step = Step::new(rule, options, groups.iter().max().map_or(1, |last| last + 1));
         step.set_after(after_of(after.as_ref()));

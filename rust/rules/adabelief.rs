@@ -35,10 +35,10 @@ impl Rule<2> for AdaBelief {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &AdaBeliefCoefficients<A>, p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
+    fn update<A: Real>(c: &AdaBeliefCoefficients<A>, _p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
         let m = c.beta1 * m + c.one_minus_beta1 * g;
         let surprise = g - m;
-        let v = c.beta2 * v + c.one_minus_beta2 * (surprise * surprise) + c.eps_root;
-        (p - c.rate * m.divide_or_zero(v.sqrt() + c.eps), [m, v])
+        let v = (c.beta2 * v + c.one_minus_beta2 * (surprise * surprise) + c.eps_root).capped();
+        (c.rate * m.divide_or_zero(v.sqrt() + c.eps), [m, v])
     }
 }

@@ -23,10 +23,10 @@ impl Rule<2> for Adadelta {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &AdadeltaCoefficients<A>, p: A, g: A, [v, u]: [A; 2]) -> (A, [A; 2]) {
-        let v = c.rho * v + c.one_minus_rho * (g * g);
+    fn update<A: Real>(c: &AdadeltaCoefficients<A>, _p: A, g: A, [v, u]: [A; 2]) -> (A, [A; 2]) {
+        let v = (c.rho * v + c.one_minus_rho * (g * g)).capped();
         let d = (u + c.eps).sqrt().divide_or_zero((v + c.eps).sqrt()) * g;
-        let u = c.rho * u + c.one_minus_rho * (d * d);
-        (p - c.lr * d, [v, u])
+        let u = (c.rho * u + c.one_minus_rho * (d * d)).capped();
+        (c.lr * d, [v, u])
     }
 }

@@ -31,9 +31,9 @@ impl Rule<1> for Adagrad {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &AdagradCoefficients<A>, p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
-        let v = v + c.start + g * g;
-        (p - c.lr * g.divide_or_zero((v + c.eps_inside).sqrt() + c.eps), [v])
+    fn update<A: Real>(c: &AdagradCoefficients<A>, _p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
+        let v = (v + c.start + g * g).capped();
+        (c.lr * g.divide_or_zero((v + c.eps_inside).sqrt() + c.eps), [v])
     }
 }
 
@@ -57,9 +57,8 @@ impl Rule<1> for AdagradMean {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &AdagradMeanCoefficients<A>, p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
-        // Once v is infinite it stays so, as a sum does: the element is frozen, not NaN.
-        let v = (v + (g * g - v) / c.t).or_if_nan(v + g * g);
-        (p - c.lr * g.divide_or_zero(v.sqrt() + c.eps), [v])
+    fn update<A: Real>(c: &AdagradMeanCoefficients<A>, _p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
+        let v = (v + (g * g - v) / c.t).or_if_nan(v + g * g).capped(); // ∞ − ∞: an infinite v of an older file
+        (c.lr * g.divide_or_zero(v.sqrt() + c.eps), [v])
     }
 }

@@ -46,10 +46,10 @@ impl Rule<2> for Adam {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &AdamCoefficients<A>, p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
+    fn update<A: Real>(c: &AdamCoefficients<A>, _p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
         let m = c.beta1 * m + c.one_minus_beta1 * g;
-        let v = c.beta2 * v + c.one_minus_beta2 * (g * g);
-        (p - c.rate * m.divide_or_zero((v + c.eps_inside).sqrt() + c.eps), [m, v])
+        let v = (c.beta2 * v + c.one_minus_beta2 * (g * g)).capped();
+        (c.rate * m.divide_or_zero((v + c.eps_inside).sqrt() + c.eps), [m, v])
     }
 }
 
@@ -92,10 +92,10 @@ impl Rule<3> for Amsgrad {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &AmsgradCoefficients<A>, p: A, g: A, [m, v, v_max]: [A; 3]) -> (A, [A; 3]) {
+    fn update<A: Real>(c: &AmsgradCoefficients<A>, _p: A, g: A, [m, v, v_max]: [A; 3]) -> (A, [A; 3]) {
         let m = c.beta1 * m + c.one_minus_beta1 * g;
-        let v = c.beta2 * v + c.one_minus_beta2 * (g * g);
-        let v_max = v_max.larger(c.correction * v);
-        (p - c.rate * m.divide_or_zero((v_max + c.eps_inside).sqrt() + c.eps), [m, v, v_max])
+        let v = (c.beta2 * v + c.one_minus_beta2 * (g * g)).capped();
+        let v_max = v_max.larger((c.correction * v).capped());
+        (c.rate * m.divide_or_zero((v_max + c.eps_inside).sqrt() + c.eps), [m, v, v_max])
     }
 }

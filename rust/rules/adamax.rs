@@ -37,9 +37,9 @@ impl Rule<2> for Adamax {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &AdamaxCoefficients<A>, p: A, g: A, [m, u]: [A; 2]) -> (A, [A; 2]) {
+    fn update<A: Real>(c: &AdamaxCoefficients<A>, _p: A, g: A, [m, u]: [A; 2]) -> (A, [A; 2]) {
         let m = c.beta1 * m + c.one_minus_beta1 * g;
         let u = (c.beta2 * u).larger(g.abs() + c.eps);
-        (p - c.rate * m.divide_or_zero(u + c.eps_outside), [m, u])
+        (c.rate * m.divide_or_zero(u + c.eps_outside), [m, u])
     }
 }

@@ -59,12 +59,12 @@ impl Rule<4> for Adan {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &AdanCoefficients<A>, p: A, g: A, [m, v, n, g_previous]: [A; 4]) -> (A, [A; 4]) {
+    fn update<A: Real>(c: &AdanCoefficients<A>, _p: A, g: A, [m, v, n, g_previous]: [A; 4]) -> (A, [A; 4]) {
         let d = g - g_previous;
         let m = c.beta1 * m + c.one_minus_beta1 * g;
         let v = c.beta2 * v + c.of_difference * d;
         let look = g + c.look * d;
-        let n = c.beta3 * n + c.one_minus_beta3 * (look * look);
-        (p - (c.fast * m + c.ahead * v).divide_or_zero((n + c.eps_root).sqrt() + c.eps), [m, v, n, g])
+        let n = (c.beta3 * n + c.one_minus_beta3 * (look * look)).capped();
+        ((c.fast * m + c.ahead * v).divide_or_zero((n + c.eps_root).sqrt() + c.eps), [m, v, n, g])
     }
 }

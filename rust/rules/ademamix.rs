@@ -45,10 +45,10 @@ impl Rule<3> for AdEmaMix {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &AdEmaMixCoefficients<A>, p: A, g: A, [m, n, v]: [A; 3]) -> (A, [A; 3]) {
+    fn update<A: Real>(c: &AdEmaMixCoefficients<A>, _p: A, g: A, [m, n, v]: [A; 3]) -> (A, [A; 3]) {
         let m = c.beta1 * m + c.one_minus_beta1 * g;
         let n = c.beta3 * n + c.one_minus_beta3 * g;
-        let v = c.beta2 * v + c.one_minus_beta2 * (g * g);
-        (p - (c.fast * m + c.slow * n).divide_or_zero(v.sqrt() + c.eps), [m, n, v])
+        let v = (c.beta2 * v + c.one_minus_beta2 * (g * g)).capped();
+        ((c.fast * m + c.slow * n).divide_or_zero(v.sqrt() + c.eps), [m, n, v])
     }
 }

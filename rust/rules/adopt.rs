@@ -38,9 +38,9 @@ impl Rule<2> for Adopt {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &AdoptCoefficients<A>, p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
+    fn update<A: Real>(c: &AdoptCoefficients<A>, _p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
         let n = g.divide_or_zero(v.sqrt().larger(c.eps)).larger(-c.limit).smaller(c.limit);
         let m = c.beta1 * m + c.one_minus_beta1 * n;
-        (p - c.lr * m, [m, c.beta2 * v + c.one_minus_beta2 * (g * g)])
+        (c.lr * m, [m, (c.beta2 * v + c.one_minus_beta2 * (g * g)).capped()])
     }
 }

@@ -7,11 +7,13 @@ use super::prelude::*;
 use super::{coefficients, hyperparameters};
 
 hyperparameters! {
-    AsgdHyper { lr: RATE, lambd: NOT_NEGATIVE, alpha: NOT_NEGATIVE, t0: NOT_NEGATIVE }
+    AsgdHyper { lr: RATE, lambd: NOT_NEGATIVE, alpha: NOT_NEGATIVE, t0: NOT_NEGATIVE, weight_decay: NOT_NEGATIVE }
 }
-coefficients! { AsgdCoefficients { rate, keep, weight } }
+coefficients! { AsgdCoefficients { rate, decay, weight } }
 
-/// η = γ/(1 + κγ(t−1))^α,  w ← (1−κη)w − ηg,  a ← a + (w − a)/max(1, t−1−t₀): w itself until then
+/// η = γ/(1 + κγ(t−1))^α,  δ = κη + γλ − κηγλ,  w ← w − (δw + ηg),  a ← a + (w − a)/max(1, t−1−t₀): w itself until then
+///
+/// 1 − δ is (1−κη)(1−γλ): the rule's own decay, after the one that all rules have.
 #[derive(Debug)]
 pub struct Asgd;
 
@@ -25,13 +27,19 @@ impl Rule<1> for Asgd {
         let one = S::constant(1.0);
         let before = S::count(t) - one;
         let rate = (h.lr / (one + h.lambd * h.lr * before).raised(h.alpha)).named("η");
-        AsgdCoefficients { rate, keep: one - h.lambd * rate, weight: (one / (before - h.t0).larger(one)).named("μ") }
+        let (own, common) = (h.lambd * rate, h.lr * h.weight_decay);
+        AsgdCoefficients {
+            rate,
+            decay: own + common - own * common,
+            weight: (one / (before - h.t0).larger(one)).named("μ"),
+        }
     }
 
     #[inline(always)]
     fn update<A: Real>(c: &AsgdCoefficients<A>, p: A, g: A, [average]: [A; 1]) -> (A, [A; 1]) {
-        let p = c.keep * p - c.rate * g;
+        let step = c.decay * p + c.rate * g;
+        let p = p - step;
         let mean = average + c.weight * (p - average);
-        (p, [A::select_equal(c.weight, A::constant(1.0), p, mean)])
+        (step, [A::select_equal(c.weight, A::constant(1.0), p, mean)])
     }
 }

@@ -22,7 +22,7 @@ pub struct Lamb;
 #[inline(always)]
 fn direction<A: Real>(c: &LambCoefficients<A>, p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
     let m = c.beta1 * m + c.one_minus_beta1 * g;
-    let v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+    let v = (c.beta2 * v + c.one_minus_beta2 * (g * g)).capped();
     (c.scale * m.divide_or_zero(v.sqrt() + c.eps) + c.weight_decay * p, [m, v])
 }
 
@@ -39,7 +39,7 @@ impl Rule<2> for Lamb {
     #[inline(always)]
     fn update<A: Real>(c: &LambCoefficients<A>, p: A, g: A, state: [A; 2]) -> (A, [A; 2]) {
         let (u, state) = direction(c, p, g, state);
-        (p - c.rate * u, state)
+        (c.rate * u, state)
     }
 }
 

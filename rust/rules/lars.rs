@@ -32,7 +32,7 @@ impl Rule<1> for Lars {
     #[inline(always)]
     fn update<A: Real>(c: &LarsCoefficients<A>, p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
         let v = c.momentum * v + c.rate * (g + c.weight_decay * p);
-        (p - v, [v])
+        (v, [v])
     }
 }
 

@@ -30,8 +30,8 @@ impl Rule<1> for Lion {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &LionCoefficients<A>, p: A, g: A, [m]: [A; 1]) -> (A, [A; 1]) {
+    fn update<A: Real>(c: &LionCoefficients<A>, _p: A, g: A, [m]: [A; 1]) -> (A, [A; 1]) {
         let direction = (c.beta1 * m + c.one_minus_beta1 * g).sign();
-        (p - c.lr * direction, [c.beta2 * m + c.one_minus_beta2 * g])
+        (c.lr * direction, [c.beta2 * m + c.one_minus_beta2 * g])
     }
 }

@@ -6,10 +6,12 @@
 use super::prelude::*;
 use super::{coefficients, hyperparameters};
 
-hyperparameters! { MadgradHyper { lr: RATE, momentum: FRACTION, eps: NOT_NEGATIVE } }
-coefficients! { MadgradCoefficients { rate, momentum, one_minus_momentum, eps, first } }
+hyperparameters! { MadgradHyper { lr: RATE, momentum: FRACTION, eps: NOT_NEGATIVE, weight_decay: NOT_NEGATIVE } }
+coefficients! { MadgradCoefficients { rate, one_minus_momentum, eps, first, of_past } }
 
-/// s ← s + γ√t·g,  v ← v + γ√t·g²,  w ← μw + (1−μ)(x₀ − s/(∛v + ε)),  x₀ the parameter before the first step
+/// s ← s + γ√t·g,  v ← v + γ√t·g²,  w ← w − (μγλ·w + (1−μ)(w − x₀ + s/(∛v + ε)))
+///
+/// x₀ is the w before the first step. With z = x₀ − s/(∛v + ε) that is μ(1−γλ)w + (1−μ)z: the old w decays, and z does not.
 #[derive(Debug)]
 pub struct Madgrad;
 
@@ -23,10 +25,10 @@ impl Rule<3> for Madgrad {
         let one = S::constant(1.0);
         MadgradCoefficients {
             rate: (h.lr * S::count(t).sqrt()).named("γₜ"),
-            momentum: h.momentum,
             one_minus_momentum: one - h.momentum,
             eps: h.eps,
             first: S::at_first(t, one, S::constant(0.0)).named("first"),
+            of_past: h.momentum * (h.lr * h.weight_decay),
         }
     }
 
@@ -34,8 +36,9 @@ impl Rule<3> for Madgrad {
     fn update<A: Real>(c: &MadgradCoefficients<A>, p: A, g: A, [s, v, start]: [A; 3]) -> (A, [A; 3]) {
         let x0 = A::select_equal(c.first, A::constant(1.0), p, start);
         let s = s + c.rate * g;
-        let v = v + c.rate * (g * g);
-        let z = x0 - s.divide_or_zero(v.cube_root() + c.eps);
-        (c.momentum * p + c.one_minus_momentum * z, [s, v, x0])
+        let v = (v + c.rate * (g * g)).capped();
+        // Not p - z: z rounded to the last bit of p would leave nothing to round the decay by.
+        let behind = (p - x0) + s.divide_or_zero(v.cube_root() + c.eps);
+        (c.of_past * p + c.one_minus_momentum * behind, [s, v, x0])
     }
 }

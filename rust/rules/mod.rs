@@ -1,6 +1,6 @@
 //! The update rules: one file each, and the registry that everything else finds them through.
 //!
-//! A rule says what happens to one element. Types, threads, instruction sets, strides, CUDA and C are not its business.
+//! A rule says which step one element makes. Types, threads, instruction sets, strides, CUDA and C are not its business.
 
 pub mod adabelief;
 pub mod adadelta;
@@ -51,7 +51,7 @@ pub trait Rule<const N: usize>: 'static {
     /// The coefficients of update number `t` = 1, 2, … of a parameter: in f64, on the host, rounded once.
     fn coefficients<S: Scalar>(h: &Self::Hyper<S>, t: u64) -> Self::Coefficients<S>;
 
-    /// The new parameter and states of one element.
+    /// The step that one element makes, w ← w − s, and its new states.
     fn update<A: Real>(c: &Self::Coefficients<A>, p: A, g: A, state: [A; N]) -> (A, [A; N]);
 }
 
@@ -375,9 +375,9 @@ impl Entry {
         (self.traces().of_coefficients)()
     }
 
-    /// The formula with these hyperparameters' symbols, switches set: what a reader wants.
-    pub fn trace_configured(&self, hyper: &[f64]) -> Trace {
-        (self.traces().of_hyperparameters)(hyper)
+    /// The formula with these hyperparameters' symbols, switches set, and the decay in it: what a reader wants.
+    pub fn trace_configured(&self, hyper: &[f64], decay: trace::Decay) -> Trace {
+        (self.traces().of_hyperparameters)(hyper, decay)
     }
 
     fn traces(&self) -> &'static Traces {
@@ -385,7 +385,7 @@ impl Entry {
         &TRACES[place.expect("every entry is made for the registry")]
     }
 
-    /// Whether the rule reads or writes the decay itself, because it needs the parameter as it was before.
+    /// Whether decoupled decay is a part of the rule's own step, because a norm, an average or a state depends on it.
     pub fn decays_itself(&self) -> bool {
         self.hyperparameters.contains(&"weight_decay")
     }
@@ -413,7 +413,7 @@ fn adapted_row<R: Layerwise<N>, const N: usize>(hyper: &[f64], t: u64, norms: No
 /// A rule as text.
 struct Traces {
     of_coefficients: fn() -> Trace,
-    of_hyperparameters: fn(&[f64]) -> Trace,
+    of_hyperparameters: fn(&[f64], trace::Decay) -> Trace,
 }
 
 macro_rules! entry {

@@ -50,9 +50,9 @@ impl Rule<2> for Nadam {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &NadamCoefficients<A>, p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
+    fn update<A: Real>(c: &NadamCoefficients<A>, _p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
         let m = c.beta1 * m + c.one_minus_beta1 * g;
-        let v = c.beta2 * v + c.one_minus_beta2 * (g * g);
-        (p - (c.now * g + c.ahead * m).divide_or_zero(v.sqrt() + c.eps), [m, v])
+        let v = (c.beta2 * v + c.one_minus_beta2 * (g * g)).capped();
+        ((c.now * g + c.ahead * m).divide_or_zero(v.sqrt() + c.eps), [m, v])
     }
 }

@@ -28,7 +28,7 @@ impl Rule<1> for NovoGrad {
     #[inline(always)]
     fn update<A: Real>(c: &NovoGradCoefficients<A>, p: A, g: A, [m]: [A; 1]) -> (A, [A; 1]) {
         let m = c.beta1 * m + (g.divide_or_zero(c.denominator) + c.weight_decay * p);
-        (p - c.lr * m, [m])
+        (c.lr * m, [m])
     }
 }
 
@@ -43,7 +43,7 @@ impl Layerwise<1> for NovoGrad {
 
     fn scalar<S: Scalar>(h: &NovoGradHyper<S>, t: u64, norms: &Norms<S>) -> S {
         let square = norms.measured * norms.measured;
-        S::at_first(t, square, h.beta2 * norms.scalar + (S::constant(1.0) - h.beta2) * square)
+        S::at_first(t, square, h.beta2 * norms.scalar + (S::constant(1.0) - h.beta2) * square).capped()
     }
 
     fn adapted<S: Scalar>(h: &NovoGradHyper<S>, _t: u64, norms: &Norms<S>) -> NovoGradCoefficients<S> {

@@ -48,10 +48,10 @@ impl Rule<2> for Radam {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &RadamCoefficients<A>, p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
+    fn update<A: Real>(c: &RadamCoefficients<A>, _p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
         let m = c.beta1 * m + c.one_minus_beta1 * g;
-        let v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+        let v = (c.beta2 * v + c.one_minus_beta2 * (g * g)).capped();
         let root = A::select_equal(c.adaptive, A::constant(0.0), A::constant(1.0), v.sqrt() + c.eps);
-        (p - c.rate * m.divide_or_zero(root), [m, v])
+        (c.rate * m.divide_or_zero(root), [m, v])
     }
 }

@@ -54,10 +54,11 @@ fn with_momentum<S: Scalar>(h: &MomentumHyper<S>, t: u64) -> MomentumCoefficient
     }
 }
 
-/// v − a²: rounding can take it below 0, so it is cut off there; where both are infinite the element is frozen, not NaN.
+/// v − a²: rounding can take it below 0, so it is cut off there. Where a² overflows it is v, lest the step be g/ε.
 #[inline(always)]
 fn variance<A: Real>(v: A, a: A) -> A {
-    (v - a * a).or_if_nan(v).larger(A::constant(0.0))
+    let square = a * a;
+    A::select_less(A::largest(), square, v, v - square).larger(A::constant(0.0))
 }
 
 /// v ← βv + (1−β)g²,  w ← w − γ·g/(√(v + ε) or √v + ε)
@@ -75,9 +76,9 @@ impl Rule<1> for RmsProp {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &RmsPropCoefficients<A>, p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
-        let v = c.decay * v + c.one_minus_decay * (g * g);
-        (p - c.lr * g.divide_or_zero((v + c.eps_inside).sqrt() + c.eps), [v])
+    fn update<A: Real>(c: &RmsPropCoefficients<A>, _p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
+        let v = (c.decay * v + c.one_minus_decay * (g * g)).capped();
+        (c.lr * g.divide_or_zero((v + c.eps_inside).sqrt() + c.eps), [v])
     }
 }
 
@@ -96,11 +97,11 @@ impl Rule<2> for Centered {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &RmsPropCoefficients<A>, p: A, g: A, [v, a]: [A; 2]) -> (A, [A; 2]) {
-        let v = c.decay * v + c.one_minus_decay * (g * g);
+    fn update<A: Real>(c: &RmsPropCoefficients<A>, _p: A, g: A, [v, a]: [A; 2]) -> (A, [A; 2]) {
+        let v = (c.decay * v + c.one_minus_decay * (g * g)).capped();
         let a = c.decay * a + c.one_minus_decay * g;
         let variance = variance(v, a);
-        (p - c.lr * g.divide_or_zero((variance + c.eps_inside).sqrt() + c.eps), [v, a])
+        (c.lr * g.divide_or_zero((variance + c.eps_inside).sqrt() + c.eps), [v, a])
     }
 }
 
@@ -120,10 +121,10 @@ impl Rule<2> for WithMomentum {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &MomentumCoefficients<A>, p: A, g: A, [v, b]: [A; 2]) -> (A, [A; 2]) {
-        let v = c.decay * v + c.one_minus_decay * (g * g);
+    fn update<A: Real>(c: &MomentumCoefficients<A>, _p: A, g: A, [v, b]: [A; 2]) -> (A, [A; 2]) {
+        let v = (c.decay * v + c.one_minus_decay * (g * g)).capped();
         let b = c.momentum * b + c.inner * g.divide_or_zero((v + c.eps_inside).sqrt() + c.eps);
-        (p - c.lr * b, [v, b])
+        (c.lr * b, [v, b])
     }
 }
 
@@ -142,12 +143,12 @@ impl Rule<3> for CenteredWithMomentum {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &MomentumCoefficients<A>, p: A, g: A, [v, a, b]: [A; 3]) -> (A, [A; 3]) {
-        let v = c.decay * v + c.one_minus_decay * (g * g);
+    fn update<A: Real>(c: &MomentumCoefficients<A>, _p: A, g: A, [v, a, b]: [A; 3]) -> (A, [A; 3]) {
+        let v = (c.decay * v + c.one_minus_decay * (g * g)).capped();
         let a = c.decay * a + c.one_minus_decay * g;
         let variance = variance(v, a);
         let b = c.momentum * b + c.inner * g.divide_or_zero((variance + c.eps_inside).sqrt() + c.eps);
-        (p - c.lr * b, [v, a, b])
+        (c.lr * b, [v, a, b])
     }
 }
 
@@ -168,9 +169,9 @@ impl Rule<2> for MomentumBefore {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &MomentumBeforeCoefficients<A>, p: A, g: A, [v, m]: [A; 2]) -> (A, [A; 2]) {
-        let v = c.decay * v + c.one_minus_decay * (g * g);
+    fn update<A: Real>(c: &MomentumBeforeCoefficients<A>, _p: A, g: A, [v, m]: [A; 2]) -> (A, [A; 2]) {
+        let v = (c.decay * v + c.one_minus_decay * (g * g)).capped();
         let m = c.momentum * m + g;
-        (p - c.lr * m.divide_or_zero((v + c.eps_inside).sqrt() + c.eps), [v, m])
+        (c.lr * m.divide_or_zero((v + c.eps_inside).sqrt() + c.eps), [v, m])
     }
 }

@@ -37,13 +37,13 @@ impl Rule<2> for Rprop {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &RpropCoefficients<A>, p: A, g: A, [g_previous, size]: [A; 2]) -> (A, [A; 2]) {
+    fn update<A: Real>(c: &RpropCoefficients<A>, _p: A, g: A, [g_previous, size]: [A; 2]) -> (A, [A; 2]) {
         let (zero, one) = (A::constant(0.0), A::constant(1.0));
         let agreement = g.sign() * g_previous.sign();
         let shrunk = A::select_less(agreement, zero, c.eta_minus, one);
         let factor = A::select_less(zero, agreement, c.eta_plus, shrunk);
         let size = ((size + c.start) * factor).larger(c.step_min).smaller(c.step_max);
         let g = A::select_less(agreement, zero, zero, g);
-        (p - size * g.sign(), [g, size])
+        (size * g.sign(), [g, size])
     }
 }

@@ -23,14 +23,14 @@ fn warm_up<S: Scalar>(lr: S, warmup_steps: S, t: u64) -> (S, S) {
     (rate, warmup_steps.switch(risen * risen / sum, one / count).named("c"))
 }
 
-/// With u the direction:  e = d − γₜu,  w ← w − (1−β)γₜu + βc·e,  d ← (1−c)e
+/// With u the direction:  e = d − γₜu,  w ← w − ((1−β)γₜu − βc·e),  d ← (1−c)e
 #[inline(always)]
-fn interpolated<A: Real>(near: A, weight: A, rest: A, p: A, step: A, d: A) -> (A, A) {
+fn interpolated<A: Real>(near: A, weight: A, rest: A, step: A, d: A) -> (A, A) {
     let e = d - step;
-    (p - near * step + weight * e, rest * e)
+    (near * step - weight * e, rest * e)
 }
 
-/// u = g + λw,  e = d − γₜu,  w ← w − (1−β)γₜu + βc·e,  d ← (1−c)e
+/// u = g + λw,  e = d − γₜu,  w ← w − ((1−β)γₜu − βc·e),  d ← (1−c)e
 #[derive(Debug)]
 pub struct ScheduleFreeSgd;
 
@@ -55,8 +55,8 @@ impl Rule<1> for ScheduleFreeSgd {
     #[inline(always)]
     fn update<A: Real>(c: &SgdCoefficients<A>, p: A, g: A, [d]: [A; 1]) -> (A, [A; 1]) {
         let step = c.rate * g + c.decay * p;
-        let (p, d) = interpolated(c.near, c.weight, c.rest, p, step, d);
-        (p, [d])
+        let (step, d) = interpolated(c.near, c.weight, c.rest, step, d);
+        (step, [d])
     }
 }
 
@@ -68,7 +68,7 @@ hyperparameters! {
 }
 coefficients! { AdamCoefficients { rate, near, decay, weight, rest, beta2, one_minus_beta2, eps } }
 
-/// v ← β₂v + (1−β₂)g²,  u = g/(√v̂ + ε) + λw,  e = d − γₜu,  w ← w − (1−β₁)γₜu + β₁c·e,  d ← (1−c)e
+/// v ← β₂v + (1−β₂)g²,  u = g/(√v̂ + ε) + λw,  e = d − γₜu,  w ← w − ((1−β₁)γₜu − β₁c·e),  d ← (1−c)e
 #[derive(Debug)]
 pub struct ScheduleFreeAdamW;
 
@@ -96,9 +96,9 @@ impl Rule<2> for ScheduleFreeAdamW {
 
     #[inline(always)]
     fn update<A: Real>(c: &AdamCoefficients<A>, p: A, g: A, [d, v]: [A; 2]) -> (A, [A; 2]) {
-        let v = c.beta2 * v + c.one_minus_beta2 * (g * g);
+        let v = (c.beta2 * v + c.one_minus_beta2 * (g * g)).capped();
         let step = c.rate * g.divide_or_zero(v.sqrt() + c.eps) + c.decay * p;
-        let (p, d) = interpolated(c.near, c.weight, c.rest, p, step, d);
-        (p, [d, v])
+        let (step, d) = interpolated(c.near, c.weight, c.rest, step, d);
+        (step, [d, v])
     }
 }

@@ -25,8 +25,8 @@ impl Rule<0> for Sgd {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &SgdCoefficients<A>, p: A, g: A, []: [A; 0]) -> (A, [A; 0]) {
-        (p - c.lr * g, [])
+    fn update<A: Real>(c: &SgdCoefficients<A>, _p: A, g: A, []: [A; 0]) -> (A, [A; 0]) {
+        (c.lr * g, [])
     }
 }
 
@@ -60,9 +60,9 @@ impl Rule<1> for Momentum<false> {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &MomentumCoefficients<A>, p: A, g: A, [b]: [A; 1]) -> (A, [A; 1]) {
+    fn update<A: Real>(c: &MomentumCoefficients<A>, _p: A, g: A, [b]: [A; 1]) -> (A, [A; 1]) {
         let b = c.momentum * b + c.gain * g;
-        (p - c.lr * b, [b])
+        (c.lr * b, [b])
     }
 }
 
@@ -77,9 +77,9 @@ impl Rule<1> for Momentum<true> {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &VelocityCoefficients<A>, p: A, g: A, [b]: [A; 1]) -> (A, [A; 1]) {
+    fn update<A: Real>(c: &VelocityCoefficients<A>, _p: A, g: A, [b]: [A; 1]) -> (A, [A; 1]) {
         let b = c.momentum * b + g;
-        (p - c.lr * (g + c.momentum * b), [b])
+        (c.lr * (g + c.momentum * b), [b])
     }
 }
 
@@ -103,10 +103,10 @@ impl<const NESTEROV: bool> Rule<1> for Velocity<NESTEROV> {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &VelocityCoefficients<A>, p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
+    fn update<A: Real>(c: &VelocityCoefficients<A>, _p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
         let step = c.lr * g;
         let v = c.momentum * v - step;
-        (p + if NESTEROV { c.momentum * v - step } else { v }, [v])
+        (-if NESTEROV { c.momentum * v - step } else { v }, [v])
     }
 }
 
@@ -134,17 +134,14 @@ impl Rule<1> for ChainerNesterov {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &ChainerNesterovCoefficients<A>, p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
+    fn update<A: Real>(c: &ChainerNesterovCoefficients<A>, _p: A, g: A, [v]: [A; 1]) -> (A, [A; 1]) {
         let step = c.lr * g;
         let v = c.momentum * v - step;
-        (p + (c.momentum_squared * v - c.one_plus_momentum * step), [v])
+        (-(c.momentum_squared * v - c.one_plus_momentum * step), [v])
     }
 }
 
-hyperparameters! { HeavyBallHyper { lr: RATE, momentum: FRACTION, weight_decay: NOT_NEGATIVE } }
-coefficients! { HeavyBallCoefficients { lr, momentum, keep } }
-
-/// w ← (1−γλ)w − (γg − μ(w − w⁻)),  w⁻ the parameter before the last step
+/// w ← w − (γg − μ(w − w⁻)),  w⁻ the parameter before the last step
 ///
 /// It stores w⁻ itself, so a change of w from outside counts as motion; at t = 1 there is no motion yet.
 #[derive(Debug)]
@@ -153,19 +150,15 @@ pub struct HeavyBall;
 impl Rule<1> for HeavyBall {
     const NAME: &'static str = "heavy_ball";
     const STATES: [State; 1] = [State::weight("previous")];
-    type Hyper<S: Scalar> = HeavyBallHyper<S>;
-    type Coefficients<A: Real> = HeavyBallCoefficients<A>;
+    type Hyper<S: Scalar> = VelocityHyper<S>;
+    type Coefficients<A: Real> = VelocityCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &HeavyBallHyper<S>, t: u64) -> HeavyBallCoefficients<S> {
-        HeavyBallCoefficients {
-            lr: h.lr,
-            momentum: S::at_first(t, S::constant(0.0), h.momentum),
-            keep: S::constant(1.0) - h.lr * h.weight_decay,
-        }
+    fn coefficients<S: Scalar>(h: &VelocityHyper<S>, t: u64) -> VelocityCoefficients<S> {
+        VelocityCoefficients { lr: h.lr, momentum: S::at_first(t, S::constant(0.0), h.momentum) }
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &HeavyBallCoefficients<A>, p: A, g: A, [previous]: [A; 1]) -> (A, [A; 1]) {
-        (c.keep * p - (c.lr * g - c.momentum * (p - previous)), [p])
+    fn update<A: Real>(c: &VelocityCoefficients<A>, p: A, g: A, [previous]: [A; 1]) -> (A, [A; 1]) {
+        (c.lr * g - c.momentum * (p - previous), [p])
     }
 }

@@ -24,8 +24,8 @@ impl Rule<0> for SignSgd {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &SignSgdCoefficients<A>, p: A, g: A, []: [A; 0]) -> (A, [A; 0]) {
-        (p - c.lr * g.sign(), [])
+    fn update<A: Real>(c: &SignSgdCoefficients<A>, _p: A, g: A, []: [A; 0]) -> (A, [A; 0]) {
+        (c.lr * g.sign(), [])
     }
 }
 
@@ -47,8 +47,8 @@ impl Rule<1> for Signum {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &SignumCoefficients<A>, p: A, g: A, [m]: [A; 1]) -> (A, [A; 1]) {
+    fn update<A: Real>(c: &SignumCoefficients<A>, _p: A, g: A, [m]: [A; 1]) -> (A, [A; 1]) {
         let m = c.momentum * m + c.one_minus_momentum * g;
-        (p - c.lr * m.sign(), [m])
+        (c.lr * m.sign(), [m])
     }
 }

@@ -39,12 +39,12 @@ impl Rule<2> for Yogi {
     }
 
     #[inline(always)]
-    fn update<A: Real>(c: &YogiCoefficients<A>, p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
+    fn update<A: Real>(c: &YogiCoefficients<A>, _p: A, g: A, [m, v]: [A; 2]) -> (A, [A; 2]) {
         let (m, v) = (m + c.start, v + c.start);
         let m = c.beta1 * m + c.one_minus_beta1 * g;
         let square = g * g;
-        // Once v is infinite it stays so: the element is frozen, not NaN.
-        let v = (v - c.one_minus_beta2 * ((v - square).sign() * square)).or_if_nan(v + square);
-        (p - c.rate * m.divide_or_zero(v.sqrt() + c.eps), [m, v])
+        // ∞ − ∞: an infinite v of an older file.
+        let v = (v - c.one_minus_beta2 * ((v - square).sign() * square)).or_if_nan(v + square).capped();
+        (c.rate * m.divide_or_zero(v.sqrt() + c.eps), [m, v])
     }
 }

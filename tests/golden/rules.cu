@@ -12,11 +12,12 @@ struct sgd {
         return {A(c.lr)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         const A x3 = c.lr * g;
-        const A x4 = p - x3;
-        p = x4;
+        const A step = x3;
+        return step;
     }
 };
 
@@ -39,16 +40,17 @@ struct momentum {
         return {A(c.lr), A(c.momentum), A(c.gain)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &b = s[0];
         const A x6 = c.momentum * b;
         const A x7 = c.gain * g;
         const A x8 = x6 + x7;
         const A x9 = c.lr * x8;
-        const A x10 = p - x9;
+        const A step = x9;
         b = x8;
-        p = x10;
+        return step;
     }
 };
 
@@ -66,17 +68,18 @@ struct nesterov {
         return {A(c.lr), A(c.momentum)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &b = s[0];
         const A x5 = c.momentum * b;
         const A x6 = x5 + g;
         const A x7 = c.momentum * x6;
         const A x8 = g + x7;
         const A x9 = c.lr * x8;
-        const A x10 = p - x9;
+        const A step = x9;
         b = x6;
-        p = x10;
+        return step;
     }
 };
 
@@ -94,15 +97,17 @@ struct velocity {
         return {A(c.lr), A(c.momentum)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &v = s[0];
         const A x5 = c.lr * g;
         const A x6 = c.momentum * v;
         const A x7 = x6 - x5;
-        const A x8 = p + x7;
+        const A x8 = -x7;
+        const A step = x8;
         v = x7;
-        p = x8;
+        return step;
     }
 };
 
@@ -120,17 +125,19 @@ struct velocity_nesterov {
         return {A(c.lr), A(c.momentum)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &v = s[0];
         const A x5 = c.lr * g;
         const A x6 = c.momentum * v;
         const A x7 = x6 - x5;
         const A x8 = c.momentum * x7;
         const A x9 = x8 - x5;
-        const A x10 = p + x9;
+        const A x10 = -x9;
+        const A step = x10;
         v = x7;
-        p = x10;
+        return step;
     }
 };
 
@@ -150,8 +157,9 @@ struct velocity_nesterov_chainer {
         return {A(c.lr), A(c.momentum), A(c.momentum_squared), A(c.one_plus_momentum)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &v = s[0];
         const A x7 = c.lr * g;
         const A x8 = c.momentum * v;
@@ -159,41 +167,40 @@ struct velocity_nesterov_chainer {
         const A x10 = c.momentum_squared * x9;
         const A x11 = c.one_plus_momentum * x7;
         const A x12 = x10 - x11;
-        const A x13 = p + x12;
+        const A x13 = -x12;
+        const A step = x13;
         v = x9;
-        p = x13;
+        return step;
     }
 };
 
 struct heavy_ball {
     static constexpr unsigned STATES = 1;
-    struct Hyper { double lr, momentum, weight_decay; };
-    template <typename A> struct Coefficients { A lr, momentum, keep; };
+    struct Hyper { double lr, momentum; };
+    template <typename A> struct Coefficients { A lr, momentum; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x4 = t == 1 ? double(0.0) : h.momentum;
-        const double x6 = h.lr * h.weight_decay;
-        const double x7 = double(1.0) - x6;
-        return {h.lr, x4, x7};
+        const double x3 = t == 1 ? double(0.0) : h.momentum;
+        return {h.lr, x3};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
-        return {A(c.lr), A(c.momentum), A(c.keep)};
+        return {A(c.lr), A(c.momentum)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &previous = s[0];
         const A x1 = p;
-        const A x6 = c.keep * p;
-        const A x7 = c.lr * g;
-        const A x8 = p - previous;
-        const A x9 = c.momentum * x8;
-        const A x10 = x7 - x9;
-        const A x11 = x6 - x10;
+        const A x5 = c.lr * g;
+        const A x6 = p - previous;
+        const A x7 = c.momentum * x6;
+        const A x8 = x5 - x7;
+        const A step = x8;
         previous = x1;
-        p = x11;
+        return step;
     }
 };
 
@@ -214,21 +221,23 @@ struct adagrad {
         return {A(c.lr), A(c.start), A(c.eps_inside), A(c.eps)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &v = s[0];
         const A x7 = v + c.start;
         const A x8 = g * g;
         const A x9 = x7 + x8;
-        const A x10 = x9 + c.eps_inside;
-        const A x11 = sqrt(x10);
-        const A x12 = x11 + c.eps;
-        const A x14 = g / x12;
-        const A x15 = x12 == A(0.0) ? A(0.0) : x14;
-        const A x16 = c.lr * x15;
-        const A x17 = p - x16;
-        v = x9;
-        p = x17;
+        const A x11 = largest<A>() < x9 ? largest<A>() : x9;
+        const A x12 = x11 + c.eps_inside;
+        const A x13 = sqrt(x12);
+        const A x14 = x13 + c.eps;
+        const A x16 = g / x14;
+        const A x17 = x14 == A(0.0) ? A(0.0) : x16;
+        const A x18 = c.lr * x17;
+        const A step = x18;
+        v = x11;
+        return step;
     }
 };
 
@@ -247,8 +256,9 @@ struct adagrad_mean {
         return {A(c.lr), A(c.eps), A(c.t)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &v = s[0];
         const A x6 = g * g;
         const A x7 = x6 - v;
@@ -256,14 +266,15 @@ struct adagrad_mean {
         const A x9 = v + x8;
         const A x10 = v + x6;
         const A x11 = x9 == x9 ? x9 : x10;
-        const A x12 = sqrt(x11);
-        const A x13 = x12 + c.eps;
-        const A x15 = g / x13;
-        const A x16 = x13 == A(0.0) ? A(0.0) : x15;
-        const A x17 = c.lr * x16;
-        const A x18 = p - x17;
-        v = x11;
-        p = x18;
+        const A x13 = largest<A>() < x11 ? largest<A>() : x11;
+        const A x14 = sqrt(x13);
+        const A x15 = x14 + c.eps;
+        const A x17 = g / x15;
+        const A x18 = x15 == A(0.0) ? A(0.0) : x17;
+        const A x19 = c.lr * x18;
+        const A step = x19;
+        v = x13;
+        return step;
     }
 };
 
@@ -286,22 +297,24 @@ struct rmsprop {
         return {A(c.lr), A(c.decay), A(c.one_minus_decay), A(c.eps_inside), A(c.eps)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &v = s[0];
         const A x8 = c.decay * v;
         const A x9 = g * g;
         const A x10 = c.one_minus_decay * x9;
         const A x11 = x8 + x10;
-        const A x12 = x11 + c.eps_inside;
-        const A x13 = sqrt(x12);
-        const A x14 = x13 + c.eps;
-        const A x16 = g / x14;
-        const A x17 = x14 == A(0.0) ? A(0.0) : x16;
-        const A x18 = c.lr * x17;
-        const A x19 = p - x18;
-        v = x11;
-        p = x19;
+        const A x13 = largest<A>() < x11 ? largest<A>() : x11;
+        const A x14 = x13 + c.eps_inside;
+        const A x15 = sqrt(x14);
+        const A x16 = x15 + c.eps;
+        const A x18 = g / x16;
+        const A x19 = x16 == A(0.0) ? A(0.0) : x18;
+        const A x20 = c.lr * x19;
+        const A step = x20;
+        v = x13;
+        return step;
     }
 };
 
@@ -324,31 +337,33 @@ struct rmsprop_centered {
         return {A(c.lr), A(c.decay), A(c.one_minus_decay), A(c.eps_inside), A(c.eps)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &v = s[0], &a = s[1];
         const A x9 = c.decay * v;
         const A x10 = g * g;
         const A x11 = c.one_minus_decay * x10;
         const A x12 = x9 + x11;
-        const A x13 = c.decay * a;
-        const A x14 = c.one_minus_decay * g;
-        const A x15 = x13 + x14;
-        const A x16 = x15 * x15;
-        const A x17 = x12 - x16;
-        const A x18 = x17 == x17 ? x17 : x12;
-        const A x20 = x18 == x18 ? A(0.0) : x18;
-        const A x21 = A(0.0) < x18 ? x18 : x20;
-        const A x22 = x21 + c.eps_inside;
-        const A x23 = sqrt(x22);
-        const A x24 = x23 + c.eps;
-        const A x25 = g / x24;
-        const A x26 = x24 == A(0.0) ? A(0.0) : x25;
-        const A x27 = c.lr * x26;
-        const A x28 = p - x27;
-        v = x12;
-        a = x15;
-        p = x28;
+        const A x14 = largest<A>() < x12 ? largest<A>() : x12;
+        const A x15 = c.decay * a;
+        const A x16 = c.one_minus_decay * g;
+        const A x17 = x15 + x16;
+        const A x18 = x17 * x17;
+        const A x19 = x14 - x18;
+        const A x20 = largest<A>() < x18 ? x14 : x19;
+        const A x22 = x20 == x20 ? A(0.0) : x20;
+        const A x23 = A(0.0) < x20 ? x20 : x22;
+        const A x24 = x23 + c.eps_inside;
+        const A x25 = sqrt(x24);
+        const A x26 = x25 + c.eps;
+        const A x27 = g / x26;
+        const A x28 = x26 == A(0.0) ? A(0.0) : x27;
+        const A x29 = c.lr * x28;
+        const A step = x29;
+        v = x14;
+        a = x17;
+        return step;
     }
 };
 
@@ -373,26 +388,28 @@ struct rmsprop_momentum {
         return {A(c.lr), A(c.decay), A(c.one_minus_decay), A(c.eps_inside), A(c.eps), A(c.momentum), A(c.inner)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &v = s[0], &b = s[1];
         const A x11 = c.decay * v;
         const A x12 = g * g;
         const A x13 = c.one_minus_decay * x12;
         const A x14 = x11 + x13;
-        const A x15 = c.momentum * b;
-        const A x16 = x14 + c.eps_inside;
-        const A x17 = sqrt(x16);
-        const A x18 = x17 + c.eps;
-        const A x20 = g / x18;
-        const A x21 = x18 == A(0.0) ? A(0.0) : x20;
-        const A x22 = c.inner * x21;
-        const A x23 = x15 + x22;
-        const A x24 = c.lr * x23;
-        const A x25 = p - x24;
-        v = x14;
-        b = x23;
-        p = x25;
+        const A x16 = largest<A>() < x14 ? largest<A>() : x14;
+        const A x17 = c.momentum * b;
+        const A x18 = x16 + c.eps_inside;
+        const A x19 = sqrt(x18);
+        const A x20 = x19 + c.eps;
+        const A x22 = g / x20;
+        const A x23 = x20 == A(0.0) ? A(0.0) : x22;
+        const A x24 = c.inner * x23;
+        const A x25 = x17 + x24;
+        const A x26 = c.lr * x25;
+        const A step = x26;
+        v = x16;
+        b = x25;
+        return step;
     }
 };
 
@@ -417,35 +434,37 @@ struct rmsprop_centered_momentum {
         return {A(c.lr), A(c.decay), A(c.one_minus_decay), A(c.eps_inside), A(c.eps), A(c.momentum), A(c.inner)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &v = s[0], &a = s[1], &b = s[2];
         const A x12 = c.decay * v;
         const A x13 = g * g;
         const A x14 = c.one_minus_decay * x13;
         const A x15 = x12 + x14;
-        const A x16 = c.decay * a;
-        const A x17 = c.one_minus_decay * g;
-        const A x18 = x16 + x17;
-        const A x19 = x18 * x18;
-        const A x20 = x15 - x19;
-        const A x21 = x20 == x20 ? x20 : x15;
-        const A x23 = x21 == x21 ? A(0.0) : x21;
-        const A x24 = A(0.0) < x21 ? x21 : x23;
-        const A x25 = c.momentum * b;
-        const A x26 = x24 + c.eps_inside;
-        const A x27 = sqrt(x26);
-        const A x28 = x27 + c.eps;
-        const A x29 = g / x28;
-        const A x30 = x28 == A(0.0) ? A(0.0) : x29;
-        const A x31 = c.inner * x30;
-        const A x32 = x25 + x31;
-        const A x33 = c.lr * x32;
-        const A x34 = p - x33;
-        v = x15;
-        a = x18;
-        b = x32;
-        p = x34;
+        const A x17 = largest<A>() < x15 ? largest<A>() : x15;
+        const A x18 = c.decay * a;
+        const A x19 = c.one_minus_decay * g;
+        const A x20 = x18 + x19;
+        const A x21 = x20 * x20;
+        const A x22 = x17 - x21;
+        const A x23 = largest<A>() < x21 ? x17 : x22;
+        const A x25 = x23 == x23 ? A(0.0) : x23;
+        const A x26 = A(0.0) < x23 ? x23 : x25;
+        const A x27 = c.momentum * b;
+        const A x28 = x26 + c.eps_inside;
+        const A x29 = sqrt(x28);
+        const A x30 = x29 + c.eps;
+        const A x31 = g / x30;
+        const A x32 = x30 == A(0.0) ? A(0.0) : x31;
+        const A x33 = c.inner * x32;
+        const A x34 = x27 + x33;
+        const A x35 = c.lr * x34;
+        const A step = x35;
+        v = x17;
+        a = x20;
+        b = x34;
+        return step;
     }
 };
 
@@ -468,25 +487,27 @@ struct rmsprop_momentum_before {
         return {A(c.lr), A(c.decay), A(c.one_minus_decay), A(c.eps_inside), A(c.eps), A(c.momentum)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &v = s[0], &m = s[1];
         const A x10 = c.decay * v;
         const A x11 = g * g;
         const A x12 = c.one_minus_decay * x11;
         const A x13 = x10 + x12;
-        const A x14 = c.momentum * m;
-        const A x15 = x14 + g;
-        const A x16 = x13 + c.eps_inside;
-        const A x17 = sqrt(x16);
-        const A x18 = x17 + c.eps;
-        const A x20 = x15 / x18;
-        const A x21 = x18 == A(0.0) ? A(0.0) : x20;
-        const A x22 = c.lr * x21;
-        const A x23 = p - x22;
-        v = x13;
-        m = x15;
-        p = x23;
+        const A x15 = largest<A>() < x13 ? largest<A>() : x13;
+        const A x16 = c.momentum * m;
+        const A x17 = x16 + g;
+        const A x18 = x15 + c.eps_inside;
+        const A x19 = sqrt(x18);
+        const A x20 = x19 + c.eps;
+        const A x22 = x17 / x20;
+        const A x23 = x20 == A(0.0) ? A(0.0) : x22;
+        const A x24 = c.lr * x23;
+        const A step = x24;
+        v = x15;
+        m = x17;
+        return step;
     }
 };
 
@@ -520,8 +541,9 @@ struct adam {
         return {A(c.rate), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.eps_inside), A(c.eps)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &m = s[0], &v = s[1];
         const A x11 = c.beta1 * m;
         const A x12 = c.one_minus_beta1 * g;
@@ -530,16 +552,17 @@ struct adam {
         const A x15 = g * g;
         const A x16 = c.one_minus_beta2 * x15;
         const A x17 = x14 + x16;
-        const A x18 = x17 + c.eps_inside;
-        const A x19 = sqrt(x18);
-        const A x20 = x19 + c.eps;
-        const A x22 = x13 / x20;
-        const A x23 = x20 == A(0.0) ? A(0.0) : x22;
-        const A x24 = c.rate * x23;
-        const A x25 = p - x24;
+        const A x19 = largest<A>() < x17 ? largest<A>() : x17;
+        const A x20 = x19 + c.eps_inside;
+        const A x21 = sqrt(x20);
+        const A x22 = x21 + c.eps;
+        const A x24 = x13 / x22;
+        const A x25 = x22 == A(0.0) ? A(0.0) : x24;
+        const A x26 = c.rate * x25;
+        const A step = x26;
         m = x13;
-        v = x17;
-        p = x25;
+        v = x19;
+        return step;
     }
 };
 
@@ -576,8 +599,9 @@ struct adam_amsgrad {
         return {A(c.rate), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.correction), A(c.eps_inside), A(c.eps)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &m = s[0], &v = s[1], &v_max = s[2];
         const A x13 = c.beta1 * m;
         const A x14 = c.one_minus_beta1 * g;
@@ -586,20 +610,22 @@ struct adam_amsgrad {
         const A x17 = g * g;
         const A x18 = c.one_minus_beta2 * x17;
         const A x19 = x16 + x18;
-        const A x20 = c.correction * x19;
-        const A x21 = v_max == v_max ? x20 : v_max;
-        const A x22 = x20 < v_max ? v_max : x21;
-        const A x23 = x22 + c.eps_inside;
-        const A x24 = sqrt(x23);
-        const A x25 = x24 + c.eps;
-        const A x27 = x15 / x25;
-        const A x28 = x25 == A(0.0) ? A(0.0) : x27;
-        const A x29 = c.rate * x28;
-        const A x30 = p - x29;
+        const A x21 = largest<A>() < x19 ? largest<A>() : x19;
+        const A x22 = c.correction * x21;
+        const A x23 = largest<A>() < x22 ? largest<A>() : x22;
+        const A x24 = v_max == v_max ? x23 : v_max;
+        const A x25 = x23 < v_max ? v_max : x24;
+        const A x26 = x25 + c.eps_inside;
+        const A x27 = sqrt(x26);
+        const A x28 = x27 + c.eps;
+        const A x30 = x15 / x28;
+        const A x31 = x28 == A(0.0) ? A(0.0) : x30;
+        const A x32 = c.rate * x31;
+        const A step = x32;
         m = x15;
-        v = x19;
-        v_max = x22;
-        p = x30;
+        v = x21;
+        v_max = x25;
+        return step;
     }
 };
 
@@ -619,8 +645,9 @@ struct lion {
         return {A(c.lr), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &m = s[0];
         const A x8 = c.beta1 * m;
         const A x9 = c.one_minus_beta1 * g;
@@ -629,12 +656,12 @@ struct lion {
         const A x14 = x10 == x10 ? x13 : x10;
         const A x15 = x10 == A(0.0) ? A(0.0) : x14;
         const A x16 = c.lr * x15;
-        const A x17 = p - x16;
-        const A x18 = c.beta2 * m;
-        const A x19 = c.one_minus_beta2 * g;
-        const A x20 = x18 + x19;
-        m = x20;
-        p = x17;
+        const A x17 = c.beta2 * m;
+        const A x18 = c.one_minus_beta2 * g;
+        const A x19 = x17 + x18;
+        const A step = x16;
+        m = x19;
+        return step;
     }
 };
 
@@ -652,14 +679,15 @@ struct sign_sgd {
         return {A(c.lr)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         const A x5 = copysign(A(1.0), g);
         const A x6 = g == g ? x5 : g;
         const A x7 = g == A(0.0) ? A(0.0) : x6;
         const A x8 = c.lr * x7;
-        const A x9 = p - x8;
-        p = x9;
+        const A step = x8;
+        return step;
     }
 };
 
@@ -678,8 +706,9 @@ struct signum {
         return {A(c.lr), A(c.momentum), A(c.one_minus_momentum)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &m = s[0];
         const A x6 = c.momentum * m;
         const A x7 = c.one_minus_momentum * g;
@@ -688,9 +717,9 @@ struct signum {
         const A x12 = x8 == x8 ? x11 : x8;
         const A x13 = x8 == A(0.0) ? A(0.0) : x12;
         const A x14 = c.lr * x13;
-        const A x15 = p - x14;
+        const A step = x14;
         m = x8;
-        p = x15;
+        return step;
     }
 };
 
@@ -715,8 +744,9 @@ struct adamax {
         return {A(c.rate), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.eps), A(c.eps_outside)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &m = s[0], &u = s[1];
         const A x10 = c.beta1 * m;
         const A x11 = c.one_minus_beta1 * g;
@@ -730,10 +760,10 @@ struct adamax {
         const A x20 = x12 / x18;
         const A x21 = x18 == A(0.0) ? A(0.0) : x20;
         const A x22 = c.rate * x21;
-        const A x23 = p - x22;
+        const A step = x22;
         m = x12;
         u = x17;
-        p = x23;
+        return step;
     }
 };
 
@@ -752,29 +782,32 @@ struct adadelta {
         return {A(c.lr), A(c.rho), A(c.one_minus_rho), A(c.eps)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &v = s[0], &u = s[1];
         const A x8 = c.rho * v;
         const A x9 = g * g;
         const A x10 = c.one_minus_rho * x9;
         const A x11 = x8 + x10;
-        const A x12 = u + c.eps;
-        const A x13 = sqrt(x12);
-        const A x14 = x11 + c.eps;
+        const A x13 = largest<A>() < x11 ? largest<A>() : x11;
+        const A x14 = u + c.eps;
         const A x15 = sqrt(x14);
-        const A x17 = x13 / x15;
-        const A x18 = x15 == A(0.0) ? A(0.0) : x17;
-        const A x19 = x18 * g;
-        const A x20 = c.rho * u;
-        const A x21 = x19 * x19;
-        const A x22 = c.one_minus_rho * x21;
-        const A x23 = x20 + x22;
-        const A x24 = c.lr * x19;
-        const A x25 = p - x24;
-        v = x11;
-        u = x23;
-        p = x25;
+        const A x16 = x13 + c.eps;
+        const A x17 = sqrt(x16);
+        const A x19 = x15 / x17;
+        const A x20 = x17 == A(0.0) ? A(0.0) : x19;
+        const A x21 = x20 * g;
+        const A x22 = c.rho * u;
+        const A x23 = x21 * x21;
+        const A x24 = c.one_minus_rho * x23;
+        const A x25 = x22 + x24;
+        const A x26 = largest<A>() < x25 ? largest<A>() : x25;
+        const A x27 = c.lr * x21;
+        const A step = x27;
+        v = x13;
+        u = x26;
+        return step;
     }
 };
 
@@ -825,8 +858,9 @@ struct nadam {
         return {A(c.now), A(c.ahead), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.eps)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &m = s[0], &v = s[1];
         const A x11 = c.beta1 * m;
         const A x12 = c.one_minus_beta1 * g;
@@ -835,17 +869,18 @@ struct nadam {
         const A x15 = g * g;
         const A x16 = c.one_minus_beta2 * x15;
         const A x17 = x14 + x16;
-        const A x18 = c.now * g;
-        const A x19 = c.ahead * x13;
-        const A x20 = x18 + x19;
-        const A x21 = sqrt(x17);
-        const A x22 = x21 + c.eps;
-        const A x24 = x20 / x22;
-        const A x25 = x22 == A(0.0) ? A(0.0) : x24;
-        const A x26 = p - x25;
+        const A x19 = largest<A>() < x17 ? largest<A>() : x17;
+        const A x20 = c.now * g;
+        const A x21 = c.ahead * x13;
+        const A x22 = x20 + x21;
+        const A x23 = sqrt(x19);
+        const A x24 = x23 + c.eps;
+        const A x26 = x22 / x24;
+        const A x27 = x24 == A(0.0) ? A(0.0) : x26;
+        const A step = x27;
         m = x13;
-        v = x17;
-        p = x26;
+        v = x19;
+        return step;
     }
 };
 
@@ -896,8 +931,9 @@ struct radam {
         return {A(c.rate), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.adaptive), A(c.eps)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &m = s[0], &v = s[1];
         const A x11 = c.beta1 * m;
         const A x12 = c.one_minus_beta1 * g;
@@ -906,16 +942,17 @@ struct radam {
         const A x15 = g * g;
         const A x16 = c.one_minus_beta2 * x15;
         const A x17 = x14 + x16;
-        const A x20 = sqrt(x17);
-        const A x21 = x20 + c.eps;
-        const A x22 = c.adaptive == A(0.0) ? A(1.0) : x21;
-        const A x23 = x13 / x22;
-        const A x24 = x22 == A(0.0) ? A(0.0) : x23;
-        const A x25 = c.rate * x24;
-        const A x26 = p - x25;
+        const A x19 = largest<A>() < x17 ? largest<A>() : x17;
+        const A x22 = sqrt(x19);
+        const A x23 = x22 + c.eps;
+        const A x24 = c.adaptive == A(0.0) ? A(1.0) : x23;
+        const A x25 = x13 / x24;
+        const A x26 = x24 == A(0.0) ? A(0.0) : x25;
+        const A x27 = c.rate * x26;
+        const A step = x27;
         m = x13;
-        v = x17;
-        p = x26;
+        v = x19;
+        return step;
     }
 };
 
@@ -934,8 +971,9 @@ struct rprop {
         return {A(c.start), A(c.eta_minus), A(c.eta_plus), A(c.step_min), A(c.step_max)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &g_previous = s[0], &size = s[1];
         const A x11 = copysign(A(1.0), g);
         const A x12 = g == g ? x11 : g;
@@ -957,10 +995,10 @@ struct rprop {
         const A x28 = x26 == x26 ? x27 : x26;
         const A x29 = x26 == A(0.0) ? A(0.0) : x28;
         const A x30 = x25 * x29;
-        const A x31 = p - x30;
+        const A step = x30;
         g_previous = x26;
         size = x25;
-        p = x31;
+        return step;
     }
 };
 
@@ -988,8 +1026,9 @@ struct adabelief {
         return {A(c.rate), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.eps_root), A(c.eps)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &m = s[0], &v = s[1];
         const A x11 = c.beta1 * m;
         const A x12 = c.one_minus_beta1 * g;
@@ -1000,15 +1039,16 @@ struct adabelief {
         const A x17 = c.one_minus_beta2 * x16;
         const A x18 = x15 + x17;
         const A x19 = x18 + c.eps_root;
-        const A x20 = sqrt(x19);
-        const A x21 = x20 + c.eps;
-        const A x23 = x13 / x21;
-        const A x24 = x21 == A(0.0) ? A(0.0) : x23;
-        const A x25 = c.rate * x24;
-        const A x26 = p - x25;
+        const A x21 = largest<A>() < x19 ? largest<A>() : x19;
+        const A x22 = sqrt(x21);
+        const A x23 = x22 + c.eps;
+        const A x25 = x13 / x23;
+        const A x26 = x23 == A(0.0) ? A(0.0) : x25;
+        const A x27 = c.rate * x26;
+        const A step = x27;
         m = x13;
-        v = x19;
-        p = x26;
+        v = x21;
+        return step;
     }
 };
 
@@ -1039,8 +1079,9 @@ struct yogi {
         return {A(c.rate), A(c.start), A(c.beta1), A(c.one_minus_beta1), A(c.one_minus_beta2), A(c.eps)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &m = s[0], &v = s[1];
         const A x10 = m + c.start;
         const A x11 = v + c.start;
@@ -1057,15 +1098,16 @@ struct yogi {
         const A x24 = x11 - x23;
         const A x25 = x11 + x15;
         const A x26 = x24 == x24 ? x24 : x25;
-        const A x27 = sqrt(x26);
-        const A x28 = x27 + c.eps;
-        const A x29 = x14 / x28;
-        const A x30 = x28 == A(0.0) ? A(0.0) : x29;
-        const A x31 = c.rate * x30;
-        const A x32 = p - x31;
+        const A x28 = largest<A>() < x26 ? largest<A>() : x26;
+        const A x29 = sqrt(x28);
+        const A x30 = x29 + c.eps;
+        const A x31 = x14 / x30;
+        const A x32 = x30 == A(0.0) ? A(0.0) : x31;
+        const A x33 = c.rate * x32;
+        const A step = x33;
         m = x14;
-        v = x26;
-        p = x32;
+        v = x28;
+        return step;
     }
 };
 
@@ -1095,8 +1137,9 @@ struct ademamix {
         return {A(c.fast), A(c.slow), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.beta3), A(c.one_minus_beta3), A(c.eps)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &m = s[0], &n = s[1], &v = s[2];
         const A x14 = c.beta1 * m;
         const A x15 = c.one_minus_beta1 * g;
@@ -1108,18 +1151,19 @@ struct ademamix {
         const A x21 = g * g;
         const A x22 = c.one_minus_beta2 * x21;
         const A x23 = x20 + x22;
-        const A x24 = c.fast * x16;
-        const A x25 = c.slow * x19;
-        const A x26 = x24 + x25;
-        const A x27 = sqrt(x23);
-        const A x28 = x27 + c.eps;
-        const A x30 = x26 / x28;
-        const A x31 = x28 == A(0.0) ? A(0.0) : x30;
-        const A x32 = p - x31;
+        const A x25 = largest<A>() < x23 ? largest<A>() : x23;
+        const A x26 = c.fast * x16;
+        const A x27 = c.slow * x19;
+        const A x28 = x26 + x27;
+        const A x29 = sqrt(x25);
+        const A x30 = x29 + c.eps;
+        const A x32 = x28 / x30;
+        const A x33 = x30 == A(0.0) ? A(0.0) : x32;
+        const A step = x33;
         m = x16;
         n = x19;
-        v = x23;
-        p = x32;
+        v = x25;
+        return step;
     }
 };
 
@@ -1146,8 +1190,9 @@ struct adopt {
         return {A(c.lr), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.eps), A(c.limit)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &m = s[0], &v = s[1];
         const A x11 = sqrt(v);
         const A x12 = x11 == x11 ? c.eps : x11;
@@ -1163,14 +1208,15 @@ struct adopt {
         const A x23 = c.one_minus_beta1 * x21;
         const A x24 = x22 + x23;
         const A x25 = c.lr * x24;
-        const A x26 = p - x25;
-        const A x27 = c.beta2 * v;
-        const A x28 = g * g;
-        const A x29 = c.one_minus_beta2 * x28;
-        const A x30 = x27 + x29;
+        const A x26 = c.beta2 * v;
+        const A x27 = g * g;
+        const A x28 = c.one_minus_beta2 * x27;
+        const A x29 = x26 + x28;
+        const A x31 = largest<A>() < x29 ? largest<A>() : x29;
+        const A step = x25;
         m = x24;
-        v = x30;
-        p = x26;
+        v = x31;
+        return step;
     }
 };
 
@@ -1210,8 +1256,9 @@ struct adan {
         return {A(c.fast), A(c.ahead), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.of_difference), A(c.beta3), A(c.one_minus_beta3), A(c.eps_root), A(c.eps), A(c.look)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &m = s[0], &v = s[1], &n = s[2], &g_previous = s[3];
         const A x5 = g;
         const A x17 = g - g_previous;
@@ -1227,62 +1274,69 @@ struct adan {
         const A x27 = x25 * x25;
         const A x28 = c.one_minus_beta3 * x27;
         const A x29 = x26 + x28;
-        const A x30 = c.fast * x20;
-        const A x31 = c.ahead * x23;
-        const A x32 = x30 + x31;
-        const A x33 = x29 + c.eps_root;
-        const A x34 = sqrt(x33);
-        const A x35 = x34 + c.eps;
-        const A x37 = x32 / x35;
-        const A x38 = x35 == A(0.0) ? A(0.0) : x37;
-        const A x39 = p - x38;
+        const A x31 = largest<A>() < x29 ? largest<A>() : x29;
+        const A x32 = c.fast * x20;
+        const A x33 = c.ahead * x23;
+        const A x34 = x32 + x33;
+        const A x35 = x31 + c.eps_root;
+        const A x36 = sqrt(x35);
+        const A x37 = x36 + c.eps;
+        const A x39 = x34 / x37;
+        const A x40 = x37 == A(0.0) ? A(0.0) : x39;
+        const A step = x40;
         m = x20;
         v = x23;
-        n = x29;
+        n = x31;
         g_previous = x5;
-        p = x39;
+        return step;
     }
 };
 
 struct asgd {
     static constexpr unsigned STATES = 1;
-    struct Hyper { double lr, lambd, alpha, t0; };
-    template <typename A> struct Coefficients { A rate, keep, weight; };
+    struct Hyper { double lr, lambd, alpha, t0, weight_decay; };
+    template <typename A> struct Coefficients { A rate, decay, weight; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x5 = double(t);
-        const double x6 = x5 - double(1.0);
-        const double x7 = h.lambd * h.lr;
-        const double x8 = x7 * x6;
-        const double x9 = double(1.0) + x8;
-        const double x10 = raised(x9, h.alpha);
-        const double x11 = h.lr / x10;
-        const double x13 = h.lambd * x11;
-        const double x14 = double(1.0) - x13;
-        const double x15 = x6 - h.t0;
-        const double x16 = x15 == x15 ? double(1.0) : x15;
-        const double x17 = double(1.0) < x15 ? x15 : x16;
-        const double x18 = double(1.0) / x17;
-        return {x11, x14, x18};
+        const double x6 = double(t);
+        const double x7 = x6 - double(1.0);
+        const double x8 = h.lambd * h.lr;
+        const double x9 = x8 * x7;
+        const double x10 = double(1.0) + x9;
+        const double x11 = raised(x10, h.alpha);
+        const double x12 = h.lr / x11;
+        const double x14 = h.lambd * x12;
+        const double x15 = h.lr * h.weight_decay;
+        const double x16 = x14 + x15;
+        const double x17 = x14 * x15;
+        const double x18 = x16 - x17;
+        const double x19 = x7 - h.t0;
+        const double x20 = x19 == x19 ? double(1.0) : x19;
+        const double x21 = double(1.0) < x19 ? x19 : x20;
+        const double x22 = double(1.0) / x21;
+        return {x12, x18, x22};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
-        return {A(c.rate), A(c.keep), A(c.weight)};
+        return {A(c.rate), A(c.decay), A(c.weight)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &average = s[0];
-        const A x6 = c.keep * p;
+        const A x6 = c.decay * p;
         const A x7 = c.rate * g;
-        const A x8 = x6 - x7;
-        const A x9 = x8 - average;
-        const A x10 = c.weight * x9;
-        const A x11 = average + x10;
-        const A x13 = c.weight == A(1.0) ? x8 : x11;
-        average = x13;
-        p = x8;
+        const A x8 = x6 + x7;
+        const A x9 = p - x8;
+        const A x10 = x9 - average;
+        const A x11 = c.weight * x10;
+        const A x12 = average + x11;
+        const A x14 = c.weight == A(1.0) ? x9 : x12;
+        const A step = x8;
+        average = x14;
+        return step;
     }
 };
 
@@ -1324,20 +1378,21 @@ struct schedule_free_sgd {
         return {A(c.rate), A(c.near), A(c.decay), A(c.weight), A(c.rest)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &d = s[0];
         const A x8 = c.rate * g;
         const A x9 = c.decay * p;
         const A x10 = x8 + x9;
         const A x11 = d - x10;
         const A x12 = c.near * x10;
-        const A x13 = p - x12;
-        const A x14 = c.weight * x11;
-        const A x15 = x13 + x14;
-        const A x16 = c.rest * x11;
-        d = x16;
-        p = x15;
+        const A x13 = c.weight * x11;
+        const A x14 = x12 - x13;
+        const A x15 = c.rest * x11;
+        const A step = x14;
+        d = x15;
+        return step;
     }
 };
 
@@ -1385,29 +1440,31 @@ struct schedule_free_adamw {
         return {A(c.rate), A(c.near), A(c.decay), A(c.weight), A(c.rest), A(c.beta2), A(c.one_minus_beta2), A(c.eps)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &d = s[0], &v = s[1];
         const A x12 = c.beta2 * v;
         const A x13 = g * g;
         const A x14 = c.one_minus_beta2 * x13;
         const A x15 = x12 + x14;
-        const A x16 = sqrt(x15);
-        const A x17 = x16 + c.eps;
-        const A x19 = g / x17;
-        const A x20 = x17 == A(0.0) ? A(0.0) : x19;
-        const A x21 = c.rate * x20;
-        const A x22 = c.decay * p;
-        const A x23 = x21 + x22;
-        const A x24 = d - x23;
-        const A x25 = c.near * x23;
-        const A x26 = p - x25;
-        const A x27 = c.weight * x24;
-        const A x28 = x26 + x27;
-        const A x29 = c.rest * x24;
-        d = x29;
-        v = x15;
-        p = x28;
+        const A x17 = largest<A>() < x15 ? largest<A>() : x15;
+        const A x18 = sqrt(x17);
+        const A x19 = x18 + c.eps;
+        const A x21 = g / x19;
+        const A x22 = x19 == A(0.0) ? A(0.0) : x21;
+        const A x23 = c.rate * x22;
+        const A x24 = c.decay * p;
+        const A x25 = x23 + x24;
+        const A x26 = d - x25;
+        const A x27 = c.near * x25;
+        const A x28 = c.weight * x26;
+        const A x29 = x27 - x28;
+        const A x30 = c.rest * x26;
+        const A step = x29;
+        d = x30;
+        v = x17;
+        return step;
     }
 };
 
@@ -1435,17 +1492,18 @@ struct lars {
         return {A(c.rate), A(c.momentum), A(c.weight_decay)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &v = s[0];
         const A x6 = c.momentum * v;
         const A x7 = c.weight_decay * p;
         const A x8 = g + x7;
         const A x9 = c.rate * x8;
         const A x10 = x6 + x9;
-        const A x11 = p - x10;
+        const A step = x10;
         v = x10;
-        p = x11;
+        return step;
     }
 
     // Whether one number of the whole tensor is kept, and what it is after update number t.
@@ -1491,8 +1549,9 @@ struct lamb {
         return {A(c.rate), A(c.scale), A(c.beta1), A(c.one_minus_beta1), A(c.beta2), A(c.one_minus_beta2), A(c.eps), A(c.weight_decay)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &m = s[0], &v = s[1];
         const A x12 = c.beta1 * m;
         const A x13 = c.one_minus_beta1 * g;
@@ -1501,18 +1560,19 @@ struct lamb {
         const A x16 = g * g;
         const A x17 = c.one_minus_beta2 * x16;
         const A x18 = x15 + x17;
-        const A x19 = sqrt(x18);
-        const A x20 = x19 + c.eps;
-        const A x22 = x14 / x20;
-        const A x23 = x20 == A(0.0) ? A(0.0) : x22;
-        const A x24 = c.scale * x23;
-        const A x25 = c.weight_decay * p;
-        const A x26 = x24 + x25;
-        const A x27 = c.rate * x26;
-        const A x28 = p - x27;
+        const A x20 = largest<A>() < x18 ? largest<A>() : x18;
+        const A x21 = sqrt(x20);
+        const A x22 = x21 + c.eps;
+        const A x24 = x14 / x22;
+        const A x25 = x22 == A(0.0) ? A(0.0) : x24;
+        const A x26 = c.scale * x25;
+        const A x27 = c.weight_decay * p;
+        const A x28 = x26 + x27;
+        const A x29 = c.rate * x28;
+        const A step = x29;
         m = x14;
-        v = x18;
-        p = x28;
+        v = x20;
+        return step;
     }
 
     // Whether one number of the whole tensor is kept, and what it is after update number t.
@@ -1533,14 +1593,15 @@ struct lamb {
         const A x16 = g * g;
         const A x17 = c.one_minus_beta2 * x16;
         const A x18 = x15 + x17;
-        const A x19 = sqrt(x18);
-        const A x20 = x19 + c.eps;
-        const A x22 = x14 / x20;
-        const A x23 = x20 == A(0.0) ? A(0.0) : x22;
-        const A x24 = c.scale * x23;
-        const A x25 = c.weight_decay * p;
-        const A x26 = x24 + x25;
-        return x26;
+        const A x20 = largest<A>() < x18 ? largest<A>() : x18;
+        const A x21 = sqrt(x20);
+        const A x22 = x21 + c.eps;
+        const A x24 = x14 / x22;
+        const A x25 = x22 == A(0.0) ? A(0.0) : x24;
+        const A x26 = c.scale * x25;
+        const A x27 = c.weight_decay * p;
+        const A x28 = x26 + x27;
+        return x28;
     }
 };
 
@@ -1560,8 +1621,9 @@ struct novograd {
         return {A(c.lr), A(c.beta1), A(c.denominator), A(c.weight_decay)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &m = s[0];
         const A x7 = c.beta1 * m;
         const A x9 = g / c.denominator;
@@ -1570,9 +1632,9 @@ struct novograd {
         const A x12 = x10 + x11;
         const A x13 = x7 + x12;
         const A x14 = c.lr * x13;
-        const A x15 = p - x14;
+        const A step = x14;
         m = x13;
-        p = x15;
+        return step;
     }
 
     // Whether one number of the whole tensor is kept, and what it is after update number t.
@@ -1584,7 +1646,8 @@ struct novograd {
         const double x12 = x11 * x8;
         const double x13 = x9 + x12;
         const double x14 = t == 1 ? x8 : x13;
-        return x14;
+        const double x16 = largest<double>() < x14 ? largest<double>() : x14;
+        return x16;
     }
 
     // What the second norm is of.
@@ -1597,25 +1660,28 @@ struct novograd {
 
 struct madgrad {
     static constexpr unsigned STATES = 3;
-    struct Hyper { double lr, momentum, eps; };
-    template <typename A> struct Coefficients { A rate, momentum, one_minus_momentum, eps, first; };
+    struct Hyper { double lr, momentum, eps, weight_decay; };
+    template <typename A> struct Coefficients { A rate, one_minus_momentum, eps, first, of_past; };
 
     // Of update number t.
     static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x4 = double(t);
-        const double x5 = sqrt(x4);
-        const double x6 = h.lr * x5;
-        const double x8 = double(1.0) - h.momentum;
-        const double x10 = t == 1 ? double(1.0) : double(0.0);
-        return {x6, h.momentum, x8, h.eps, x10};
+        const double x5 = double(t);
+        const double x6 = sqrt(x5);
+        const double x7 = h.lr * x6;
+        const double x9 = double(1.0) - h.momentum;
+        const double x11 = t == 1 ? double(1.0) : double(0.0);
+        const double x13 = h.lr * h.weight_decay;
+        const double x14 = h.momentum * x13;
+        return {x7, x9, h.eps, x11, x14};
     }
 
     template <typename A> static __device__ Coefficients<A> rounded(const Coefficients<double> &c) {
-        return {A(c.rate), A(c.momentum), A(c.one_minus_momentum), A(c.eps), A(c.first)};
+        return {A(c.rate), A(c.one_minus_momentum), A(c.eps), A(c.first), A(c.of_past)};
     }
 
+    // The step, to be subtracted.
     template <typename A>
-    static __device__ __forceinline__ void update(const Coefficients<A> &c, A &p, const A g, A *s) {
+    static __device__ __forceinline__ A update(const Coefficients<A> &c, const A p, const A g, A *s) {
         A &g_sum = s[0], &v = s[1], &start = s[2];
         const A x11 = c.first == A(1.0) ? p : start;
         const A x12 = c.rate * g;
@@ -1623,12 +1689,11 @@ struct madgrad {
         const A x14 = g * g;
         const A x15 = c.rate * x14;
         const A x16 = v + x15;
-        const A x17 = sqrt(x16);
-        const A x18 = sqrt(x17);
-        const A x19 = sqrt(x18);
-        const A x20 = sqrt(x19);
-        const A x21 = x18 * x20;
-        const A x22 = sqrt(x20);
+        const A x18 = largest<A>() < x16 ? largest<A>() : x16;
+        const A x19 = p - x11;
+        const A x20 = sqrt(x18);
+        const A x21 = sqrt(x20);
+        const A x22 = sqrt(x21);
         const A x23 = sqrt(x22);
         const A x24 = x21 * x23;
         const A x25 = sqrt(x23);
@@ -1637,44 +1702,48 @@ struct madgrad {
         const A x28 = sqrt(x26);
         const A x29 = sqrt(x28);
         const A x30 = x27 * x29;
-        const A x31 = x30 * x30;
-        const A x32 = x16 / x31;
-        const A x33 = x30 - x32;
-        const A x35 = x33 * A(0.3333333333333333);
-        const A x36 = x30 - x35;
-        const A x37 = x36 * x36;
-        const A x38 = x16 / x37;
-        const A x39 = x36 - x38;
-        const A x40 = x39 * A(0.3333333333333333);
-        const A x41 = x36 - x40;
-        const A x42 = x41 * x41;
-        const A x43 = x16 / x42;
-        const A x44 = x41 - x43;
-        const A x45 = x44 * A(0.3333333333333333);
-        const A x46 = x41 - x45;
-        const A x47 = x46 * x46;
-        const A x48 = x16 / x47;
-        const A x49 = x46 - x48;
-        const A x50 = x49 * A(0.3333333333333333);
-        const A x51 = x46 - x50;
-        const A x52 = x51 * x51;
-        const A x53 = x16 / x52;
-        const A x54 = x51 - x53;
-        const A x55 = x54 * A(0.3333333333333333);
-        const A x56 = x51 - x55;
-        const A x57 = x16 + x16;
-        const A x58 = x16 == x57 ? x16 : x56;
-        const A x59 = x58 + c.eps;
-        const A x61 = x13 / x59;
-        const A x62 = x59 == A(0.0) ? A(0.0) : x61;
-        const A x63 = x11 - x62;
-        const A x64 = c.momentum * p;
-        const A x65 = c.one_minus_momentum * x63;
-        const A x66 = x64 + x65;
+        const A x31 = sqrt(x29);
+        const A x32 = sqrt(x31);
+        const A x33 = x30 * x32;
+        const A x34 = x33 * x33;
+        const A x35 = x18 / x34;
+        const A x36 = x33 - x35;
+        const A x38 = x36 * A(0.3333333333333333);
+        const A x39 = x33 - x38;
+        const A x40 = x39 * x39;
+        const A x41 = x18 / x40;
+        const A x42 = x39 - x41;
+        const A x43 = x42 * A(0.3333333333333333);
+        const A x44 = x39 - x43;
+        const A x45 = x44 * x44;
+        const A x46 = x18 / x45;
+        const A x47 = x44 - x46;
+        const A x48 = x47 * A(0.3333333333333333);
+        const A x49 = x44 - x48;
+        const A x50 = x49 * x49;
+        const A x51 = x18 / x50;
+        const A x52 = x49 - x51;
+        const A x53 = x52 * A(0.3333333333333333);
+        const A x54 = x49 - x53;
+        const A x55 = x54 * x54;
+        const A x56 = x18 / x55;
+        const A x57 = x54 - x56;
+        const A x58 = x57 * A(0.3333333333333333);
+        const A x59 = x54 - x58;
+        const A x60 = x18 + x18;
+        const A x61 = x18 == x60 ? x18 : x59;
+        const A x62 = x61 + c.eps;
+        const A x64 = x13 / x62;
+        const A x65 = x62 == A(0.0) ? A(0.0) : x64;
+        const A x66 = x19 + x65;
+        const A x67 = c.of_past * p;
+        const A x68 = c.one_minus_momentum * x66;
+        const A x69 = x67 + x68;
+        const A step = x69;
         g_sum = x13;
-        v = x16;
+        v = x18;
         start = x11;
-        p = x66;
+        return step;
     }
 };
 

@@ -715,8 +715,12 @@ def rprop(
 
 
 @rule("s", "nu", "x0")
-def madgrad(w: Array, g: Array, state: State, t: int, *, lr: float, momentum: float, eps: float) -> Step:
+def madgrad(
+    w: Array, g: Array, state: State, t: int, *, lr: float, momentum: float, eps: float, weight_decay: float = 0
+) -> Step:
     """λ = γ√t; s ← s + λg; ν ← ν + λg²; z = x₀ − s/(∛ν + ε); w ← (1−c)w + cz, c = 1 − μ.
+
+    Decoupled decay is of the old w: (1−γλ)w in its place there; x₀ is where the run began.
 
     Source: Defazio and Jelassi, "Adaptivity without Compromise", 2021, Algorithm 1, whose k is t − 1.
     """
@@ -725,20 +729,32 @@ def madgrad(w: Array, g: Array, state: State, t: int, *, lr: float, momentum: fl
     s, nu = state["s"] + step * g, state["nu"] + step * g**2
     z = x0 - divide(s, np.cbrt(nu) + eps)
     c = 1 - momentum
-    return (1 - c) * w + c * z, {"s": s, "nu": nu, "x0": x0}
+    return (1 - c) * (1 - lr * weight_decay) * w + c * z, {"s": s, "nu": nu, "x0": x0}
 
 
 # Averages of the iterates.
 
 
 @rule("ax")
-def asgd(w: Array, g: Array, state: State, t: int, *, lr: float, lambd: float, alpha: float, t0: float) -> Step:
+def asgd(
+    w: Array,
+    g: Array,
+    state: State,
+    t: int,
+    *,
+    lr: float,
+    lambd: float,
+    alpha: float,
+    t0: float,
+    weight_decay: float = 0,
+) -> Step:
     """η = γ/(1 + λγ(t−1))^α; w ← w − η(g + λw); a ← a + μ(w − a), μ = 1/max(1, t − 1 − t₀).
 
     Source: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992, with the rates of
     torch.optim.ASGD, which are those after the step before.
     """
     eta = lr / (1 + lambd * lr * (t - 1)) ** alpha
+    w = (1 - lr * weight_decay) * w
     w = w - eta * g - lambd * eta * w
     mu = 1 / max(1, t - 1 - t0)
     return w, {"ax": w if mu == 1 else state["ax"] + mu * (w - state["ax"])}

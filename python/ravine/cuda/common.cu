@@ -33,6 +33,11 @@ __device__ __forceinline__ bool last_block(unsigned *ticket, u64 blocks) {
     return last;
 }
 
+// The largest finite number of a type.
+template <typename A> __device__ __forceinline__ A largest();
+template <> __device__ __forceinline__ float largest<float>() { return 3.402823466e+38f; }
+template <> __device__ __forceinline__ double largest<double>() { return 1.7976931348623157e+308; }
+
 // base^t by repeated squaring, as on the host.
 __device__ __forceinline__ double power(double base, u64 t) {
     double result = 1.0;

@@ -139,9 +139,10 @@ __device__ __forceinline__ float of_unsigned_code(const unsigned char code, cons
 }
 
 __device__ __forceinline__ unsigned short rounded_by(const float x, const unsigned added) {
-    const unsigned bits = __float_as_uint(x);
-    const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-    return static_cast<unsigned short>(nan ? bits >> 16 | 0x40u : (bits + added) >> 16);
+    const unsigned bits = __float_as_uint(x), size = bits & 0x7fffffffu;
+    const unsigned nan = size > 0x7f800000u ? 0x40u : 0u;
+    // The largest finite numbers stay finite.
+    return static_cast<unsigned short>((bits + (size < 0x7f7f0000u ? added : 0u)) >> 16 | nan);
 }
 
 template <typename P> constexpr bool IS_RANDOM = false;

@@ -1,8 +1,8 @@
 // The step: one launch for all parameters. Rule is the struct of a rule, KINDS the storages that meet in this list; LAYERWISE
 // says whether the rule has norms of each parameter, so that each has coefficients of its own (layerwise.cu).
 //
-// unscale -> sign -> clip by value -> clip by norm -> coupled l2 -> rule, with decoupled decay on the old parameter, or on
-// the new one -> what follows it: Lookahead, an average, the exact copy of a half-precision parameter (LOOKAHEAD, AVERAGE,
+// unscale -> sign -> clip by value -> clip by norm -> coupled l2 -> rule -> its step, with decoupled decay, is subtracted
+// from the parameter in one rounding -> what follows it: Lookahead, an average, the exact copy of a half-precision parameter (LOOKAHEAD, AVERAGE,
 // MASTER if defined), or what its rounding has lost (REMAINDER). States are in fewer bytes, or parameters rounded at random,
 // if COMPACT is defined: of which states, it says (compact.cu).
 // What changes from step to step is in device memory, the counts of updates too, so a captured step can be replayed.
@@ -42,11 +42,15 @@ struct StepArgs {
 #endif
 };
 
+// What decoupled decay is of: the old parameter, the new one, or the new one with the decay in it.
+enum class Decay : unsigned { NONE, BEFORE, AFTER, IMPLICIT };
+
 // The numbers of one (group, t), in f64.
 struct Row {
     Rule::Coefficients<double> coefficients;
-    double keep, l2, unscale; // keep: of the old parameter, or with `later` of the new one
-    bool maximize, decay, later, couple;
+    double part, l2, unscale; // part: of the parameter, for decoupled decay
+    Decay decay;
+    bool maximize, couple;
 #ifdef AVERAGE
     double weight;
     bool counts;
@@ -61,11 +65,13 @@ __device__ __noinline__ void fill(Row &row, const Group &group, const u64 t, con
     row.coefficients = Rule::coefficients(group.hyper, t);
     const double scaled = group.hyper.lr * group.weight_decay;
     const double part = group.decay_unscaled != 0.0 ? group.weight_decay : scaled;
-    row.keep = group.decay_implicit != 0.0 ? 1.0 / (1.0 + part) : 1.0 - part;
+    row.part = part;
+    row.decay = part == 0.0                 ? Decay::NONE
+                : group.decay_implicit != 0.0 ? Decay::IMPLICIT
+                : group.decay_after != 0.0    ? Decay::AFTER
+                                              : Decay::BEFORE;
     row.l2 = group.l2;
     row.maximize = group.maximize != 0.0;
-    row.later = group.weight_decay != 0.0 && (group.decay_after != 0.0 || group.decay_implicit != 0.0);
-    row.decay = group.weight_decay != 0.0 && !row.later;
     row.couple = group.l2 != 0.0;
 }
 
@@ -90,15 +96,16 @@ __device__ __forceinline__ void follow(Row &row, const StepArgs &a, const u64 t)
 // change NaN, -0 and infinities.
 template <typename A> struct Formula {
     Rule::Coefficients<A> coefficients;
-    A clip, scale, l2, keep, unscale;
-    bool unscales, maximize, clips, scales, couple, decay, later;
+    A clip, scale, l2, part, whole, unscale; // whole: 1 + part
+    Decay decay;
+    bool unscales, maximize, clips, scales, couple;
 
     __device__ __forceinline__ Formula(const Row &row, const StepArgs &a)
         : coefficients(Rule::rounded<A>(row.coefficients)), clip(A(a.clip_value)),
-          scale(a.verdict ? A(a.verdict->scale) : A(1.0)), l2(A(row.l2)), keep(A(row.keep)),
-          unscale(A(row.unscale)), unscales(row.unscale != 0.0), maximize(row.maximize),
+          scale(a.verdict ? A(a.verdict->scale) : A(1.0)), l2(A(row.l2)), part(A(row.part)), whole(A(1.0 + row.part)),
+          unscale(A(row.unscale)), decay(row.decay), unscales(row.unscale != 0.0), maximize(row.maximize),
           clips(a.clip_value < __longlong_as_double(0x7ff0000000000000LL)), scales(a.verdict && a.verdict->scales),
-          couple(row.couple), decay(row.decay), later(row.later) {}
+          couple(row.couple) {}
 
     // What happens to gradients before the rule sees them.
     __device__ __forceinline__ A prepared(const A p, A g) const {
@@ -115,9 +122,12 @@ template <typename A> struct Formula {
 
     __device__ __forceinline__ void apply(A &p, A g, A *s) const {
         g = prepared(p, g);
-        if (decay) p = keep * p;
-        Rule::update(coefficients, p, g, s);
-        if (later) p = keep * p;
+        A step = Rule::update(coefficients, p, g, s);
+        // Part of the step: 1 - part, or the new parameter, rounded by itself would lose a decay near its last bit.
+        if (decay == Decay::BEFORE) step = part * p + step;
+        else if (decay == Decay::AFTER) step = step + part * (p - step);
+        else if (decay == Decay::IMPLICIT) step = (step + part * p) / whole;
+        p = p - step;
     }
 };
 
