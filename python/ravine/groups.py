@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 if TYPE_CHECKING:
     from ravine.optimizers import Optimizer
 
-__all__ = ["Group", "GroupList"]
+__all__ = ["Group", "GroupList", "Past", "checked_past"]
+
+Past: TypeAlias = tuple[float, int, float]
+"""Of a number that corrects a bias: what it was in a parameter's first updates, how many, the product over others."""
+
+
+def checked_past(past: Any, t: int) -> Past:
+    """Return it as such a triple, of a parameter that was updated t times.
+
+    Raises:
+        ValueError: it cannot be one.
+    """
+    try:
+        base, constant, rest = float(past[0]), past[1], float(past[2])
+        fits = len(past) == 3 and constant == int(constant) and 0 <= constant <= t and 0 <= base < math.inf
+    except (IndexError, KeyError, OverflowError, TypeError, ValueError):
+        fits = False
+    if not fits or not 0 <= rest <= 1 or (constant == t and rest != 1):
+        raise ValueError(f"expected (number >= 0, count up to {t}, product in [0, 1]), got {past!r}")
+    return base, int(constant), rest
 
 
 class Group(Mapping[str, Any]):
