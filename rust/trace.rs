@@ -465,13 +465,10 @@ impl Trace {
         let (Self { products, .. }, (tape, factors)) = (self, &self.factors);
         let printer = Printer { tape, number: "double", fields: &[], object: "" };
         let choice = |values: Vec<String>| {
-            let others = values.iter().enumerate().rev().skip(1).fold(
-                values.last().cloned().unwrap_or_else(|| "0.0".to_owned()),
-                |others, (slot, value)| {
-                    if *value == others { others } else { format!("k == {slot} ? {value} : {others}") }
-                },
-            );
-            others
+            let last = values.last().cloned().unwrap_or_else(|| "0.0".to_owned());
+            values.iter().enumerate().rev().skip(1).fold(last, |others, (slot, value)| {
+                if *value == others { others } else { format!("k == {slot} ? {value} : {others}") }
+            })
         };
         let (count, statements) = (products.len(), printer.statements(factors, false));
         let values = choice(products.iter().map(|name| format!("h.{name}")).collect());
