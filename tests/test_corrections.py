@@ -18,6 +18,10 @@ BETAS = rv.schedules.linear(0.5, 0.99, 7), rv.schedules.linear(0.7, 0.999, 5)
 THIRD = rv.schedules.linear(0.97, 0.6, 6)
 
 
+def past(base, constant, rest):
+    return {"base": base, "constant": constant, "rest": rest}
+
+
 class Mean:
     """A running mean by changing weights, and how much they are together: the mean of ones."""
 
@@ -290,7 +294,7 @@ def test_constant_betas_give_the_bits_of_a_power(case):
         assert_same_bits(current[name], plain[name], name)
     for name, products in opt.state_dict()["products"].items():
         t = opt.state_dict()["updates"][name]
-        assert all((constant, rest) == (t, 1.0) for _, constant, rest in products.values())
+        assert all((one["constant"], one["rest"]) == (t, 1.0) for one in products.values())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -350,7 +354,7 @@ def test_a_beta_that_is_set_and_set_back_has_never_changed():
         plain.step(one * i)
         opt.step(two * i)
     assert_same_bits(one, two)
-    assert opt.state_dict()["products"] == {"params": {"beta1": (0.9, 4, 1.0), "beta2": (0.999, 4, 1.0)}}
+    assert opt.state_dict()["products"] == {"params": {"beta1": past(0.9, 4, 1.0), "beta2": past(0.999, 4, 1.0)}}
 
 
 def test_a_run_that_goes_on_with_another_beta_corrects_by_both(tmp_path):
@@ -369,8 +373,7 @@ def test_a_run_that_goes_on_with_another_beta_corrects_by_both(tmp_path):
         for _ in range(3):
             other.step(np.ones(1))
         assert_allclose(w, -0.6, rtol=1e-13)
-        past = other.state_dict()["products"]["params"]["beta1"]
-        assert past == (0.5, 3, 0.9 * 0.9 * 0.9)
+        assert other.state_dict()["products"]["params"]["beta1"] == past(0.5, 3, 0.9 * 0.9 * 0.9)
 
 
 def test_older_states_and_files_have_constant_betas(tmp_path):
@@ -400,16 +403,17 @@ def test_older_states_and_files_have_constant_betas(tmp_path):
     [
         (3, "products: expected a dict"),
         ({"w": {}}, r"products\['w'\]"),
-        ({"params": {"beta7": (0.9, 2, 1.0)}}, "beta7"),
-        ({"params": {"beta1": (0.9, 3, 1.0)}}, "count up to 2"),
-        ({"params": {"beta1": (0.9, 1, 1.5)}}, r"product in \[0, 1\]"),
-        ({"params": {"beta1": (0.9, 2, 0.5)}}, "beta1"),
-        ({"params": {"beta1": (1.5, 1, 0.5)}}, r"a number in \[0, 1\)"),
-        ({"params": {"beta1": (math.nan, 1, 0.5)}}, "number >= 0"),
-        ({"params": {"beta1": (0.9, 1, math.nan)}}, "product"),
-        ({"params": {"beta1": (0.9, 1)}}, "product"),
+        ({"params": {"beta7": past(0.9, 2, 1.0)}}, "beta7"),
+        ({"params": {"beta1": past(0.9, 3, 1.0)}}, "count up to 2"),
+        ({"params": {"beta1": past(0.9, 1, 1.5)}}, r"product in \[0, 1\]"),
+        ({"params": {"beta1": past(0.9, 2, 0.5)}}, "beta1"),
+        ({"params": {"beta1": past(1.5, 1, 0.5)}}, r"a number in \[0, 1\)"),
+        ({"params": {"beta1": past(math.nan, 1, 0.5)}}, "number >= 0"),
+        ({"params": {"beta1": past(0.9, 1, math.nan)}}, "product"),
+        ({"params": {"beta1": (0.9, 1, 0.5)}}, "product"),
+        ({"params": {"beta1": {"base": 0.9}}}, "product"),
         ({"params": {"beta1": None}}, "None"),
-        ({"params": {"beta1": (0.9, math.inf, 1.0)}}, "inf"),
+        ({"params": {"beta1": past(0.9, math.inf, 1.0)}}, "inf"),
     ],
 )
 def test_a_wrong_product_in_a_state_is_named(products, said):

@@ -550,15 +550,18 @@ def _header(entries: dict[str, Any], meta: dict[str, Any], offset: int) -> _Head
             raise ValueError(f"expected a count >= 0, got {count!r}")
     keys = _core.rules().get(meta["rule"], {}).get("products", {})
     products = {
-        name: {
-            key: checked_past((float.fromhex(a), b, float.fromhex(c)), updates[name]) for key, (a, b, c) in past.items()
-        }
-        for name, past in meta.get("products", {}).items()
+        name: {key: _read_past(past, updates[name]) for key, past in pasts.items()}
+        for name, pasts in meta.get("products", {}).items()
     }
     if any(past.keys() - keys for past in products.values()):
         raise ValueError(f"expected products of {list(keys)}, got {products}")
     options = _exactly(meta["options"])
     return _Header(meta["rule"], meta["step"], updates, options, values, checksums, products, tensors)
+
+
+def _read_past(past: list[Any], t: int) -> Past:
+    base, constant, rest = past
+    return checked_past({"base": float.fromhex(base), "constant": constant, "rest": float.fromhex(rest)}, t)
 
 
 def _has_masters_alone(opt: Optimizer, header: _Header) -> bool:

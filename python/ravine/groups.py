@@ -18,18 +18,19 @@ Past: TypeAlias = tuple[float, int, float]
 
 
 def checked_past(past: Any, t: int) -> Past:
-    """Return it as such a triple, of a parameter that was updated t times.
+    """Return such a triple of what a state has, of a parameter that was updated t times.
 
     Raises:
         ValueError: it cannot be one.
     """
     try:
-        base, constant, rest = float(past[0]), past[1], float(past[2])
-        fits = len(past) == 3 and constant == int(constant) and 0 <= constant <= t and 0 <= base < math.inf
+        base, constant, rest = float(past["base"]), past["constant"], float(past["rest"])
+        fits = constant == int(constant) and 0 <= constant <= t and 0 <= base < math.inf
     except (IndexError, KeyError, OverflowError, TypeError, ValueError):
         fits = False
     if not fits or not 0 <= rest <= 1 or (constant == t and rest != 1):
-        raise ValueError(f"expected (number >= 0, count up to {t}, product in [0, 1]), got {past!r}")
+        expected = f"base: a number >= 0, constant: a count up to {t}, rest: a product in [0, 1]"
+        raise ValueError(f"expected {{{expected}}}, got {past!r}")
     return base, int(constant), rest
 
 

@@ -690,8 +690,8 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all that a run needs to go on, bit for bit: plain dicts of arrays and numbers.
 
-        Where a rule corrects biases, ``products`` has for each β of each parameter: what it was in the first updates,
-        how many these are, and the product of those that were used since. Without it β counts as constant.
+        Where a rule corrects biases, ``products`` has for each β of each parameter: ``base``, what it was in the first
+        ``constant`` updates, and ``rest``, the product of those that were used since. Without it β counts as constant.
 
         >>> opt = rv.Adam({"w": np.ones(2)}); _ = opt.step({"w": np.ones(2)})
         >>> opt.state_dict()["updates"], sorted(opt.state_dict()["states"]["w"])
@@ -703,7 +703,14 @@ class Optimizer:
         states = {name: {kind: array.copy() for kind, array in own.items()} for name, own in self._arrays().items()}
         updates = dict(zip(self._engine.names, self._engine.updates, strict=True))
         state = {"format": 1, "rule": self._rule, "step": self.steps, "updates": updates, "states": states}
-        return {**state, "products": self._products()} if self._about.get("products") else state
+        if not self._about.get("products"):
+            return state
+        parts = ("base", "constant", "rest")
+        products = {
+            name: {key: dict(zip(parts, past, strict=True)) for key, past in pasts.items()}
+            for name, pasts in self._products().items()
+        }
+        return {**state, "products": products}
 
     def _products(self) -> dict[str, dict[str, Past]]:
         """Give the products that are kept of each parameter, those that are known, by the names of their numbers."""
@@ -723,8 +730,8 @@ class Optimizer:
                 continue
             for key, past in pasts.items():
                 try:
-                    checked_past(past, int(state["updates"][name]))
-                    self._engine.check_hyper(key, past[0])
+                    base, *_ = checked_past(past, int(state["updates"][name]))
+                    self._engine.check_hyper(key, base)
                 except (TypeError, ValueError) as error:
                     wrong.append(f"products[{name!r}][{key!r}]: {error}")
         return wrong
@@ -767,7 +774,11 @@ class Optimizer:
             for kind, array in own[name].items():
                 self._backend.assign(array, state["states"][name][kind])
         self._round_masters(names)
-        self._set_counters(int(state["step"]), state["updates"], state.get("products", {}))
+        products = {
+            name: {key: checked_past(past, int(state["updates"][name])) for key, past in pasts.items()}
+            for name, pasts in state.get("products", {}).items()
+        }
+        self._set_counters(int(state["step"]), state["updates"], products)
         self._start()
 
     def save(self, path: str | os.PathLike[str], *, keep: int = 1, params: bool = True) -> None:
