@@ -1,6 +1,6 @@
 """Decoupled decay in float32 beside its peers: the mean decay of a step, as a multiple of γλ.
 
-python benches/bench_decay.py --output benches/record/decay.md
+    python benches/bench_decay.py --output benches/record/decay.md
 
 AdamW over 100 000 parameters between 1 and 2, 300 steps of normal gradients, from the same numbers in every library. What
 the steps without decay do is known from AdamW in float64.

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::norm::arrays::{self as norms, Saved};
 use crate::norm::batch::Layout;
 use crate::overlap::{Occupied, may_share, overlaps_itself};
+use crate::real::Past;
 use crate::rules::{self, Entry, Precision, REGISTRY, Range, State};
 use crate::step::{self, COMMON, NonFinite, Options, Step};
 use crate::{pool, simd};
@@ -400,6 +401,7 @@ struct RuleNames {
     rules: Names,
     hyperparameters: Vec<Names>,
     states: Vec<Names>,
+    products: Vec<Names>,
 }
 
 fn names() -> &'static RuleNames {
@@ -413,6 +415,7 @@ fn names() -> &'static RuleNames {
             rules: Names::of(REGISTRY.iter().map(|entry| entry.name)),
             hyperparameters: REGISTRY.iter().map(hyperparameters).collect(),
             states: REGISTRY.iter().map(|entry| Names::of(entry.states.iter().map(|state| state.name))).collect(),
+            products: REGISTRY.iter().map(|entry| Names::of(entry.products.iter().copied())).collect(),
         }
     })
 }
@@ -450,6 +453,12 @@ unsafe extern "C" fn rv_rule_hyperparameters(rule: *const c_char) -> *const *con
 unsafe extern "C" fn rv_rule_states(rule: *const c_char) -> *const *const c_char {
     // SAFETY: the same promise.
     unsafe { names_of(rule, |names| &names.states) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rv_rule_products(rule: *const c_char) -> *const *const c_char {
+    // SAFETY: the same promise.
+    unsafe { names_of(rule, |names| &names.products) }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -510,6 +519,30 @@ impl Bound {
             return Ok(());
         }
         Err(Error::Shape(format!("{what}: expected one for each of the {} parameters, got {n}", self.bonds.len())))
+    }
+
+    fn check_products(&self, n: usize) -> Result<(), Error> {
+        let (parameters, each) = (self.bonds.len(), self.step.rule().products.len());
+        if n == parameters * each {
+            return Ok(());
+        }
+        Err(Error::Shape(format!("products: expected {each} for each of the {parameters} parameters, got {n}")))
+    }
+
+    fn check_product(&self, name: &str, product: &Product, t: u64) -> Result<(), Error> {
+        let Product { base, constant, rest } = *product;
+        if base < 0.0 && constant == t && rest == 1.0 {
+            return Ok(());
+        }
+        self.step.check_hyper(name, base)?;
+        let wrong = |what: &str, got, expected| Error::OutOfRange { name: format!("{what} of {name}"), got, expected };
+        if constant > t {
+            return Err(wrong("constant", constant as f64, "at most the parameter's updates"));
+        }
+        if !(0.0..=1.0).contains(&rest) || (constant == t && rest != 1.0) {
+            return Err(wrong("rest", rest, "a number in [0, 1], 1 where nothing has changed"));
+        }
+        Ok(())
     }
 
     /// Refuses a step with a number that nobody has chosen.
@@ -964,6 +997,51 @@ unsafe extern "C" fn rv_optimizer_set_counters(
         }
         bound.step.set_steps(steps);
         bound.step.set_updates(updates);
+        Ok(())
+    })
+}
+
+/// As `rv_product`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Product {
+    base: f64,
+    constant: u64,
+    rest: f64,
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rv_optimizer_get_products(optimizer: *const Optimizer, products: *mut Product, n: usize) -> i32 {
+    guard(|| {
+        // SAFETY: the same promise.
+        let bound = unsafe { bound(optimizer) }?;
+        bound.check_products(n)?;
+        check_row(products, n, "products")?;
+        let of = |past: Past| Product { base: past.base, constant: past.constant, rest: past.rest };
+        // SAFETY: checked above, as many as there are.
+        unsafe { put_all(products, &bound.step.products().flatten().map(of).collect::<Vec<_>>()) };
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn rv_optimizer_set_products(optimizer: *mut Optimizer, products: *const Product, n: usize) -> i32 {
+    guard(|| {
+        // SAFETY: the same promise.
+        let mut bound = unsafe { bound(optimizer) }?;
+        bound.check_products(n)?;
+        // SAFETY: the same promise.
+        let products = unsafe { slice(products, n, "products") }?;
+        let names = bound.step.rule().products;
+        let mut all = Vec::with_capacity(bound.bonds.len());
+        for (given, t) in products.chunks(names.len().max(1)).zip(bound.step.updates()) {
+            for (product, name) in given.iter().zip(names) {
+                bound.check_product(name, product, t)?;
+            }
+            let past = |product: &Product| Past { base: product.base, constant: product.constant, rest: product.rest };
+            all.push(given.iter().map(past).collect());
+        }
+        bound.step.set_products(&all);
         Ok(())
     })
 }

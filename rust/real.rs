@@ -94,17 +94,68 @@ pub trait Real:
     }
 }
 
+/// The most numbers of a rule whose products over all updates are kept.
+pub const MAX_PRODUCTS: usize = 3;
+
+/// The product of a number over all updates of a parameter: a power as long as the number is constant.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Past {
+    /// The number in the first `constant` updates; below 0 if it is not known: then it is that of the next update.
+    pub base: f64,
+    /// How many updates it was constant for.
+    pub constant: u64,
+    /// The product over the updates after those.
+    pub rest: f64,
+}
+
+impl Past {
+    /// After `t` updates with a number that is not known.
+    pub(crate) fn unknown(t: u64) -> Self {
+        Self { base: -1.0, constant: t, rest: 1.0 }
+    }
+
+    /// After update number `t`, in which the number was `value` and the product is multiplied by `factor`.
+    pub(crate) fn after(self, t: u64, value: f64, factor: f64) -> Self {
+        let same = self.base == value || self.base < 0.0 || self.constant == 0;
+        if same && self.constant + 1 == t {
+            return Self { base: value, constant: t, rest: 1.0 };
+        }
+        Self { rest: self.rest * factor, ..self }
+    }
+}
+
+/// How far a parameter is: what its coefficients depend on besides the hyperparameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// The number of this update, from 1 on.
+    pub t: u64,
+    /// The products, this update included, in the order of [`Rule::PRODUCTS`](crate::rules::Rule::PRODUCTS).
+    pub past: [Past; MAX_PRODUCTS],
+    /// Whether the present number counts as that of all updates, as in other systems.
+    pub current: bool,
+}
+
+impl Progress {
+    /// Update number `t`, if no number has changed.
+    pub(crate) fn constant(t: u64) -> Self {
+        Self { t, past: [Past::unknown(t); MAX_PRODUCTS], current: false }
+    }
+}
+
 /// A number that hyperparameters are made of: computed in `f64` once a step, never per element.
 pub trait Scalar: Real {
-    /// selfᵗ by repeated squaring: `powf` differs between platforms, a running product between resumed and unbroken runs.
-    fn power(self, t: u64) -> Self;
+    /// The product of product number `slot`, of which self is the present number, over all updates: selfᵗ while it is constant.
+    ///
+    /// Powers are by repeated squaring: `powf` differs between platforms.
+    fn product(self, at: &Progress, slot: usize) -> Self;
     /// self to a power that need not be whole, ≥ 0: by square roots, a bit of the exponent each.
     fn raised(self, exponent: Self) -> Self;
-    /// The product over i = 1, …, t of self·(1 − ½·qⁱ), for self < 1 and q ≤ 1; 0 once it is so small that 1 minus it is 1.
+    /// The product over i = 1, …, t of self·(1 − ½·qⁱ), for self < 1 and q = base^decay ≤ 1; `slots` are those of self and
+    /// of decay. 0 once it is so small that 1 minus it is 1.
     ///
-    /// A loop, for resumed runs to have the bits of unbroken ones, of at most some 2400 turns whatever t is: the product
+    /// A loop, for resumed runs to have the bits of unbroken ones, of at most some 2800 turns whatever t is: the product
     /// is at least halved while qⁱ is near 1, and where qⁱ is nothing beside 1 a power of self is left.
-    fn warming_product(self, q: Self, t: u64) -> Self;
+    fn warming_product(self, base: Self, decay: Self, at: &Progress, slots: [usize; 2]) -> Self;
     /// The same number, with a name for readers.
     fn named(self, name: &'static str) -> Self;
     /// t as a number.
@@ -158,22 +209,44 @@ const MOST: f64 = 9_007_199_254_740_992.0;
 /// 2⁻⁵⁴: 1 − this is 1.
 const NOTHING: f64 = 1.0 / 18_014_398_509_481_984.0;
 
-impl Scalar for f64 {
-    fn power(self, t: u64) -> Self {
-        let (mut result, mut square, mut exponent) = (1.0, self, t);
-        while exponent > 0 {
-            if exponent & 1 == 1 {
-                result *= square;
-            }
-            square *= square;
-            exponent >>= 1;
+/// baseᵗ by repeated squaring, the lowest bit of t first.
+fn power(base: f64, t: u64) -> f64 {
+    let (mut result, mut square, mut exponent) = (1.0, base, t);
+    while exponent > 0 {
+        if exponent & 1 == 1 {
+            result *= square;
         }
-        result
+        square *= square;
+        exponent >>= 1;
+    }
+    result
+}
+
+/// See [`Scalar::warming_product`].
+fn warming_product(beta: f64, q: f64, t: u64) -> f64 {
+    let (mut result, mut past) = (1.0, 1.0);
+    for i in 0..t {
+        past *= q;
+        if past < NOTHING {
+            return result * power(beta, t - i);
+        }
+        result *= beta * (1.0 - 0.5 * past);
+        if result < NOTHING {
+            return 0.0;
+        }
+    }
+    result
+}
+
+impl Scalar for f64 {
+    fn product(self, at: &Progress, slot: usize) -> Self {
+        let Past { base, constant, rest } = at.past[slot];
+        if at.current || constant == at.t { power(self, at.t) } else { power(base, constant) * rest }
     }
 
     fn raised(self, exponent: Self) -> Self {
         let whole = if exponent < MOST { exponent as u64 } else { MOST as u64 };
-        let (mut result, mut root) = (self.power(whole), self);
+        let (mut result, mut root) = (power(self, whole), self);
         let mut rest = if exponent < MOST { exponent - whole as Self } else { 0.0 };
         while rest > 0.0 {
             root = root.sqrt();
@@ -186,19 +259,13 @@ impl Scalar for f64 {
         result
     }
 
-    fn warming_product(self, q: Self, t: u64) -> Self {
-        let (mut result, mut past) = (1.0, 1.0);
-        for i in 0..t {
-            past *= q;
-            if past < NOTHING {
-                return result * self.power(t - i);
-            }
-            result *= self * (1.0 - 0.5 * past);
-            if result < NOTHING {
-                return 0.0;
-            }
+    fn warming_product(self, base: Self, decay: Self, at: &Progress, slots: [usize; 2]) -> Self {
+        let [of_beta, of_decay] = slots.map(|slot| at.past[slot]);
+        if of_beta.constant == at.t && of_decay.constant == at.t {
+            return warming_product(self, base.raised(decay), at.t);
         }
-        result
+        let warmed = warming_product(1.0, base.raised(of_decay.base), of_decay.constant) * of_decay.rest;
+        power(of_beta.base, of_beta.constant) * of_beta.rest * warmed
     }
 
     fn named(self, _name: &'static str) -> Self {
@@ -287,18 +354,33 @@ mod tests {
             for t in 1..4000 {
                 past *= q;
                 product *= beta * (1.0 - 0.5 * past);
-                let got = beta.warming_product(q, t);
+                let got = warming_product(beta, q, t);
                 assert!((got - product).abs() <= 1e-13 * product + 1e-16, "{beta} {q} {t}: {got} {product}");
             }
         }
-        assert_eq!(0.9f64.warming_product(0.999, u64::MAX), 0.0);
+        assert_eq!(warming_product(0.9, 0.999, u64::MAX), 0.0);
     }
 
     #[test]
     fn power_is_exact_where_the_result_is_a_number() {
-        assert_eq!(0.5f64.power(40), 2f64.powi(-40));
-        assert_eq!(3.0f64.power(20), 3_486_784_401.0);
-        assert_eq!(0.9f64.power(0), 1.0);
-        assert_eq!(0.999f64.power(u64::MAX), 0.0);
+        assert_eq!(power(0.5, 40), 2f64.powi(-40));
+        assert_eq!(power(3.0, 20), 3_486_784_401.0);
+        assert_eq!(power(0.9, 0), 1.0);
+        assert_eq!(power(0.999, u64::MAX), 0.0);
+    }
+
+    #[test]
+    fn a_product_is_a_power_until_its_number_changes() {
+        let mut at = Progress::constant(0);
+        let mut next = |beta: f64| {
+            let t = at.t + 1;
+            at = Progress { t, past: at.past.map(|past| past.after(t, beta, beta)), ..at };
+            beta.product(&at, 0)
+        };
+        assert_eq!([0.9, 0.9, 0.9].map(&mut next), [0.9, 0.9 * 0.9, 0.9 * 0.9 * 0.9]);
+        assert_eq!([0.5, 0.5, 0.9].map(&mut next), [0.5, 0.25, 0.225].map(|rest| power(0.9, 3) * rest));
+        assert_eq!(0.5.product(&Progress { current: true, ..at }, 0), power(0.5, 6));
+        let loaded = Past::unknown(7);
+        assert_eq!(loaded.after(8, 0.25, 0.25), Past { base: 0.25, constant: 8, rest: 1.0 });
     }
 }

@@ -16,7 +16,7 @@ use crate::element::{self, Arithmetic, BLOCK, Dtype, GROUP, Room, View, bf16_to_
 use crate::error::Error;
 use crate::pool;
 use crate::random::Random;
-use crate::real::Real;
+use crate::real::{MAX_PRODUCTS, Past, Progress, Real};
 use crate::reduce::{self, Measure, Measured};
 use crate::rules::{CoefficientRow, Entry, Fields, MAX_STATES, Moment, Range, Rule};
 use crate::simd::{self, DefaultEnvironment, Kernel};
@@ -26,11 +26,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// Elements that a thread takes at a time: whole blocks of the summation tree, small enough to share evenly.
 const CHUNK: usize = 2 * reduce::BLOCK;
 
-/// The numbers of one (group, t).
+/// The numbers of one (group, t), and of one past of the numbers whose products are kept.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
     group: usize,
-    t: u64,
+    at: Progress,
     coefficients: CoefficientRow,
     decay: Option<Decay<f64>>,
     l2: Option<f64>,
@@ -62,6 +62,8 @@ pub(crate) struct Tensor {
     kept: Option<Box<Kept>>,
     group: usize,
     t: u64,
+    /// Before the next update; while [`Step::settled`] nobody looks.
+    past: [Past; MAX_PRODUCTS],
     row: usize,
 }
 
@@ -433,6 +435,10 @@ struct Group {
     decay_after: bool,
     decay_implicit: bool,
     decay_unscaled: bool,
+    /// Corrections of bias take the present number for all updates.
+    current_correction: bool,
+    /// The numbers whose products are kept, in the last step; below 0 before the first.
+    used: [f64; MAX_PRODUCTS],
 }
 
 /// Decoupled decay: the part γλ of what it takes, which is added to the step s.
@@ -469,14 +475,16 @@ impl Group {
     }
 }
 
-/// Options that every rule has, and their ranges; rules that decay themselves have none of those of the decay's form.
-pub const COMMON: [(&str, Range); 6] = [
+/// Options that every rule has, and their ranges; rules that decay themselves have none of those of the decay's form, and
+/// rules that correct no bias none of its form.
+pub const COMMON: [(&str, Range); 7] = [
     ("weight_decay", Range::NotNegative),
     ("l2", Range::NotNegative),
     ("maximize", Range::Switch),
     ("decay_after", Range::Switch),
     ("decay_implicit", Range::Switch),
     ("decay_unscaled", Range::Switch),
+    ("current_correction", Range::Switch),
 ];
 
 /// What a step reports.
@@ -798,6 +806,10 @@ pub struct Step {
     grad_scale: Option<f64>,
     /// Whether a parameter is computed in float32.
     narrow: bool,
+    /// Which hyperparameters have products that are kept.
+    products: Vec<usize>,
+    /// Whether each of these was, in all updates of each tensor, what its group used in the last step.
+    settled: bool,
 }
 
 impl Step {
@@ -811,7 +823,10 @@ impl Step {
             decay_after: false,
             decay_implicit: false,
             decay_unscaled: false,
+            current_correction: false,
+            used: [-1.0; MAX_PRODUCTS],
         };
+        let place = |product: &&str| rule.hyperparameters.iter().position(|name| name == product);
         Self {
             rule,
             options,
@@ -826,6 +841,8 @@ impl Step {
             steps: 0,
             grad_scale: None,
             narrow: false,
+            products: rule.products.iter().filter_map(place).collect(),
+            settled: true,
         }
     }
 
@@ -856,7 +873,8 @@ impl Step {
         let mut states = states.into_iter();
         let states = std::array::from_fn(|_| states.next().unwrap_or_else(View::empty));
         let number = u32::try_from(self.tensors.len()).expect("each has kilobytes of description");
-        self.tensors.push(Tensor { parameter, gradient: None, states, number, kept: None, group, t: 0, row: 0 });
+        let past = [Past::unknown(0); MAX_PRODUCTS];
+        self.tensors.push(Tensor { parameter, gradient: None, states, number, kept: None, group, t: 0, past, row: 0 });
     }
 
     /// Sets what follows the rule, for parameters that have the arrays for it.
@@ -928,10 +946,33 @@ impl Step {
         self.tensors.iter().map(|tensor| tensor.t)
     }
 
-    /// Sets how often each parameter was updated.
+    /// Sets how often each parameter was updated: as far as anyone knows, always with the numbers of the next update.
     pub fn set_updates(&mut self, updates: &[u64]) {
         for (tensor, t) in self.tensors.iter_mut().zip(updates) {
-            tensor.t = *t;
+            (tensor.t, tensor.past) = (*t, [Past::unknown(*t); MAX_PRODUCTS]);
+        }
+        self.settled = self.products.is_empty();
+    }
+
+    /// The products that are kept of each parameter, in the order of [`Entry::products`].
+    pub fn products(&self) -> impl ExactSizeIterator<Item = Vec<Past>> {
+        self.tensors.iter().map(|tensor| self.past(tensor)[..self.products.len()].to_vec())
+    }
+
+    /// Sets them; behind [`Step::set_updates`].
+    pub fn set_products(&mut self, products: &[Vec<Past>]) {
+        for (tensor, products) in self.tensors.iter_mut().zip(products) {
+            for (past, product) in tensor.past.iter_mut().zip(products) {
+                *past = *product;
+            }
+        }
+    }
+
+    fn past(&self, tensor: &Tensor) -> [Past; MAX_PRODUCTS] {
+        match (self.settled, tensor.t) {
+            (false, _) => tensor.past,
+            (true, 0) => [Past::unknown(0); MAX_PRODUCTS],
+            (true, t) => self.groups[tensor.group].used.map(|base| Past { base, ..Past::unknown(t) }),
         }
     }
 
@@ -972,11 +1013,12 @@ impl Step {
     }
 
     /// The numbers of all groups, as the CUDA kernels read them (`struct Group` in step.cu): hyperparameters, decoupled
-    /// decay unless the rule decays itself, l2, maximize, the decay's form.
+    /// decay unless the rule decays itself, l2, maximize, the decay's form, that of corrections.
     pub fn values(&self) -> Vec<f64> {
         let row = |group: &Group| {
             let decay = if self.rule.decays_itself() { 0.0 } else { group.weight_decay };
-            let form = [group.maximize, group.decay_after, group.decay_implicit, group.decay_unscaled];
+            let decays = [group.decay_after, group.decay_implicit, group.decay_unscaled];
+            let form = std::iter::once(group.maximize).chain(decays).chain([group.current_correction]);
             let common = [decay, group.l2].into_iter().chain(form.map(|on| f64::from(u8::from(on))));
             group.hyper.iter().copied().chain(common).collect::<Vec<_>>()
         };
@@ -993,6 +1035,7 @@ impl Step {
             "decay_after" => f64::from(u8::from(group.decay_after)),
             "decay_implicit" => f64::from(u8::from(group.decay_implicit)),
             "decay_unscaled" => f64::from(u8::from(group.decay_unscaled)),
+            "current_correction" => f64::from(u8::from(group.current_correction)),
             _ => group.hyper[self.position(name)?],
         })
     }
@@ -1033,6 +1076,10 @@ impl Step {
             let expected = "0: this rule decays w within its own update";
             return Err(Error::OutOfRange { name: name.to_owned(), got: value, expected });
         }
+        if value != 0.0 && name == "current_correction" && self.products.is_empty() {
+            let expected = "0: this rule corrects no bias";
+            return Err(Error::OutOfRange { name: name.to_owned(), got: value, expected });
+        }
         Ok(())
     }
 
@@ -1048,6 +1095,7 @@ impl Step {
             "decay_after" => group.decay_after = value != 0.0,
             "decay_implicit" => group.decay_implicit = value != 0.0,
             "decay_unscaled" => group.decay_unscaled = value != 0.0,
+            "current_correction" => group.current_correction = value != 0.0,
             _ => {}
         }
         if let Ok(i) = position {
@@ -1134,6 +1182,9 @@ impl Step {
         for tensor in self.tensors.iter_mut().filter(|tensor| tensor.gradient.is_some()) {
             tensor.t += 1;
         }
+        if !self.settled {
+            self.remember();
+        }
         self.steps += 1;
         info.step = self.steps;
         Ok(info)
@@ -1180,22 +1231,75 @@ impl Step {
         if squares { largest.sqrt() } else { largest }
     }
 
-    /// Computes the coefficients of every distinct (group, t), and tells each tensor its row.
+    /// Looks whether a number whose product is kept has changed since the last step: from then on each tensor has its own.
+    fn notice_changes(&mut self) {
+        if !self.settled {
+            return;
+        }
+        let mut changed = false;
+        for group in &mut self.groups {
+            for (used, place) in group.used.iter_mut().zip(&self.products) {
+                if *used < 0.0 {
+                    *used = group.hyper[*place];
+                }
+                changed |= *used != group.hyper[*place];
+            }
+        }
+        if changed {
+            let pasts: Vec<_> = self.tensors.iter().map(|tensor| self.past(tensor)).collect();
+            for (tensor, past) in self.tensors.iter_mut().zip(pasts) {
+                tensor.past = past;
+            }
+            self.settled = false;
+        }
+    }
+
+    /// Takes the products of the step that was done, and looks whether all numbers have always been what they are.
+    fn remember(&mut self) {
+        for tensor in self.tensors.iter_mut().filter(|tensor| tensor.gradient.is_some()) {
+            tensor.past = self.rows[tensor.row].at.past;
+        }
+        for group in &mut self.groups {
+            for (used, place) in group.used.iter_mut().zip(&self.products) {
+                *used = group.hyper[*place];
+            }
+        }
+        let (groups, count) = (&self.groups, self.products.len());
+        self.settled = self.tensors.iter().all(|tensor| {
+            let always = |(past, used): (&Past, &f64)| past.constant == tensor.t && past.base == *used;
+            tensor.t == 0 || tensor.past[..count].iter().zip(&groups[tensor.group].used).all(always)
+        });
+    }
+
+    /// Computes the coefficients of every distinct (group, t, products), and tells each tensor its row.
     fn find_rows(&mut self) {
+        self.notice_changes();
         self.rows.clear();
+        let (settled, factor) = (self.settled, self.rule.factor);
         for tensor in self.tensors.iter_mut().filter(|tensor| tensor.gradient.is_some()) {
             let (id, t) = (tensor.group, tensor.t + 1);
-            let known = |row: &Row| row.group == id && row.t == t;
+            let past = (!settled).then(|| {
+                let mut past = [Past::unknown(t); MAX_PRODUCTS];
+                for (slot, (before, place)) in tensor.past.iter().zip(&self.products).enumerate() {
+                    let value = self.groups[id].hyper[*place];
+                    past[slot] = before.after(t, value, factor(slot, value, t));
+                }
+                past
+            });
+            let same = |row: &Row| past.as_ref().is_none_or(|past| row.at.past == *past);
+            let known = |row: &Row| row.group == id && row.at.t == t && same(row);
             tensor.row = match self.rows.last().is_some_and(known) {
                 true => self.rows.len() - 1,
                 false => self.rows.iter().position(known).unwrap_or(self.rows.len()),
             };
             if tensor.row == self.rows.len() {
                 let group = &self.groups[id];
+                let past = past.unwrap_or([Past::unknown(t); MAX_PRODUCTS]);
+                let at = Progress { t, past, current: group.current_correction };
                 self.rows.push(Row {
                     group: id,
-                    t,
-                    coefficients: (self.rule.coefficients)(&group.hyper, t),
+                    at,
+                    coefficients: (self.rule.coefficients)(&group.hyper, &at),
                     decay: if self.rule.decays_itself() { None } else { group.decay() },
                     l2: (group.l2 != 0.0).then_some(group.l2),
                     maximize: group.maximize,

@@ -4,7 +4,7 @@
 //! for people, with the hyperparameters as symbols. The node set is small and total on purpose: anything that can be
 //! recorded can be printed in every language.
 
-use crate::real::{Real, Scalar};
+use crate::real::{Progress, Real, Scalar};
 use crate::rules::{Fields, Hyperparameters, Layerwise, Norms, Range, Rule};
 use std::cell::{Cell, RefCell};
 use std::fmt::Write;
@@ -23,12 +23,12 @@ enum Node {
     Unary(Unary, Expr),
     Binary(Binary, Expr, Expr),
     Select(Compare, [Expr; 4]),
-    /// base^t; on the host only.
-    Power(Expr),
+    /// See [`Scalar::product`]; on the host only.
+    Product(Expr, usize),
     /// base^exponent; on the host only.
     Raised(Expr, Expr),
-    /// See [`Scalar::warming_product`]; on the host only.
-    WarmingProduct(Expr, Expr),
+    /// See [`Scalar::warming_product`], with base^decay in the middle; on the host only.
+    WarmingProduct([Expr; 3], [usize; 2]),
     /// What readers call the number; on the host only.
     Named(&'static str, Expr),
     /// The count of updates; on the host only.
@@ -163,14 +163,15 @@ impl Real for Expr {
 }
 
 impl Scalar for Expr {
-    fn power(self, _t: u64) -> Self {
-        if constant_of(self) == Some(0.0) { self } else { record(Node::Power(self)) }
+    fn product(self, _at: &Progress, slot: usize) -> Self {
+        if constant_of(self) == Some(0.0) { self } else { record(Node::Product(self, slot)) }
     }
     fn raised(self, exponent: Self) -> Self {
         record(Node::Raised(self, exponent))
     }
-    fn warming_product(self, q: Self, _t: u64) -> Self {
-        if constant_of(self) == Some(0.0) { self } else { record(Node::WarmingProduct(self, q)) }
+    fn warming_product(self, base: Self, decay: Self, _at: &Progress, slots: [usize; 2]) -> Self {
+        let q = base.raised(decay);
+        if constant_of(self) == Some(0.0) { self } else { record(Node::WarmingProduct([self, q, base], slots)) }
     }
     fn named(self, name: &'static str) -> Self {
         let plain = TAPE.with_borrow(|tape| matches!(tape[self.0], Node::Input(_) | Node::Constant(_)));
@@ -205,6 +206,11 @@ pub struct Trace {
     hyperparameters: &'static [&'static str],
     /// How the coefficients come from the hyperparameters and t.
     host: (Vec<Node>, Vec<Expr>),
+    /// The hyperparameters whose products are kept, and how what each is multiplied by comes from `value` and t.
+    products: &'static [&'static str],
+    factors: (Vec<Node>, Vec<Expr>),
+    /// The hyperparameters that change from update to update, for readers.
+    changing: Vec<&'static str>,
     tape: Vec<Node>,
     /// The step; for readers, the new parameter.
     outcome: Expr,
@@ -273,6 +279,8 @@ fn trace<R: Rule<N>, const N: usize>(
     outcome: impl FnOnce(Expr, Expr) -> Expr,
     layerwise: impl FnOnce(&R::Coefficients<Expr>, Expr, Expr, [Expr; N]) -> Option<Measured>,
 ) -> Trace {
+    let factors = (0..R::PRODUCTS.len()).map(|slot| R::factor(slot, input("value"), 2)).collect();
+    let factors = (TAPE.take(), factors);
     let inputs = R::STATES.map(|state| input(state.name));
     let (p, g) = (input("p"), input("g"));
     let coefficients = coefficients();
@@ -285,6 +293,9 @@ fn trace<R: Rule<N>, const N: usize>(
         coefficients: R::Coefficients::<Expr>::NAMES,
         hyperparameters: R::Hyper::<Expr>::NAMES,
         host,
+        products: R::PRODUCTS,
+        factors,
+        changing: Vec::new(),
         tape: TAPE.take(),
         outcome,
         new_states: new_states.to_vec(),
@@ -295,7 +306,7 @@ fn trace<R: Rule<N>, const N: usize>(
 /// The rule with its coefficients as inputs.
 pub(crate) fn of_coefficients<R: Rule<N>, const N: usize>() -> Trace {
     TAPE.with_borrow_mut(Vec::clear);
-    let host = host::<R, N>(&R::coefficients(&hyper_inputs::<R, N>(), 2));
+    let host = host::<R, N>(&R::coefficients(&hyper_inputs::<R, N>(), &Progress::constant(2)));
     trace::<R, N>(host, coefficient_inputs::<R, N>, |_, step| step, |_, _, _, _| None)
 }
 
@@ -321,15 +332,21 @@ impl Decay {
     }
 }
 
-/// The rule with its hyperparameters as inputs, and the switches among them set.
+/// The rule with its hyperparameters as inputs, and the switches among them set; NaN for those that change.
 pub(crate) fn of_hyperparameters<R: Rule<N>, const N: usize>(values: &[f64], decay: Decay) -> Trace {
     TAPE.with_borrow_mut(Vec::clear);
     FOLDING.set(true);
-    let coefficients = || R::coefficients(&configured::<R, N>(values), 2);
+    let coefficients = || R::coefficients(&configured::<R, N>(values), &Progress::constant(2));
     let outcome = |p, step| decay.apply(p, step);
     let trace = trace::<R, N>((Vec::new(), Vec::new()), coefficients, outcome, |_, _, _, _| None);
     FOLDING.set(false);
-    trace
+    Trace { changing: changing::<R, N>(values), ..trace }
+}
+
+/// The hyperparameters that are not a number.
+fn changing<R: Rule<N>, const N: usize>(values: &[f64]) -> Vec<&'static str> {
+    let names = <R::Hyper<Expr> as Fields<Expr>>::NAMES;
+    names.iter().zip(values).filter(|(_, value)| value.is_nan()).map(|(name, _)| *name).collect()
 }
 
 /// Norms as inputs, and the number of the whole tensor.
@@ -344,7 +361,7 @@ pub(crate) fn layerwise_of_coefficients<R: Layerwise<N>, const N: usize>() -> Tr
     TAPE.with_borrow_mut(Vec::clear);
     let scalar = R::scalar(&hyper_inputs::<R, N>(), 2, &norm_inputs::<R, N>());
     let of_host = (TAPE.take(), scalar);
-    let host = host::<R, N>(&R::adapted(&hyper_inputs::<R, N>(), 2, &norm_inputs::<R, N>()));
+    let host = host::<R, N>(&R::adapted(&hyper_inputs::<R, N>(), &Progress::constant(2), &norm_inputs::<R, N>()));
     let measured = |coefficients: &_, p, g, state| Some(measured::<R, N>(coefficients, p, g, state, of_host));
     trace::<R, N>(host, coefficient_inputs::<R, N>, |_, step| step, measured)
 }
@@ -354,14 +371,14 @@ pub(crate) fn layerwise_of_hyperparameters<R: Layerwise<N>, const N: usize>(valu
     TAPE.with_borrow_mut(Vec::clear);
     FOLDING.set(true);
     let scalar = || R::scalar(&configured::<R, N>(values), 2, &norm_inputs::<R, N>());
-    let coefficients =
-        || R::adapted(&configured::<R, N>(values), 2, &Norms { scalar: scalar(), ..norm_inputs::<R, N>() });
+    let norms = || Norms { scalar: scalar(), ..norm_inputs::<R, N>() };
+    let coefficients = || R::adapted(&configured::<R, N>(values), &Progress::constant(2), &norms());
     let outcome = |p, step| decay.apply(p, step);
     let trace = trace::<R, N>((Vec::new(), Vec::new()), coefficients, outcome, |coefficients, p, g, state| {
         Some(measured::<R, N>(coefficients, p, g, state, (Vec::new(), scalar())))
     });
     FOLDING.set(false);
-    trace
+    Trace { changing: changing::<R, N>(values), ..trace }
 }
 
 fn measured<R: Layerwise<N>, const N: usize>(
@@ -449,15 +466,15 @@ impl Trace {
         let count = self.states.len();
         let norms = self.norm_arguments().map(|arguments| arguments.map(|name| format!(", const double {name} = 0.0")));
         let norms = norms.map_or_else(String::new, |arguments| arguments.concat());
-        let measured = self.cuda_of_measured();
+        let (measured, products) = (self.cuda_of_measured(), self.cuda_of_products());
         format!(
             "struct {name} {{
     static constexpr unsigned STATES = {count};
     struct Hyper {{ double {hyper}; }};
     template <typename A> struct Coefficients {{ A {fields}; }};
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t{norms}) {{
+{products}    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at{norms}) {{
+        const u64 t = at.t;
 {prepared}        return {{{computed}}};
     }}
 
@@ -482,6 +499,31 @@ impl Trace {
             let [parameter, other] = norm_names(measured.name);
             [parameter, other, measured.kept.unwrap_or("scalar")]
         })
+    }
+
+    /// The numbers whose products are kept, as CUDA C++.
+    fn cuda_of_products(&self) -> String {
+        let (Self { products, .. }, (tape, factors)) = (self, &self.factors);
+        let printer = Printer { tape, number: "double", fields: &[], object: "" };
+        let choice = |values: Vec<String>| {
+            let last = values.last().cloned().unwrap_or_else(|| "0.0".to_owned());
+            values.iter().enumerate().rev().skip(1).fold(last, |others, (slot, value)| {
+                if *value == others { others } else { format!("k == {slot} ? {value} : {others}") }
+            })
+        };
+        let (count, statements) = (products.len(), printer.statements(factors, false));
+        let values = choice(products.iter().map(|name| format!("h.{name}")).collect());
+        let factors = choice(factors.iter().map(|factor| printer.operand(*factor)).collect());
+        format!(
+            "    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = {count};
+    static __device__ double value(const Hyper &h, const unsigned k) {{ return {values}; }}
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {{
+{statements}        return {factors};
+    }}
+
+"
+        )
     }
 
     /// What a rule with norms of each tensor has besides, as CUDA C++.
@@ -575,6 +617,11 @@ impl Trace {
         }
     }
 
+    /// Whether it is a hyperparameter that is not the same in all updates.
+    fn changes(&self, x: Expr) -> bool {
+        matches!(self.tape[x.0], Node::Input(name) if self.changing.contains(&name))
+    }
+
     fn is_input(&self, x: Expr) -> bool {
         matches!(self.tape[x.0], Node::Input(_))
     }
@@ -606,9 +653,10 @@ impl Trace {
             }
             Node::Unary(Unary::Abs, a) => (format!("|{}|", sub(a, 0)), 4),
             Node::Unary(Unary::Negate, a) => (format!("−{}", sub(a, 2)), 1),
-            Node::Power(a) => (format!("{}ᵗ", sub(a, 3)), 4),
+            Node::Product(a, _) if self.changes(a) => (format!("∏{}", sub(a, 3)), 4),
+            Node::Product(a, _) => (format!("{}ᵗ", sub(a, 3)), 4),
             Node::Raised(a, b) => (format!("{}^{}", sub(a, 3), sub(b, 4)), 3),
-            Node::WarmingProduct(a, q) => (format!("∏ᵢ₌₁ᵗ {}·(1 − 0.5·({})ⁱ)", sub(a, 2), sub(q, 0)), 1),
+            Node::WarmingProduct([a, q, _], _) => (format!("∏ᵢ₌₁ᵗ {}·(1 − 0.5·({})ⁱ)", sub(a, 2), sub(q, 0)), 1),
             Node::Named(name, _) => (name.to_owned(), 4),
             Node::AtFirst(first, later) => (format!("({} if t = 1 else {})", sub(first, 0), sub(later, 0)), 4),
             Node::Binary(Binary::CopySign, a, b) => (format!("copysign({}, {})", sub(a, 0), sub(b, 0)), 4),
@@ -714,9 +762,11 @@ impl Printer<'_> {
                 let compare = if compare == Compare::Less { "<" } else { "==" };
                 format!("{} {compare} {} ? {} : {}", x(a), x(b), x(then), x(otherwise))
             }
-            Node::Power(a) => format!("power({}, t)", x(a)),
+            Node::Product(a, slot) => format!("at.product({slot}, {})", x(a)),
             Node::Raised(a, b) => format!("raised({}, {})", x(a), x(b)),
-            Node::WarmingProduct(a, q) => format!("warming_product({}, {}, t)", x(a), x(q)),
+            Node::WarmingProduct([a, q, base], [first, second]) => {
+                format!("at.warming_product({first}, {}, {second}, {}, {})", x(a), x(q), x(base))
+            }
             Node::Count => format!("{}(t)", self.number),
             Node::AtFirst(first, later) => format!("t == 1 ? {} : {}", x(first), x(later)),
             Node::Input(_) | Node::Constant(_) | Node::Largest | Node::Named(..) => unreachable!("leaves are operands"),
@@ -750,8 +800,9 @@ fn operator_text(op: Binary) -> &'static str {
 fn operands(node: &Node) -> Vec<Expr> {
     match *node {
         Node::Input(_) | Node::Constant(_) | Node::Largest | Node::Count => vec![],
-        Node::Unary(_, a) | Node::Power(a) | Node::Named(_, a) => vec![a],
-        Node::Binary(_, a, b) | Node::AtFirst(a, b) | Node::Raised(a, b) | Node::WarmingProduct(a, b) => vec![a, b],
+        Node::Unary(_, a) | Node::Product(a, _) | Node::Named(_, a) => vec![a],
+        Node::Binary(_, a, b) | Node::AtFirst(a, b) | Node::Raised(a, b) => vec![a, b],
+        Node::WarmingProduct(three, _) => three.to_vec(),
         Node::Select(_, four) => four.to_vec(),
     }
 }

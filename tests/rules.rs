@@ -123,6 +123,20 @@ fn no_rule_makes_nan_of_zeros() {
     }
 }
 
+#[test]
+fn each_product_is_of_the_hyperparameter_of_its_name() {
+    for entry in REGISTRY {
+        let text = entry.trace().cuda();
+        assert!(entry.products.iter().all(|name| entry.hyperparameters.contains(name)), "{}", entry.name);
+        let asked: Vec<&str> = text.split("at.product(").skip(1).filter_map(|call| call.split(')').next()).collect();
+        for call in &asked {
+            let right = |(slot, name)| *call == format!("{slot}, h.{name}");
+            assert!(entry.products.iter().enumerate().any(right), "{}: {call}", entry.name);
+        }
+        assert_eq!(asked.is_empty(), entry.products.is_empty(), "{}", entry.name);
+    }
+}
+
 /// Compares with a stored text, or stores it.
 fn assert_stored(name: &str, text: &str) {
     let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));

@@ -1,10 +1,10 @@
 """The readable specification: what a step computes, rounding by rounding, in NumPy.
 
 Every rule is one short function ``rule(w, g, *states, t, **hyper) -> (step, *states)`` over whole arrays of the compute
-dtype; the new w is w − step. Coefficients are Python floats, rounded once to that dtype (``rounded``); then each NumPy operation rounds once,
-in the order it is written. ``step`` adds what surrounds a rule. The kernels equal all of it byte for byte; any NaN
-equals any NaN. Nothing here is shared with the kernels, nor with ``tests.reference``, which says what is right, not how
-it rounds.
+dtype; the new w is w − step. Coefficients are Python floats, rounded once to that dtype (``rounded``); then each NumPy
+operation rounds once, in the order it is written. ``step`` adds what surrounds a rule. The kernels equal all of it byte
+for byte; any NaN equals any NaN. Nothing here is shared with the kernels, nor with ``tests.reference``, which says what
+is right, not how it rounds.
 """
 
 from __future__ import annotations
@@ -41,6 +41,32 @@ def power(base: float, t: int) -> float:
         base *= base
         t >>= 1
     return result
+
+
+class Progress(int):
+    """t, the number of an update, where numbers whose products correct biases may have changed.
+
+    Of each: what it was in the first updates, how many these are, and the product over the others, in their order.
+    """
+
+    past: Mapping[str, tuple[float, int, float]] = {}
+
+    def next(self, values: Mapping[str, float]) -> Progress:
+        """The next update, by these numbers."""
+        made = Progress(self + 1)
+        made.past = {}
+        for name, value in values.items():
+            base, constant, rest = self.past.get(name, (value, 0, 1.0))
+            same = constant == self and base == value
+            factor = 1.0 - 0.5 * raised(0.96, value * float(made)) if name == "momentum_decay" else value
+            made.past[name] = (base, constant + 1, rest) if same else (base, constant, rest * factor)
+        return made
+
+
+def product(name: str, value: float, t: int) -> float:
+    """The product of a number over all updates: its power, unless `Progress` says that it has changed."""
+    base, constant, rest = getattr(t, "past", {}).get(name, (value, t, 1.0))
+    return power(base, constant) * rest
 
 
 def divide_or_zero(a: Array, denominator: Array) -> Array:
@@ -281,8 +307,8 @@ def adam_update(
     eps_hat: float,
 ) -> Array:
     """γ√c₂/c₁ · m/(√v + ε√c₂), or m/√(v + εc₂), or with ε-hat m/(√v + ε); cᵢ = 1 − βᵢᵗ, or 1 uncorrected."""
-    c1 = 1.0 - power(beta1, t) if bias_correction else 1.0
-    c2 = 1.0 - power(beta2, t) if bias_correction else 1.0
+    c1 = 1.0 - product("beta1", beta1, t) if bias_correction else 1.0
+    c2 = 1.0 - product("beta2", beta2, t) if bias_correction else 1.0
     (rate,) = rounded(m, lr * math.sqrt(c2) / c1)
     eps = eps * c2 if eps_inside else eps if eps_hat else eps * math.sqrt(c2)
     return rate * divide_or_zero(m, root(second, eps, eps_inside))
@@ -330,7 +356,7 @@ def adam_amsgrad(
     if not max_corrected:
         v_max = larger(v_max, v)
         return adam_update(m, v_max, t, lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat), m, v, v_max
-    c1, c2 = (1.0 - power(beta1, t), 1.0 - power(beta2, t)) if bias_correction else (1.0, 1.0)
+    c1, c2 = (1.0 - product("beta1", beta1, t), 1.0 - product("beta2", beta2, t)) if bias_correction else (1.0, 1.0)
     rate, correction = rounded(w, lr / c1, 1.0 / c2)
     v_max = larger(v_max, capped(correction * v))
     return rate * divide_or_zero(m, root(v_max, eps, eps_inside)), m, v, v_max
@@ -374,7 +400,7 @@ def adamax(
     eps_outside: float = 0.0,
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
-    c1 = 1.0 - power(beta1, t) if bias_correction else 1.0
+    c1 = 1.0 - product("beta1", beta1, t) if bias_correction else 1.0
     rate, beta2, inside, outside = rounded(w, lr / c1, beta2, *((0.0, eps) if eps_outside else (eps, 0.0)))
     u = larger(beta2 * u, np.abs(g) + inside)
     return rate * divide_or_zero(m, u + outside), m, u
@@ -414,6 +440,15 @@ def warming_product(beta: float, q: float, t: int) -> float:
     return result
 
 
+def product_of_mu(beta1: float, momentum_decay: float, t: int) -> float:
+    """That of β₁, times that of what momentum has warmed up to; both in one while both are constant."""
+    past = getattr(t, "past", {})
+    if all(constant == t for _, constant, _ in past.values()):
+        return warming_product(beta1, raised(0.96, momentum_decay), t)
+    decay, constant, rest = past["momentum_decay"]
+    return product("beta1", beta1, t) * (warming_product(1.0, raised(0.96, decay), constant) * rest)
+
+
 def nadam(
     w: Array,
     g: Array,
@@ -433,12 +468,10 @@ def nadam(
     now, after = (beta1 * (1.0 - 0.5 * raised(0.96, momentum_decay * (float(t) + i))) for i in (0.0, 1.0))
     if constant_momentum:
         now = after = beta1
-    product = power(beta1, t) if constant_momentum else warming_product(beta1, raised(0.96, momentum_decay), t)
-    root2 = math.sqrt(1.0 - power(beta2, t))
+    past = product("beta1", beta1, t) if constant_momentum else product_of_mu(beta1, momentum_decay, t)
+    root2 = math.sqrt(1.0 - product("beta2", beta2, t))
     rate = lr * root2
-    of_g, of_m, eps = rounded(
-        w, rate * (1.0 - now) / (1.0 - product), rate * after / (1.0 - product * after), eps * root2
-    )
+    of_g, of_m, eps = rounded(w, rate * (1.0 - now) / (1.0 - past), rate * after / (1.0 - past * after), eps * root2)
     return divide_or_zero(of_g * g + of_m * m, np.sqrt(v) + eps), m, v
 
 
@@ -458,7 +491,7 @@ def radam(
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
     v = capped(running(w, v, g * g, t, beta2, False))
-    past, c1 = power(beta2, t), 1.0 - power(beta1, t)
+    past, c1 = product("beta2", beta2, t), 1.0 - product("beta1", beta1, t)
     c2 = 1.0 - past
     limit = 2.0 / (1.0 - beta2) - 1.0
     rho = limit - 2.0 * float(t) * past / c2
@@ -508,8 +541,8 @@ def adabelief(
     eps_root: float,
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
-    root2 = math.sqrt(1.0 - power(beta2, t))
-    rate, inside, outside = rounded(w, lr * root2 / (1.0 - power(beta1, t)), eps_root, eps * root2)
+    root2 = math.sqrt(1.0 - product("beta2", beta2, t))
+    rate, inside, outside = rounded(w, lr * root2 / (1.0 - product("beta1", beta1, t)), eps_root, eps * root2)
     s = capped(running(w, s, (g - m) * (g - m), t, beta2, False) + inside)
     return rate * divide_or_zero(m, np.sqrt(s) + outside), m, s
 
@@ -531,8 +564,8 @@ def yogi(
     (start,) = rounded(w, initial if t == 1 else 0.0)
     m, v = m + start, v + start
     m = running(w, m, g, t, beta1, False)
-    c1 = 1.0 - power(beta1, t) if bias_correction else 1.0
-    root2 = math.sqrt(1.0 - power(beta2, t)) if bias_correction else 1.0
+    c1 = 1.0 - product("beta1", beta1, t) if bias_correction else 1.0
+    root2 = math.sqrt(1.0 - product("beta2", beta2, t)) if bias_correction else 1.0
     rate, rest, eps = rounded(w, lr * root2 / c1, 1.0 - beta2, eps * root2)
     v = capped(unless_nan(v - rest * (sign(v - g * g) * (g * g)), v + g * g))
     return rate * divide_or_zero(m, np.sqrt(v) + eps), m, v
@@ -556,8 +589,8 @@ def ademamix(
     m = running(w, m, g, t, beta1, False)
     n = running(w, n, g, t, beta3, False)
     v = capped(running(w, v, g * g, t, beta2, False))
-    root2 = math.sqrt(1.0 - power(beta2, t))
-    fast, slow, eps = rounded(w, lr * root2 / (1.0 - power(beta1, t)), lr * root2 * alpha, eps * root2)
+    root2 = math.sqrt(1.0 - product("beta2", beta2, t))
+    fast, slow, eps = rounded(w, lr * root2 / (1.0 - product("beta1", beta1, t)), lr * root2 * alpha, eps * root2)
     return divide_or_zero(fast * m + slow * n, np.sqrt(v) + eps), m, n, v
 
 
@@ -595,8 +628,11 @@ def adan(
     m = running(w, m, g, t, beta1, False)
     v = past * v + of_d * d
     look = g + ahead * d
-    n = capped(running(w, n, look * look, t, beta3, False))
-    c1, c2, c3 = (1.0 - power(beta, t) if bias_correction else 1.0 for beta in (beta1, beta2, beta3))
+    n = running(w, n, look * look, t, beta3, False)
+    c1, c2, c3 = (
+        1.0 - product(f"beta{i + 1}", beta, t) if bias_correction else 1.0
+        for i, beta in enumerate((beta1, beta2, beta3))
+    )
     rate = lr * math.sqrt(c3)
     of_m, of_v, inside, eps = rounded(w, rate / c1, rate * share / c2, eps_root * c3, eps * math.sqrt(c3))
     return divide_or_zero(of_m * m + of_v * v, np.sqrt(n + inside) + eps), m, v, n, g
@@ -669,7 +705,7 @@ def schedule_free_adamw(
     weight_decay: float,
 ) -> Update:
     v = capped(running(w, v, g * g, t, beta2, False))
-    gamma, root2 = warm_rate(lr, t, warmup_steps), math.sqrt(1.0 - power(beta2, t))
+    gamma, root2 = warm_rate(lr, t, warmup_steps), math.sqrt(1.0 - product("beta2", beta2, t))
     rate, decay, eps = rounded(w, gamma * root2, gamma * weight_decay, eps * root2)
     step = rate * divide_or_zero(g, np.sqrt(v) + eps) + decay * w
     step, d = schedule_free(w, step, d, t, beta1, warmup_steps)
@@ -728,8 +764,8 @@ def lamb(
 ) -> Update:
     m = running(w, m, g, t, beta1, False)
     v = capped(running(w, v, g * g, t, beta2, False))
-    root2 = math.sqrt(1.0 - power(beta2, t))
-    scale, eps, decay = rounded(w, root2 / (1.0 - power(beta1, t)), eps * root2, weight_decay)
+    root2 = math.sqrt(1.0 - product("beta2", beta2, t))
+    scale, eps, decay = rounded(w, root2 / (1.0 - product("beta1", beta1, t)), eps * root2, weight_decay)
     u = scale * divide_or_zero(m, np.sqrt(v) + eps) + decay * w
     of_w, of_u = tensor_norm(w), tensor_norm(u)
     ratio = one_if_one_is_0(of_w, of_u, lambda: quotient(of_w, of_u)) if adapt else 1.0

@@ -11,9 +11,10 @@ Any reader of that format finds the arrays: ``<rule>/<state>/<parameter>``, such
 ``rule``        its name in the core
 ``step``        completed steps
 ``updates``     t of each parameter
+``products``    of parameters where a β has changed: what it was in the first updates, how many, the product since
 ``options``     ``values`` of ``clip_value``, ``clip_norm``, ``nonfinite``, ``clip_eps``, and of ``lookahead``,
-                ``average``, ``master``, ``states`` and ``rounding`` if they are on; ``exact``: its numbers, in
-                hexadecimal
+                ``average``, ``master``, ``states``, ``rounding`` and ``correction`` if they are on; ``exact``: its
+                numbers, in hexadecimal
 ``groups``      ``names`` of the parameters, ``values``: numbers, and of schedules the expression; ``exact``
 ``checksums``   CRC-32 of each tensor's bytes
 ==============  =================================================================================================
@@ -31,7 +32,7 @@ import operator
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -40,6 +41,7 @@ import numpy as np
 
 from ravine import _core
 from ravine.backends import cpu, is_array
+from ravine.groups import Past, checked_past
 from ravine.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -110,6 +112,8 @@ class _Header:
     #: Of each parameter, as its group has them.
     values: dict[str, dict[str, Any]]
     checksums: dict[str, str]
+    #: Of each parameter, those that are not constants in ``values``.
+    products: dict[str, dict[str, Past]]
     #: dtype, shape, first byte and the byte after the last, counted from the file's beginning.
     tensors: dict[str, tuple[str, tuple[int, ...], int, int]]
 
@@ -139,6 +143,11 @@ def save(opt: Optimizer, path: str | os.PathLike[str], keep: int, params: bool) 
         "options": _exact(_options(opt)),
         "groups": _groups(opt),
     }
+    if changed := _changed_products(opt):
+        meta["products"] = {
+            name: {key: [base.hex(), constant, rest.hex()] for key, (base, constant, rest) in pasts.items()}
+            for name, pasts in changed.items()
+        }
     room = _head(entries, meta, dict.fromkeys(entries, _UNKNOWN))
     if len(room) - 8 > _LONGEST_HEADER:
         raise ValueError(
@@ -219,6 +228,27 @@ def _groups(opt: Optimizer) -> list[dict[str, Any]]:
 def _group_values(opt: Optimizer, group: int) -> dict[str, Any]:
     """Give a group's values: numbers as they are now, schedules by what they are."""
     return {name: _spelled(value) or opt._engine.hyper(group, name) for name, value in opt._flat_values(group).items()}
+
+
+def _changed_products(opt: Optimizer) -> dict[str, dict[str, Past]]:
+    """Give the products that are no powers of a number of the group, of parameters that have any."""
+    values = [_group_values(opt, group) for group in range(len(opt._values))]
+    products: dict[str, dict[str, Past]] = {}
+    bound = zip(opt._products().items(), opt._group_of, opt._engine.updates, strict=True)
+    for (name, pasts), group, t in bound:
+        changed = {key: past for key, past in pasts.items() if past != (values[group][key], t, 1.0)}
+        products |= {name: changed} if changed else {}
+    return products
+
+
+def _products(header: _Header, keys: Collection[str]) -> dict[str, dict[str, Past]]:
+    """Give the products of all parameters of a file, as far as it knows them."""
+    products: dict[str, dict[str, Past]] = {}
+    for name, t in header.updates.items():
+        numbers = {key: header.values[name].get(key) for key in keys}
+        constant = {key: (number, t, 1.0) for key, number in numbers.items() if t and isinstance(number, float)}
+        products[name] = {**constant, **header.products.get(name, {})}
+    return products
 
 
 def _options(opt: Optimizer) -> dict[str, Any]:
@@ -426,15 +456,17 @@ def load(opt: Optimizer, path: str | os.PathLike[str], params: bool, hyper: bool
         if number != before:
             where = f" of {opt._engine.names[opt._group_of.index(group)]!r}" if len(opt._values) > 1 else ""
             restored.append(f"{key}{where}: {number!r}, was {before!r}")
-    updates = zip(opt._engine.names, opt._engine.updates, strict=True)
-    counts = [header.updates[n] if n in fits else count for n, count in updates]
+    own_updates = zip(opt._engine.names, opt._engine.updates, strict=True)
+    counts = {n: header.updates[n] if n in fits else count for n, count in own_updates}
+    saved = _products(header, opt._about.get("products", {}))
+    products = {n: saved[n] if n in fits else past for n, past in opt._products().items()}
 
     def assign() -> None:
         for tensor, array in own.items():
             opt._backend.assign(array, values[tensor])
         if rounded:
             opt._round_masters(fits)
-        opt._engine.set_counters(header.step, counts)
+        opt._set_counters(header.step, counts, products)
         for (group, key), number in numbers.items():
             opt._set_number(group, key, number)
         opt._start()
@@ -516,7 +548,20 @@ def _header(entries: dict[str, Any], meta: dict[str, Any], offset: int) -> _Head
     for count in (meta["step"], *updates.values()):
         if type(count) is not int or not 0 <= count < 2**63:
             raise ValueError(f"expected a count >= 0, got {count!r}")
-    return _Header(meta["rule"], meta["step"], updates, _exactly(meta["options"]), values, checksums, tensors)
+    keys = _core.rules().get(meta["rule"], {}).get("products", {})
+    products = {
+        name: {key: _read_past(past, updates[name]) for key, past in pasts.items()}
+        for name, pasts in meta.get("products", {}).items()
+    }
+    if any(past.keys() - keys for past in products.values()):
+        raise ValueError(f"expected products of {list(keys)}, got {products}")
+    options = _exactly(meta["options"])
+    return _Header(meta["rule"], meta["step"], updates, options, values, checksums, products, tensors)
+
+
+def _read_past(past: list[Any], t: int) -> Past:
+    base, constant, rest = past
+    return checked_past({"base": float.fromhex(base), "constant": constant, "rest": float.fromhex(rest)}, t)
 
 
 def _has_masters_alone(opt: Optimizer, header: _Header) -> bool:
@@ -562,11 +607,13 @@ def _difference(tensor: str, array: Any, header: _Header) -> str | None:
 
 def _numbers(opt: Optimizer, header: _Header, fits: list[str]) -> tuple[dict[tuple[int, str], float], list[str]]:
     """Return the hyperparameters to set, by group and name, and those that cannot be set."""
-    options = _options(opt)
+    options, saved_options = _options(opt), dict(header.options)
+    if not header.products:  # an older file does not know of it, and both forms are the same while no β changes
+        saved_options.setdefault("correction", options.get("correction"))
     unlike = {
-        name: f"{name}: expected {options.get(name)!r}, got {header.options.get(name)!r}"
-        for name in sorted(options.keys() | header.options.keys())
-        if options.get(name) != header.options.get(name)
+        name: f"{name}: expected {options.get(name)!r}, got {saved_options.get(name)!r}"
+        for name in sorted(options.keys() | saved_options.keys())
+        if options.get(name) != saved_options.get(name)
     }
     numbers: dict[tuple[int, str], float] = {}
     own = [_group_values(opt, group) for group in range(len(opt._values))]

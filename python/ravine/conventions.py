@@ -405,7 +405,9 @@ def resolve(optimizer: type, like: System, given: Given, groups: Sequence[Given]
     line = convention(optimizer, like, **given)
     where = f"{like!r} ({line.name})"
     everywhere = {k: v for k, v in EVERYWHERE[like].items() if optimizer.__name__ not in _DECAYING or k == "clip_eps"}
-    fixed = everywhere | dict(line.fixed)
+    # All of them correct by the present β.
+    corrects = "correction" in inspect.signature(optimizer).parameters
+    fixed = everywhere | ({"correction": "current"} if corrects else {}) | dict(line.fixed)
     # What groups set is given too, the way of torch included.
     parts = [given, *(overrides for _, overrides in given.get("groups") or ()), *groups]
     for part in parts:

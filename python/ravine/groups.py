@@ -6,14 +6,15 @@ import bisect
 import difflib
 import fnmatch
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 if TYPE_CHECKING:
     from ravine.optimizers import Optimizer
 
-__all__ = ["Group", "GroupList", "matches"]
+__all__ = ["Group", "GroupList", "Past", "checked_past", "matches"]
 
 
 def matches(names: Sequence[str], patterns: Sequence[str]) -> list[list[int]]:
@@ -38,6 +39,26 @@ def matches(names: Sequence[str], patterns: Sequence[str]) -> list[list[int]]:
 
 #: What of a pattern is not literal: sets of characters, and wildcards.
 _WILD = re.compile(r"\[!?\]?[^\]]*\]|[*?\[]")
+
+Past: TypeAlias = tuple[float, int, float]
+"""Of a number that corrects a bias: what it was in a parameter's first updates, how many, the product over others."""
+
+
+def checked_past(past: Any, t: int) -> Past:
+    """Return such a triple of what a state has, of a parameter that was updated t times.
+
+    Raises:
+        ValueError: it cannot be one.
+    """
+    try:
+        base, constant, rest = float(past["base"]), past["constant"], float(past["rest"])
+        fits = constant == int(constant) and 0 <= constant <= t and 0 <= base < math.inf
+    except (IndexError, KeyError, OverflowError, TypeError, ValueError):
+        fits = False
+    if not fits or not 0 <= rest <= 1 or (constant == t and rest != 1):
+        expected = f"base: a number >= 0, constant: a count up to {t}, rest: a product in [0, 1]"
+        raise ValueError(f"expected {{{expected}}}, got {past!r}")
+    return base, int(constant), rest
 
 
 class Group(Mapping[str, Any]):

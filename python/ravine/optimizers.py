@@ -15,7 +15,7 @@ import numpy as np
 
 from ravine import _core, backends, checkpoint, conventions, sparse, trees
 from ravine.averages import EMA, SWA, Lookahead, after_rule
-from ravine.groups import GroupList, matches
+from ravine.groups import GroupList, Past, checked_past, matches
 from ravine.loss_scale import DynamicLossScale
 
 __all__ = [
@@ -50,6 +50,9 @@ __all__ = [
 
 Value: TypeAlias = float | Callable[[int], float]
 """A number, or a schedule: a callable of the number of steps already taken."""
+
+Correction: TypeAlias = Literal["product", "current"]
+"""What corrects a bias where β changes: 1 − the product of those that were used, or 1 − βᵗ by the present one."""
 
 Groups: TypeAlias = Sequence[tuple[str, Mapping[str, Any]]]
 """Pairs of a glob pattern on dotted names and the values that differ there; later pairs win."""
@@ -150,7 +153,14 @@ class Optimizer:
         super().__init_subclass__(**arguments)
         conventions.take_like(cls)
 
-    def __init__(self, params: Any, rule: str, hyper: Mapping[str, Value], options: Options) -> None:
+    def __init__(
+        self,
+        params: Any,
+        rule: str,
+        hyper: Mapping[str, Value],
+        options: Options,
+        correction: Correction = "product",
+    ) -> None:
         self._check_names(options, {**OptionsButDecay.__annotations__, **Options.__annotations__}, "option")
         if options.get("like") is not None:
             raise ValueError(f"like: {type(self).__name__} has no conventions; give it to a class of this package")
@@ -158,6 +168,8 @@ class Optimizer:
             raise ValueError("decay_implicit: cannot be combined with decay_after; both act on the new w")
         if options.get("clip_eps") and options.get("clip_norm") is None and not self._conventional:
             raise ValueError("clip_eps: expected clip_norm with it, got None")
+        if correction not in ("product", "current"):
+            raise ValueError(f"correction: expected 'product' or 'current', got {correction!r}")
         defaults: dict[str, Any] = {**hyper, **_COMMON, **{k: v for k, v in options.items() if k in _COMMON}}
         params, groups, self._torch_groups = _torch_groups(params, list(options.get("groups") or ()))
         self._rule = rule
@@ -181,8 +193,12 @@ class Optimizer:
         after: dict[str, Any] = {"lookahead": self._lookahead, "average": self._averaging, "master": self._master}
         self._rounding: str = options.get("rounding", "nearest")
         after |= {"states": self._precision, "rounding": None if self._rounding == "nearest" else self._rounding}
+        after |= {"correction": None if correction == "product" else correction}
         self._options |= {name: str(value) for name, value in after.items() if value is not None}
         self._engine: _core.Engine = self._new_engine(params, group_of)
+        if correction == "current":
+            for group in range(len(self._values)):
+                self._engine.set_hyper(group, "current_correction", 1.0)
         self._lock = threading.Lock()
         #: Whether a gradient was `RowSparse`: then the steps look for more of them.
         self._sparse = False
@@ -308,7 +324,7 @@ class Optimizer:
             self._options["clip_eps"],
         )
         for group in range(len(self._values)):
-            for name in {**self._about["hyperparameters"], **_COMMON}:
+            for name in (*self._about["hyperparameters"], *_COMMON, "current_correction"):
                 engine.set_hyper(group, name, self._engine.hyper(group, name))
         self._backend.copy_counters(engine, self._engine)
         return engine
@@ -484,7 +500,16 @@ class Optimizer:
 
     def _formula_lines(self, values: Mapping[str, float], decay: str | None) -> list[str]:
         """Return the rule's own lines, with decay of the old parameter in the last, ``"scaled"`` by the rate or not."""
-        return _core.formula(self._rule, [values[name] for name in self._about["hyperparameters"]], decay).splitlines()
+        given = dict(values)
+        pasts = [
+            zip(self._about["products"], past, [t] * len(past), strict=True)
+            for group, past, t in zip(self._group_of, self._engine.products, self._engine.updates, strict=True)
+            if group == 0
+        ]
+        given |= {name: math.nan for past in pasts for name, (_, constant, _), t in past if constant != t}
+        if self._options.get("correction") == "current":  # any number is a constant
+            given |= {name: 0.5 for name in self._about["products"] if math.isnan(given[name])}
+        return _core.formula(self._rule, [given[name] for name in self._about["hyperparameters"]], decay).splitlines()
 
     @property
     def _about(self) -> Mapping[Any, Mapping[str, str]]:
@@ -664,6 +689,9 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all that a run needs to go on, bit for bit: plain dicts of arrays and numbers.
 
+        Where a rule corrects biases, ``products`` has for each β of each parameter: ``base``, what it was in the first
+        ``constant`` updates, and ``rest``, the product of those that were used since. Without it β counts as constant.
+
         >>> opt = rv.Adam({"w": np.ones(2)}); _ = opt.step({"w": np.ones(2)})
         >>> opt.state_dict()["updates"], sorted(opt.state_dict()["states"]["w"])
         ({'w': 1}, ['m', 'v'])
@@ -673,7 +701,47 @@ class Optimizer:
         self._settle_masters()
         states = {name: {kind: array.copy() for kind, array in own.items()} for name, own in self._arrays().items()}
         updates = dict(zip(self._engine.names, self._engine.updates, strict=True))
-        return {"format": 1, "rule": self._rule, "step": self.steps, "updates": updates, "states": states}
+        state = {"format": 1, "rule": self._rule, "step": self.steps, "updates": updates, "states": states}
+        if not self._about.get("products"):
+            return state
+        parts = ("base", "constant", "rest")
+        products = {
+            name: {key: dict(zip(parts, past, strict=True)) for key, past in pasts.items()}
+            for name, pasts in self._products().items()
+        }
+        return {**state, "products": products}
+
+    def _products(self) -> dict[str, dict[str, Past]]:
+        """Give the products that are kept of each parameter, those that are known, by the names of their numbers."""
+        keys, engine = self._about.get("products", {}), self._engine
+        return {
+            name: {key: past for key, past in zip(keys, pasts, strict=True) if past[0] >= 0}
+            for name, pasts in zip(engine.names, engine.products or [[]] * len(engine.names), strict=True)
+        }
+
+    def _product_differences(self, state: Mapping[str, Any]) -> list[str]:
+        products, keys, wrong = state.get("products", {}), self._about.get("products", {}), list[str]()
+        if not isinstance(products, Mapping):
+            return [f"products: expected a dict by parameter name, got {type(products).__name__}"]
+        for name, pasts in products.items():
+            if name not in state["updates"] or not isinstance(pasts, Mapping) or pasts.keys() - keys:
+                wrong.append(f"products[{name!r}]: expected of a parameter a dict of {list(keys)}, got {pasts!r}")
+                continue
+            for key, past in pasts.items():
+                try:
+                    base, *_ = checked_past(past, int(state["updates"][name]))
+                    self._engine.check_hyper(key, base)
+                except (TypeError, ValueError) as error:
+                    wrong.append(f"products[{name!r}][{key!r}]: {error}")
+        return wrong
+
+    def _set_counters(self, steps: int, updates: Mapping[str, int], products: Mapping[str, Mapping[str, Past]]) -> None:
+        """Set the counts of steps and updates, by name, and the products that are known."""
+        names, keys = self._engine.names, self._about.get("products", {})
+        counts = [int(updates[name]) for name in names]
+        unknown = {name: (-1.0, t, 1.0) for name, t in zip(names, counts, strict=True)}
+        pasts = [[products.get(name, {}).get(key, unknown[name]) for key in keys] for name in names]
+        self._engine.set_counters(steps, counts, pasts)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state``, matched by the parameters' names.
@@ -695,7 +763,7 @@ class Optimizer:
         self._check_own("load_state_dict")
         own = self._arrays()
         state, uppers = self._with_masters_as_here(state, own)
-        wrong = _state_differences(state, self._rule, own)
+        wrong = _state_differences(state, self._rule, own) or self._product_differences(state)
         if wrong:
             raise ValueError("state: " + "; ".join(wrong) + ". Nothing was loaded.")
         for parameter, name in zip(self._engine.parameters, names, strict=True):
@@ -705,7 +773,11 @@ class Optimizer:
             for kind, array in own[name].items():
                 self._backend.assign(array, state["states"][name][kind])
         self._round_masters(names)
-        self._engine.set_counters(int(state["step"]), [int(state["updates"][name]) for name in names])
+        products = {
+            name: {key: checked_past(past, int(state["updates"][name])) for key, past in pasts.items()}
+            for name, pasts in state.get("products", {}).items()
+        }
+        self._set_counters(int(state["step"]), state["updates"], products)
         self._start()
 
     def save(self, path: str | os.PathLike[str], *, keep: int = 1, params: bool = True) -> None:
@@ -1231,6 +1303,8 @@ class Adam(Optimizer):
         bias_correction: False takes m and v for m̂ and v̂; the first step is then (1−β₁)/√(1−β₂) = 3.16 times as long.
         amsgrad: the largest v so far in place of v (of the uncorrected v, as in torch).
         max_corrected: with ``amsgrad``, the largest v̂ so far in place of v̂, as in optax.
+        correction: where a β changes, m̂ and v̂ are corrected by the product of those that were used (``"product"``),
+            or by the present one to the power t (``"current"``), as in torch and others. The same while β is constant.
         options: see :class:`Options`.
 
     Raises:
@@ -1259,6 +1333,7 @@ class Adam(Optimizer):
         bias_correction: bool = True,
         amsgrad: bool = False,
         max_corrected: bool = False,
+        correction: Correction = "product",
         **options: Unpack[Options],
     ) -> None:
         if eps_inside and eps_hat:
@@ -1268,7 +1343,7 @@ class Adam(Optimizer):
             raise ValueError("max_corrected: expected amsgrad with it and no eps_hat, where ε is before the correction")
         hyper |= {"bias_correction": bias_correction, "eps_inside": eps_inside, "eps_hat": eps_hat}
         hyper |= {"max_corrected": max_corrected} if amsgrad else {}
-        super().__init__(params, "adam_amsgrad" if amsgrad else "adam", hyper, options)
+        super().__init__(params, "adam_amsgrad" if amsgrad else "adam", hyper, options, correction)
 
 
 class AdamW(Adam):
@@ -1307,6 +1382,7 @@ class AdamW(Adam):
         bias_correction: bool = True,
         amsgrad: bool = False,
         max_corrected: bool = False,
+        correction: Correction = "product",
         **options: Unpack[OptionsButDecay],
     ) -> None:
         super().__init__(
@@ -1319,6 +1395,7 @@ class AdamW(Adam):
             bias_correction=bias_correction,
             amsgrad=amsgrad,
             max_corrected=max_corrected,
+            correction=correction,
             weight_decay=weight_decay,
             **options,
         )
@@ -1425,6 +1502,8 @@ class Adamax(Optimizer):
         eps: ε ≥ 0 (1e-8), added to |g| as in torch; 0 is the paper's. Where the denominator is 0 the update is 0.
         bias_correction: False takes γ for γ/(1−β₁ᵗ), as MLX does.
         eps_outside: u ← max(β₂u, |g|), and m/(u + ε), as in Keras and MLX.
+        correction: where β₁ changes, m is corrected by the product of those that were used (``"product"``),
+            or by the present one to the power t (``"current"``), as in torch and others. The same while β is constant.
         options: see :class:`Options`.
 
     Raises:
@@ -1447,11 +1526,12 @@ class Adamax(Optimizer):
         eps: Value = 1e-8,
         bias_correction: bool = True,
         eps_outside: bool = False,
+        correction: Correction = "product",
         **options: Unpack[Options],
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
         hyper |= {"bias_correction": bias_correction, "eps_outside": eps_outside}
-        super().__init__(params, "adamax", hyper, options)
+        super().__init__(params, "adamax", hyper, options, correction)
 
 
 class Adadelta(Optimizer):
@@ -1501,6 +1581,8 @@ class NAdam(Optimizer):
         eps: ε ≥ 0 (1e-8), added to √v̂. Where the denominator is 0 the update is 0.
         momentum_decay: ψ ≥ 0 (4e-3), how fast μ rises from β₁/2 to β₁: half of the way takes 17/ψ updates.
         constant_momentum: μ = β₁ at once, as in optax.
+        correction: where a β changes, m̂ and v̂ are corrected by the product of those that were used (``"product"``),
+            or by the present one to the power t (``"current"``), as in torch and others, whose ∏μ is a product, too.
         options: see :class:`Options`.
 
     Raises:
@@ -1524,11 +1606,12 @@ class NAdam(Optimizer):
         eps: Value = 1e-8,
         momentum_decay: Value = 4e-3,
         constant_momentum: bool = False,
+        correction: Correction = "product",
         **options: Unpack[Options],
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "momentum_decay": momentum_decay}
         hyper |= {"constant_momentum": constant_momentum}
-        super().__init__(params, "nadam", hyper, options)
+        super().__init__(params, "nadam", hyper, options, correction)
 
 
 class RAdam(Optimizer):
@@ -1550,6 +1633,8 @@ class RAdam(Optimizer):
         eps: ε ≥ 0 (1e-8), added to √v as in torch; the paper has none. Where the denominator is 0 the update is 0.
         eps_hat: False adds ε to √v̂ in place of √v: the update is γm̂r/(√v̂ + ε), as in optax.
         threshold: 5, or 4 as in the paper: it divides where ρ is above.
+        correction: where a β changes, m̂ and v̂ are corrected by the product of those that were used (``"product"``),
+            or by the present one to the power t (``"current"``), as in torch and others. The same while β is constant.
         options: see :class:`Options`.
 
     Raises:
@@ -1575,12 +1660,13 @@ class RAdam(Optimizer):
         eps: Value = 1e-8,
         eps_hat: bool = True,
         threshold: Literal[4, 5] = 5,
+        correction: Correction = "product",
         **options: Unpack[Options],
     ) -> None:
         if threshold not in (4, 5):
             raise ValueError(f"threshold: expected 4 or 5, got {threshold!r}")
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "eps_hat": eps_hat, "from_four": threshold == 4}
-        super().__init__(params, "radam", hyper, options)
+        super().__init__(params, "radam", hyper, options, correction)
 
 
 class Rprop(Optimizer):
@@ -1641,6 +1727,8 @@ class AdaBelief(Optimizer):
         eps: ε ≥ 0 (1e-16, as in the authors' code), in both places, and summed up in v: in the long run it weighs
             ε/(1−β₂) there. Where the denominator is 0 the update is 0.
         eps_root: the ε that is summed up in v, if it is another one; None: the same.
+        correction: where a β changes, m̂ and v̂ are corrected by the product of those that were used (``"product"``),
+            or by the present one to the power t (``"current"``), as in torch and others. The same while β is constant.
         options: see :class:`Options`.
 
     Raises:
@@ -1663,11 +1751,12 @@ class AdaBelief(Optimizer):
         betas: tuple[Value, Value] = (0.9, 0.999),
         eps: Value = 1e-16,
         eps_root: Value | None = None,
+        correction: Correction = "product",
         **options: Unpack[Options],
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps}
         hyper |= {"eps_root": eps if eps_root is None else eps_root}
-        super().__init__(params, "adabelief", hyper, options)
+        super().__init__(params, "adabelief", hyper, options, correction)
 
 
 class Yogi(Optimizer):
@@ -1683,6 +1772,8 @@ class Yogi(Optimizer):
         eps: ε ≥ 0 (1e-3), added to √v. Where the denominator is 0 the update is 0.
         bias_correction: m/(1−β₁ᵗ) and v/(1−β₂ᵗ) in place of m and v, as optax does; the paper has none (False).
         initial: what m and v start at, ≥ 0 (0); optax has 1e-6.
+        correction: where a β changes, m̂ and v̂ are corrected by the product of those that were used (``"product"``),
+            or by the present one to the power t (``"current"``), as in torch and others. The same while β is constant.
         options: see :class:`Options`.
 
     Raises:
@@ -1706,11 +1797,12 @@ class Yogi(Optimizer):
         eps: Value = 1e-3,
         bias_correction: bool = False,
         initial: Value = 0.0,
+        correction: Correction = "product",
         **options: Unpack[Options],
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "bias_correction": bias_correction}
         hyper |= {"initial": initial}
-        super().__init__(params, "yogi", hyper, options)
+        super().__init__(params, "yogi", hyper, options, correction)
 
 
 class AdEMAMix(Optimizer):
@@ -1730,6 +1822,8 @@ class AdEMAMix(Optimizer):
         eps: ε ≥ 0 (1e-8), added to √v̂. Where the denominator is 0 the update is 0.
         alpha: α ≥ 0 (5), the weight of the slow mean, or a schedule; 4 to 10 in the paper, which lets it rise linearly:
             ``rv.schedules.warmup(T) * 5.0``.
+        correction: where a β changes, m̂ and v̂ are corrected by the product of those that were used (``"product"``),
+            or by the present one to the power t (``"current"``), as in torch and others. The same while β is constant.
         options: see :class:`Options`; decay is off by default.
 
     Raises:
@@ -1751,10 +1845,11 @@ class AdEMAMix(Optimizer):
         betas: tuple[Value, Value, Value] = (0.9, 0.999, 0.9999),
         eps: Value = 1e-8,
         alpha: Value = 5.0,
+        correction: Correction = "product",
         **options: Unpack[Options],
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "alpha": alpha}
-        super().__init__(params, "ademamix", hyper, options)
+        super().__init__(params, "ademamix", hyper, options, correction)
 
 
 class ADOPT(Optimizer):
@@ -1821,6 +1916,8 @@ class Adan(Optimizer):
         eps_root: ε ≥ 0 (0) within the root, too: √(n̂ + ε); optax has 1e-8.
         bias_correction: False takes m, v and n for m̂, v̂ and n̂, as the paper's algorithm does.
         look_less: 1 − β₂ before d and v̂, where the paper has β₂: what optax computes.
+        correction: where a β changes, m̂, v̂ and n̂ are corrected by the product of those that were used (``"product"``),
+            or by the present one to the power t (``"current"``), as in torch and others. The same while β is constant.
         options: see :class:`Options`. ``weight_decay`` is of the old w as in all optimizers here; the paper divides the
             new w by 1 + γλ: ``decay_implicit=True``.
 
@@ -1846,11 +1943,12 @@ class Adan(Optimizer):
         eps_root: Value = 0.0,
         bias_correction: bool = True,
         look_less: bool = False,
+        correction: Correction = "product",
         **options: Unpack[Options],
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "eps_root": eps_root}
         hyper |= {"bias_correction": bias_correction, "look_less": look_less}
-        super().__init__(params, "adan", hyper, options)
+        super().__init__(params, "adan", hyper, options, correction)
 
 
 class LARS(Optimizer):
@@ -1918,6 +2016,8 @@ class LAMB(Optimizer):
         adapt: False for a ratio of 1, which is AdamW. As a value of a group it excludes tensors: of biases and
             normalisation layers, which are usually left out,
             ``groups=[("*.b", {"adapt": False, "weight_decay": 0.0})]``.
+        correction: where a β changes, m̂ and v̂ are corrected by the product of those that were used (``"product"``),
+            or by the present one to the power t (``"current"``), as in torch and others. The same while β is constant.
         options: see :class:`Options`; ``weight_decay`` is λ above, a part of u (0; the paper's runs have 0.01).
 
     Raises:
@@ -1939,10 +2039,11 @@ class LAMB(Optimizer):
         betas: tuple[Value, Value] = (0.9, 0.999),
         eps: Value = 1e-6,
         adapt: bool = True,
+        correction: Correction = "product",
         **options: Unpack[Options],
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "adapt": adapt}
-        super().__init__(params, "lamb", hyper, options)
+        super().__init__(params, "lamb", hyper, options, correction)
 
 
 class NovoGrad(Optimizer):
@@ -2031,10 +2132,17 @@ class MADGRAD(Optimizer):
 class _Averaging(Optimizer):
     """What optimizers share that keep an average of the parameters besides the parameters themselves."""
 
-    def __init__(self, params: Any, rule: str, hyper: Mapping[str, Value], options: Options) -> None:
+    def __init__(
+        self,
+        params: Any,
+        rule: str,
+        hyper: Mapping[str, Value],
+        options: Options,
+        correction: Correction = "product",
+    ) -> None:
         if options.get("average") is not None:
             raise ValueError(f"average: {type(self).__name__} keeps one of its own, for averages(); use another rule")
-        super().__init__(params, rule, hyper, options)
+        super().__init__(params, rule, hyper, options, correction)
 
     def averages(self) -> Any:
         """Return the averages: new arrays, nested as the parameters are, in their dtypes.
@@ -2161,6 +2269,8 @@ class ScheduleFreeAdamW(_Averaging):
         betas: (β₁, β₂), each in [0, 1) (0.9, 0.999); β₁ a constant.
         eps: ε ≥ 0 (1e-8), added to √v̂. Where the denominator is 0 that part of the update is 0.
         warmup_steps: T ≥ 0 (0), a whole number: γₜ = γ·min(1, t/T).
+        correction: where β₂ changes, v̂ is corrected by the product of those that were used (``"product"``),
+            or by the present one to the power t (``"current"``), as in torch and others. The same while β is constant.
         options: see :class:`Options`; ``weight_decay`` is λ above, of z alone, and off by default.
 
     Raises:
@@ -2182,10 +2292,11 @@ class ScheduleFreeAdamW(_Averaging):
         betas: tuple[Value, Value] = (0.9, 0.999),
         eps: Value = 1e-8,
         warmup_steps: Value = 0.0,
+        correction: Correction = "product",
         **options: Unpack[Options],
     ) -> None:
         hyper: dict[str, Any] = {"lr": lr, "betas": betas, "eps": eps, "warmup_steps": warmup_steps}
-        super().__init__(params, "schedule_free_adamw", hyper, options)
+        super().__init__(params, "schedule_free_adamw", hyper, options, correction)
 
     def _average(self, group: int, parameter: Any, states: Sequence[Any], t: int) -> Any:
         return _less(parameter, 1.0 - self._engine.hyper(group, "beta1"), states[0])

@@ -397,6 +397,7 @@ class Adam(Optimizer):
             "beta2": float(beta2),
             "eps": float(group["eps"]),
             "bias_correction": 1.0,
+            "current_correction": 1.0,
             "weight_decay" if decoupled else "l2": float(group["weight_decay"]),
             "l2" if decoupled else "weight_decay": 0.0,
             "maximize": float(group["maximize"]),

@@ -171,7 +171,10 @@ class Driver:
     def discard(self) -> None:
         """Do nothing: nothing is accumulated."""
 
-    def set_counters(self, steps: int, updates: list[int]) -> None:
+    #: The products that correct biases: of no rule here.
+    products: tuple[()] = ()
+
+    def set_counters(self, steps: int, updates: list[int], _products: Any = None) -> None:
         """Set the number of steps completed, and how often each parameter was updated."""
         self.steps, self.updates = steps, list(updates)
         self._core.set_counters(steps, updates)

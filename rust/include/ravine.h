@@ -129,13 +129,18 @@ const char *rv_instruction_set(void);
 /* The names of all rules: "sgd", "adam", … A list that ends with NULL. */
 const char *const *rv_rules(void);
 
-/* The names of a rule's hyperparameters, "lr" first, and of the three that every rule has: weight_decay (decoupled), l2
- * (coupled), maximize. A list that ends with NULL; NULL for an unknown rule or NULL. */
+/* The names of a rule's hyperparameters, "lr" first, and of those that every rule has: weight_decay (decoupled), l2
+ * (coupled), maximize, the decay's forms, the form of bias corrections. A list that ends with NULL; NULL for an unknown
+ * rule or NULL. */
 const char *const *rv_rule_hyperparameters(const char *rule);
 
 /* The names of the states that a rule keeps for each parameter, in the order of rv_optimizer_add: a list that ends with
  * NULL. NULL for an unknown rule or NULL. */
 const char *const *rv_rule_states(const char *rule);
+
+/* The names of the hyperparameters whose products over all updates correct biases, "beta1" and others: a list that ends
+ * with NULL, empty for rules that correct none. NULL for an unknown rule or NULL. */
+const char *const *rv_rule_products(const char *rule);
 
 
 /* The optimizer -------------------------------------------------------------------------------------------------- */
@@ -157,7 +162,9 @@ void rv_optimizer_free(rv_optimizer *optimizer);
 /* Sets a hyperparameter of a group from the next step on, as a schedule does before each. All of the rule's own must have
  * been set before the first step, but its switches, which take 0 and 1 and are 0 until set. So are weight_decay, l2,
  * maximize and the decay's forms: decay_after (the new parameter), decay_implicit (divided by 1 + lr*weight_decay),
- * decay_unscaled (without lr). RV_ERROR_NAME, RV_ERROR_RANGE. */
+ * decay_unscaled (without lr). So is current_correction, of rules that correct biases: where a beta changes, its present
+ * value to the power t counts, as in other systems, and not the product of those that were used.
+ * RV_ERROR_NAME, RV_ERROR_RANGE. */
 rv_status rv_optimizer_set(rv_optimizer *optimizer, size_t group, const char *name, double value);
 
 /* The value of a hyperparameter of a group; 0 if it was not set. */
@@ -240,8 +247,23 @@ rv_status rv_optimizer_nonfinite(const rv_optimizer *optimizer, size_t parameter
  * parameters was updated. */
 rv_status rv_optimizer_get_counters(const rv_optimizer *optimizer, uint64_t *steps, uint64_t *updates, size_t n);
 
-/* Sets them, to go on bit for bit from a checkpoint; each below 2^63. */
+/* Sets them, to go on bit for bit from a checkpoint; each below 2^63. Betas count as constant in the updates so far, unless
+ * rv_optimizer_set_products follows. */
 rv_status rv_optimizer_set_counters(rv_optimizer *optimizer, uint64_t steps, const uint64_t *updates, size_t n);
+
+/* Of a parameter and a hyperparameter: its product over all updates. */
+typedef struct rv_product {
+    double base;       /* the hyperparameter in the first updates; below 0: not known, then it is that of the next update */
+    uint64_t constant; /* how many updates those are: all of them, if it has never changed */
+    double rest;       /* the product over the others; 1 of none */
+} rv_product;
+
+/* Where betas change, a checkpoint needs these, too. products: n of them, those of the names that rv_rule_products lists for
+ * parameter 0, then for parameter 1, ... */
+rv_status rv_optimizer_get_products(const rv_optimizer *optimizer, rv_product *products, size_t n);
+
+/* Sets them, after the counters. RV_ERROR_RANGE: base >= 1, constant above the updates, rest not in [0, 1]. */
+rv_status rv_optimizer_set_products(rv_optimizer *optimizer, const rv_product *products, size_t n);
 
 
 /* Lists of tensors ----------------------------------------------------------------------------------------------- */

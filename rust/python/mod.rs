@@ -107,6 +107,11 @@ mod _core {
                 norms.set_item(name, trace::symbol(name))?;
             }
             rule.set_item("norms", norms)?;
+            let products = PyDict::new(py);
+            for name in entry.products {
+                products.set_item(name, trace::symbol(name))?;
+            }
+            rule.set_item("products", products)?;
             registry.set_item(entry.name, rule)?;
         }
         Ok(registry)

@@ -6,6 +6,7 @@ use crate::after::{After, Average, KEPT, Kept, Lookahead};
 use crate::element::{BLOCK, Dtype, View, WORDS};
 use crate::error::Error;
 use crate::overlap::Occupied;
+use crate::real::Past;
 use crate::rules::{self, Precision, State};
 use crate::simd::DefaultEnvironment;
 use crate::step::{self, Info, NonFinite, Options, Step};
@@ -509,11 +510,23 @@ impl Engine {
         Ok(self.bound()?.step.updates().collect())
     }
 
-    /// Sets the number of steps completed, and how often each parameter was updated.
-    fn set_counters(&self, steps: u64, updates: Vec<u64>) -> PyResult<()> {
+    /// Of each parameter, the products that are kept: the number in the first updates (below 0: not known), how many those
+    /// are, and the product over the others.
+    #[getter]
+    fn products(&self) -> PyResult<Vec<Vec<(f64, u64, f64)>>> {
+        let of_each = |past: Past| (past.base, past.constant, past.rest);
+        Ok(self.bound()?.step.products().map(|past| past.into_iter().map(of_each).collect()).collect())
+    }
+
+    /// Sets the number of steps completed, how often each parameter was updated, and the products, if they are known.
+    #[pyo3(signature = (steps, updates, products = None))]
+    fn set_counters(&self, steps: u64, updates: Vec<u64>, products: Option<Vec<Vec<(f64, u64, f64)>>>) -> PyResult<()> {
         let mut bound = self.bound()?;
         bound.step.set_steps(steps);
         bound.step.set_updates(&updates);
+        let past = |(base, constant, rest)| Past { base, constant, rest };
+        let of_each = |products: Vec<_>| products.into_iter().map(past).collect();
+        bound.step.set_products(&products.into_iter().flatten().map(of_each).collect::<Vec<_>>());
         self.publish(steps, bound.step.hyper(0, "lr")?);
         Ok(())
     }

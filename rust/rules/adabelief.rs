@@ -19,12 +19,13 @@ impl Rule<2> for AdaBelief {
     const STATES: [State; 2] = [State::first_moment("m"), State::second_moment("v")];
     type Hyper<S: Scalar> = AdaBeliefHyper<S>;
     type Coefficients<A: Real> = AdaBeliefCoefficients<A>;
+    const PRODUCTS: &'static [&'static str] = &["beta1", "beta2"];
 
-    fn coefficients<S: Scalar>(h: &AdaBeliefHyper<S>, t: u64) -> AdaBeliefCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &AdaBeliefHyper<S>, at: &Progress) -> AdaBeliefCoefficients<S> {
         let one = S::constant(1.0);
-        let c2 = one - h.beta2.power(t);
+        let c2 = one - h.beta2.product(at, 1);
         AdaBeliefCoefficients {
-            rate: h.lr * c2.sqrt() / (one - h.beta1.power(t)),
+            rate: h.lr * c2.sqrt() / (one - h.beta1.product(at, 0)),
             beta1: h.beta1,
             one_minus_beta1: one - h.beta1,
             beta2: h.beta2,

@@ -18,7 +18,7 @@ impl Rule<2> for Adadelta {
     type Hyper<S: Scalar> = AdadeltaHyper<S>;
     type Coefficients<A: Real> = AdadeltaCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &AdadeltaHyper<S>, _t: u64) -> AdadeltaCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &AdadeltaHyper<S>, _at: &Progress) -> AdadeltaCoefficients<S> {
         AdadeltaCoefficients { lr: h.lr, rho: h.rho, one_minus_rho: S::constant(1.0) - h.rho, eps: h.eps }
     }
 

@@ -20,11 +20,11 @@ impl Rule<1> for Adagrad {
     type Hyper<S: Scalar> = AdagradHyper<S>;
     type Coefficients<A: Real> = AdagradCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &AdagradHyper<S>, t: u64) -> AdagradCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &AdagradHyper<S>, at: &Progress) -> AdagradCoefficients<S> {
         let zero = S::constant(0.0);
         AdagradCoefficients {
             lr: h.lr,
-            start: S::at_first(t, h.initial, zero),
+            start: S::at_first(at.t, h.initial, zero),
             eps_inside: h.eps_inside.switch(h.eps, zero),
             eps: h.eps_inside.switch(zero, h.eps),
         }
@@ -52,8 +52,8 @@ impl Rule<1> for AdagradMean {
     type Hyper<S: Scalar> = AdagradMeanHyper<S>;
     type Coefficients<A: Real> = AdagradMeanCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &AdagradMeanHyper<S>, t: u64) -> AdagradMeanCoefficients<S> {
-        AdagradMeanCoefficients { lr: h.lr, eps: h.eps, t: S::count(t) }
+    fn coefficients<S: Scalar>(h: &AdagradMeanHyper<S>, at: &Progress) -> AdagradMeanCoefficients<S> {
+        AdagradMeanCoefficients { lr: h.lr, eps: h.eps, t: S::count(at.t) }
     }
 
     #[inline(always)]

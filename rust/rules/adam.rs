@@ -16,10 +16,10 @@ coefficients! { AdamCoefficients { rate, beta1, one_minus_beta1, beta2, one_minu
 
 /// Both bias corrections are folded into scalars, so that an element costs one root and one division:
 /// γ·m̂/(√v̂ + ε) = γ√c₂/c₁ · m/(√v + ε√c₂)  and  γ·m̂/√(v̂ + ε) = γ√c₂/c₁ · m/√(v + εc₂),  cᵢ = 1 − βᵢᵗ.
-fn coefficients<S: Scalar>(h: &AdamHyper<S>, t: u64) -> AdamCoefficients<S> {
+fn coefficients<S: Scalar>(h: &AdamHyper<S>, at: &Progress) -> AdamCoefficients<S> {
     let (zero, one) = (S::constant(0.0), S::constant(1.0));
-    let c1 = h.bias_correction.switch(one - h.beta1.power(t), one);
-    let c2 = h.bias_correction.switch(one - h.beta2.power(t), one);
+    let c1 = h.bias_correction.switch(one - h.beta1.product(at, 0), one);
+    let c2 = h.bias_correction.switch(one - h.beta2.product(at, 1), one);
     AdamCoefficients {
         rate: h.lr * c2.sqrt() / c1,
         beta1: h.beta1,
@@ -40,9 +40,10 @@ impl Rule<2> for Adam {
     const STATES: [State; 2] = [State::first_moment("m"), State::second_moment("v")];
     type Hyper<S: Scalar> = AdamHyper<S>;
     type Coefficients<A: Real> = AdamCoefficients<A>;
+    const PRODUCTS: &'static [&'static str] = &["beta1", "beta2"];
 
-    fn coefficients<S: Scalar>(h: &AdamHyper<S>, t: u64) -> AdamCoefficients<S> {
-        coefficients(h, t)
+    fn coefficients<S: Scalar>(h: &AdamHyper<S>, at: &Progress) -> AdamCoefficients<S> {
+        coefficients(h, at)
     }
 
     #[inline(always)]
@@ -73,11 +74,12 @@ impl Rule<3> for Amsgrad {
     const STATES: [State; 3] = [State::first_moment("m"), State::second_moment("v"), State::second_moment("v_max")];
     type Hyper<S: Scalar> = AmsgradHyper<S>;
     type Coefficients<A: Real> = AmsgradCoefficients<A>;
+    const PRODUCTS: &'static [&'static str] = &["beta1", "beta2"];
 
-    fn coefficients<S: Scalar>(h: &AmsgradHyper<S>, t: u64) -> AmsgradCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &AmsgradHyper<S>, at: &Progress) -> AmsgradCoefficients<S> {
         let (zero, one) = (S::constant(0.0), S::constant(1.0));
-        let c1 = h.bias_correction.switch(one - h.beta1.power(t), one);
-        let c2 = h.bias_correction.switch(one - h.beta2.power(t), one);
+        let c1 = h.bias_correction.switch(one - h.beta1.product(at, 0), one);
+        let c2 = h.bias_correction.switch(one - h.beta2.product(at, 1), one);
         let behind = h.max_corrected.switch(one, c2);
         AmsgradCoefficients {
             rate: h.lr * behind.sqrt() / c1,

@@ -23,11 +23,12 @@ impl Rule<2> for Adamax {
     const STATES: [State; 2] = [State::first_moment("m"), State::size("u")];
     type Hyper<S: Scalar> = AdamaxHyper<S>;
     type Coefficients<A: Real> = AdamaxCoefficients<A>;
+    const PRODUCTS: &'static [&'static str] = &["beta1"];
 
-    fn coefficients<S: Scalar>(h: &AdamaxHyper<S>, t: u64) -> AdamaxCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &AdamaxHyper<S>, at: &Progress) -> AdamaxCoefficients<S> {
         let (zero, one) = (S::constant(0.0), S::constant(1.0));
         AdamaxCoefficients {
-            rate: h.lr / h.bias_correction.switch(one - h.beta1.power(t), one),
+            rate: h.lr / h.bias_correction.switch(one - h.beta1.product(at, 0), one),
             beta1: h.beta1,
             one_minus_beta1: one - h.beta1,
             beta2: h.beta2,

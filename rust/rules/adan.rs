@@ -36,25 +36,26 @@ impl Rule<4> for Adan {
     ];
     type Hyper<S: Scalar> = AdanHyper<S>;
     type Coefficients<A: Real> = AdanCoefficients<A>;
+    const PRODUCTS: &'static [&'static str] = &["beta1", "beta2", "beta3"];
 
-    fn coefficients<S: Scalar>(h: &AdanHyper<S>, t: u64) -> AdanCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &AdanHyper<S>, at: &Progress) -> AdanCoefficients<S> {
         let (zero, one) = (S::constant(0.0), S::constant(1.0));
-        let corrected = |beta: S| h.bias_correction.switch(one - beta.power(t), one);
-        let c3 = corrected(h.beta3);
+        let corrected = |beta: S, slot: usize| h.bias_correction.switch(one - beta.product(at, slot), one);
+        let c3 = corrected(h.beta3, 2);
         let rate = h.lr * c3.sqrt();
         let look = h.look_less.switch(one - h.beta2, h.beta2);
         AdanCoefficients {
-            fast: rate / corrected(h.beta1),
-            ahead: rate * look / corrected(h.beta2),
+            fast: rate / corrected(h.beta1, 0),
+            ahead: rate * look / corrected(h.beta2, 1),
             beta1: h.beta1,
             one_minus_beta1: one - h.beta1,
             beta2: h.beta2,
-            of_difference: S::at_first(t, zero, one - h.beta2),
+            of_difference: S::at_first(at.t, zero, one - h.beta2),
             beta3: h.beta3,
             one_minus_beta3: one - h.beta3,
             eps_root: h.eps_root * c3,
             eps: h.eps * c3.sqrt(),
-            look: S::at_first(t, zero, look),
+            look: S::at_first(at.t, zero, look),
         }
     }
 

@@ -26,13 +26,14 @@ impl Rule<3> for AdEmaMix {
     const STATES: [State; 3] = [State::first_moment("m"), State::slow("n"), State::second_moment("v")];
     type Hyper<S: Scalar> = AdEmaMixHyper<S>;
     type Coefficients<A: Real> = AdEmaMixCoefficients<A>;
+    const PRODUCTS: &'static [&'static str] = &["beta1", "beta2"];
 
-    fn coefficients<S: Scalar>(h: &AdEmaMixHyper<S>, t: u64) -> AdEmaMixCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &AdEmaMixHyper<S>, at: &Progress) -> AdEmaMixCoefficients<S> {
         let one = S::constant(1.0);
-        let c2 = one - h.beta2.power(t);
+        let c2 = one - h.beta2.product(at, 1);
         let rate = h.lr * c2.sqrt();
         AdEmaMixCoefficients {
-            fast: rate / (one - h.beta1.power(t)),
+            fast: rate / (one - h.beta1.product(at, 0)),
             slow: rate * h.alpha,
             beta1: h.beta1,
             one_minus_beta1: one - h.beta1,

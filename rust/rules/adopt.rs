@@ -21,10 +21,10 @@ impl Rule<2> for Adopt {
     type Hyper<S: Scalar> = AdoptHyper<S>;
     type Coefficients<A: Real> = AdoptCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &AdoptHyper<S>, t: u64) -> AdoptCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &AdoptHyper<S>, at: &Progress) -> AdoptCoefficients<S> {
         let (zero, one) = (S::constant(0.0), S::constant(1.0));
-        let beta2 = S::at_first(t, zero, h.beta2);
-        let root = (S::count(t) - one).sqrt().sqrt();
+        let beta2 = S::at_first(at.t, zero, h.beta2);
+        let root = (S::count(at.t) - one).sqrt().sqrt();
         AdoptCoefficients {
             lr: h.lr,
             beta1: h.beta1,
@@ -33,7 +33,7 @@ impl Rule<2> for Adopt {
             one_minus_beta2: one - beta2,
             eps: h.eps,
             // The largest float64 is no limit in float64, and infinite in float32.
-            limit: S::at_first(t, zero, h.clip.switch(root, S::constant(f64::MAX))),
+            limit: S::at_first(at.t, zero, h.clip.switch(root, S::constant(f64::MAX))),
         }
     }
 

@@ -23,9 +23,9 @@ impl Rule<1> for Asgd {
     type Hyper<S: Scalar> = AsgdHyper<S>;
     type Coefficients<A: Real> = AsgdCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &AsgdHyper<S>, t: u64) -> AsgdCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &AsgdHyper<S>, at: &Progress) -> AsgdCoefficients<S> {
         let one = S::constant(1.0);
-        let before = S::count(t) - one;
+        let before = S::count(at.t) - one;
         let rate = (h.lr / (one + h.lambd * h.lr * before).raised(h.alpha)).named("η");
         let (own, common) = (h.lambd * rate, h.lr * h.weight_decay);
         AsgdCoefficients {

@@ -31,9 +31,10 @@ impl Rule<2> for Lamb {
     const STATES: [State; 2] = [State::first_moment("m"), State::second_moment("v")];
     type Hyper<S: Scalar> = LambHyper<S>;
     type Coefficients<A: Real> = LambCoefficients<A>;
+    const PRODUCTS: &'static [&'static str] = &["beta1", "beta2"];
 
-    fn coefficients<S: Scalar>(h: &LambHyper<S>, t: u64) -> LambCoefficients<S> {
-        Self::adapted(h, t, &Norms::unknown())
+    fn coefficients<S: Scalar>(h: &LambHyper<S>, at: &Progress) -> LambCoefficients<S> {
+        Self::adapted(h, at, &Norms::unknown())
     }
 
     #[inline(always)]
@@ -51,13 +52,13 @@ impl Layerwise<2> for Lamb {
         direction(c, p, g, state).0
     }
 
-    fn adapted<S: Scalar>(h: &LambHyper<S>, t: u64, norms: &Norms<S>) -> LambCoefficients<S> {
+    fn adapted<S: Scalar>(h: &LambHyper<S>, at: &Progress, norms: &Norms<S>) -> LambCoefficients<S> {
         let one = S::constant(1.0);
-        let root2 = (one - h.beta2.power(t)).sqrt();
+        let root2 = (one - h.beta2.product(at, 1)).sqrt();
         let ratio = norms.one_if_one_is_0(norms.parameter / norms.measured);
         LambCoefficients {
             rate: h.lr * h.adapt.switch(ratio, one),
-            scale: root2 / (one - h.beta1.power(t)),
+            scale: root2 / (one - h.beta1.product(at, 0)),
             beta1: h.beta1,
             one_minus_beta1: one - h.beta1,
             beta2: h.beta2,

@@ -25,8 +25,8 @@ impl Rule<1> for Lars {
     type Hyper<S: Scalar> = LarsHyper<S>;
     type Coefficients<A: Real> = LarsCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &LarsHyper<S>, t: u64) -> LarsCoefficients<S> {
-        Self::adapted(h, t, &Norms::unknown())
+    fn coefficients<S: Scalar>(h: &LarsHyper<S>, at: &Progress) -> LarsCoefficients<S> {
+        Self::adapted(h, at, &Norms::unknown())
     }
 
     #[inline(always)]
@@ -44,7 +44,7 @@ impl Layerwise<1> for Lars {
         g
     }
 
-    fn adapted<S: Scalar>(h: &LarsHyper<S>, _t: u64, norms: &Norms<S>) -> LarsCoefficients<S> {
+    fn adapted<S: Scalar>(h: &LarsHyper<S>, _at: &Progress, norms: &Norms<S>) -> LarsCoefficients<S> {
         let below = norms.measured + h.weight_decay * norms.parameter + h.eps;
         let ratio = norms.one_if_one_is_0(h.trust_coefficient * norms.parameter / below);
         LarsCoefficients {

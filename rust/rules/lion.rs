@@ -18,7 +18,7 @@ impl Rule<1> for Lion {
     type Hyper<S: Scalar> = LionHyper<S>;
     type Coefficients<A: Real> = LionCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &LionHyper<S>, _t: u64) -> LionCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &LionHyper<S>, _at: &Progress) -> LionCoefficients<S> {
         let one = S::constant(1.0);
         LionCoefficients {
             lr: h.lr,

@@ -21,13 +21,13 @@ impl Rule<3> for Madgrad {
     type Hyper<S: Scalar> = MadgradHyper<S>;
     type Coefficients<A: Real> = MadgradCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &MadgradHyper<S>, t: u64) -> MadgradCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &MadgradHyper<S>, at: &Progress) -> MadgradCoefficients<S> {
         let one = S::constant(1.0);
         MadgradCoefficients {
-            rate: (h.lr * S::count(t).sqrt()).named("γₜ"),
+            rate: (h.lr * S::count(at.t).sqrt()).named("γₜ"),
             one_minus_momentum: one - h.momentum,
             eps: h.eps,
-            first: S::at_first(t, one, S::constant(0.0)).named("first"),
+            first: S::at_first(at.t, one, S::constant(0.0)).named("first"),
             of_past: h.momentum * (h.lr * h.weight_decay),
         }
     }

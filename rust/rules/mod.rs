@@ -26,7 +26,7 @@ pub mod sign_sgd;
 pub mod yogi;
 
 use crate::element::Dtype;
-use crate::real::{Real, Scalar};
+use crate::real::{MAX_PRODUCTS, Progress, Real, Scalar};
 use crate::step::{self, Gauge, Sweep};
 use crate::trace::{self, Trace};
 use std::fmt::Debug;
@@ -34,7 +34,7 @@ use std::fmt::Debug;
 /// What a rule's file needs.
 pub(crate) mod prelude {
     pub(crate) use super::{FRACTION, NOT_BELOW_ONE, NOT_NEGATIVE, RATE, Rule, SWITCH, State, WHOLE};
-    pub(crate) use crate::real::{Real, Scalar};
+    pub(crate) use crate::real::{Progress, Real, Scalar};
 }
 
 /// An update rule with `N` state arrays.
@@ -47,9 +47,16 @@ pub trait Rule<const N: usize>: 'static {
     type Hyper<S: Scalar>: Hyperparameters<S>;
     /// What an element needs, computed once a step.
     type Coefficients<A: Real>: Fields<A>;
+    /// The hyperparameters whose products over all updates correct a bias.
+    const PRODUCTS: &'static [&'static str] = &[];
 
-    /// The coefficients of update number `t` = 1, 2, … of a parameter: in f64, on the host, rounded once.
-    fn coefficients<S: Scalar>(h: &Self::Hyper<S>, t: u64) -> Self::Coefficients<S>;
+    /// What update number `t` multiplies product number `slot` by, of which `value` is the present number.
+    fn factor<S: Scalar>(_slot: usize, value: S, _t: u64) -> S {
+        value
+    }
+
+    /// The coefficients of update number `at.t` = 1, 2, … of a parameter: in f64, on the host, rounded once.
+    fn coefficients<S: Scalar>(h: &Self::Hyper<S>, at: &Progress) -> Self::Coefficients<S>;
 
     /// The step that one element makes, w ← w − s, and its new states.
     fn update<A: Real>(c: &Self::Coefficients<A>, p: A, g: A, state: [A; N]) -> (A, [A; N]);
@@ -74,8 +81,8 @@ pub trait Layerwise<const N: usize>: Rule<N> {
         norms.scalar
     }
 
-    /// The coefficients of update number `t`: in f64, on the host, rounded once; `norms.scalar` is the new one.
-    fn adapted<S: Scalar>(h: &Self::Hyper<S>, t: u64, norms: &Norms<S>) -> Self::Coefficients<S>;
+    /// The coefficients of update number `at.t`: in f64, on the host, rounded once; `norms.scalar` is the new one.
+    fn adapted<S: Scalar>(h: &Self::Hyper<S>, at: &Progress, norms: &Norms<S>) -> Self::Coefficients<S>;
 }
 
 /// What is known of a whole tensor.
@@ -301,8 +308,12 @@ pub struct Entry {
     pub states: &'static [State],
     /// The names of its coefficients, in order.
     pub coefficient_names: &'static [&'static str],
-    /// The coefficients of update number t.
-    pub coefficients: fn(hyper: &[f64], t: u64) -> CoefficientRow,
+    /// The hyperparameters whose products over all updates correct a bias.
+    pub products: &'static [&'static str],
+    /// What an update multiplies one of these products by.
+    pub(crate) factor: fn(slot: usize, value: f64, t: u64) -> f64,
+    /// The coefficients of an update.
+    pub coefficients: fn(hyper: &[f64], at: &Progress) -> CoefficientRow,
     /// The loop over float32 arithmetic.
     pub(crate) sweep_f32: Sweep,
     /// The loop over float64 arithmetic.
@@ -320,22 +331,25 @@ pub(crate) struct Measuring {
     pub(crate) gauge_f32: Gauge,
     /// The same in float64 arithmetic.
     pub(crate) gauge_f64: Gauge,
-    /// The coefficients of update number t with the norms, and the new number of the tensor.
+    /// The coefficients of an update with the norms, and the new number of the tensor.
     pub(crate) adapted: Adapted,
 }
 
-type Adapted = fn(hyper: &[f64], t: u64, norms: Norms<f64>) -> (CoefficientRow, f64);
+type Adapted = fn(hyper: &[f64], at: &Progress, norms: Norms<f64>) -> (CoefficientRow, f64);
 
 impl Entry {
     const fn of<R: Rule<N>, const N: usize>() -> Self {
         assert!(N <= MAX_STATES, "raise MAX_STATES");
         assert!(R::Coefficients::<f64>::NAMES.len() <= MAX_COEFFICIENTS, "raise MAX_COEFFICIENTS");
+        assert!(R::PRODUCTS.len() <= MAX_PRODUCTS, "raise MAX_PRODUCTS");
         Self {
             name: R::NAME,
             hyperparameters: R::Hyper::<f64>::NAMES,
             ranges: R::Hyper::<f64>::RANGES,
             states: &R::STATES,
             coefficient_names: R::Coefficients::<f64>::NAMES,
+            products: R::PRODUCTS,
+            factor: R::factor::<f64>,
             coefficients: coefficient_row::<R, N>,
             sweep_f32: step::sweep::<R, f32, N>,
             sweep_f64: step::sweep::<R, f64, N>,
@@ -375,7 +389,8 @@ impl Entry {
         (self.traces().of_coefficients)()
     }
 
-    /// The formula with these hyperparameters' symbols, switches set, and the decay in it: what a reader wants.
+    /// The formula with these hyperparameters' symbols, switches set, and the decay in it: what a reader wants. NaN says that
+    /// one changes.
     pub fn trace_configured(&self, hyper: &[f64], decay: trace::Decay) -> Trace {
         (self.traces().of_hyperparameters)(hyper, decay)
     }
@@ -396,17 +411,21 @@ impl Entry {
     }
 }
 
-fn coefficient_row<R: Rule<N>, const N: usize>(hyper: &[f64], t: u64) -> CoefficientRow {
+fn coefficient_row<R: Rule<N>, const N: usize>(hyper: &[f64], at: &Progress) -> CoefficientRow {
     let mut row = [0.0; MAX_COEFFICIENTS];
-    R::coefficients(&R::Hyper::<f64>::from_fn(|i| hyper[i]), t).each(|i, value| row[i] = value);
+    R::coefficients(&R::Hyper::<f64>::from_fn(|i| hyper[i]), at).each(|i, value| row[i] = value);
     row
 }
 
-fn adapted_row<R: Layerwise<N>, const N: usize>(hyper: &[f64], t: u64, norms: Norms<f64>) -> (CoefficientRow, f64) {
+fn adapted_row<R: Layerwise<N>, const N: usize>(
+    hyper: &[f64],
+    at: &Progress,
+    norms: Norms<f64>,
+) -> (CoefficientRow, f64) {
     let hyper = R::Hyper::<f64>::from_fn(|i| hyper[i]);
-    let scalar = R::scalar(&hyper, t, &norms);
+    let scalar = R::scalar(&hyper, at.t, &norms);
     let mut row = [0.0; MAX_COEFFICIENTS];
-    R::adapted(&hyper, t, &Norms { scalar, ..norms }).each(|i, value| row[i] = value);
+    R::adapted(&hyper, at, &Norms { scalar, ..norms }).each(|i, value| row[i] = value);
     (row, scalar)
 }
 

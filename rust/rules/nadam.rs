@@ -14,10 +14,15 @@ hyperparameters! {
 }
 coefficients! { NadamCoefficients { now, ahead, beta1, one_minus_beta1, beta2, one_minus_beta2, eps } }
 
+/// The share of β₁ that μ is in update number `count`: 1 − ½·0.96^(ψt).
+fn warmed<S: Scalar>(momentum_decay: S, count: S) -> S {
+    S::constant(1.0) - S::constant(0.5) * S::constant(0.96).raised(momentum_decay * count)
+}
+
 /// m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²,
 /// w ← w − γ·((1−μₜ)/(1−∏μ)·g + μₜ₊₁/(1−∏μ·μₜ₊₁)·m)/(√v̂ + ε),  μₜ = β₁(1 − ½·0.96^(ψt)),  ∏μ = μ₁⋯μₜ
 ///
-/// With `constant_momentum` μₜ is β₁ and ∏μ is β₁ᵗ.
+/// With `constant_momentum` μₜ is β₁ and ∏μ is β₁ᵗ. Systems that warm up keep ∏μ as a product, whatever they do to β₂.
 #[derive(Debug)]
 pub struct Nadam;
 
@@ -26,17 +31,22 @@ impl Rule<2> for Nadam {
     const STATES: [State; 2] = [State::first_moment("m"), State::second_moment("v")];
     type Hyper<S: Scalar> = NadamHyper<S>;
     type Coefficients<A: Real> = NadamCoefficients<A>;
+    const PRODUCTS: &'static [&'static str] = &["beta1", "beta2", "momentum_decay"];
 
-    fn coefficients<S: Scalar>(h: &NadamHyper<S>, t: u64) -> NadamCoefficients<S> {
-        let (one, half, base) = (S::constant(1.0), S::constant(0.5), S::constant(0.96));
+    fn factor<S: Scalar>(slot: usize, value: S, t: u64) -> S {
+        if slot == 2 { warmed(value, S::count(t)) } else { value }
+    }
+
+    fn coefficients<S: Scalar>(h: &NadamHyper<S>, at: &Progress) -> NadamCoefficients<S> {
+        let (one, base) = (S::constant(1.0), S::constant(0.96));
         let momentum = |count: S| {
-            let warming = h.beta1 * (one - half * base.raised(h.momentum_decay * count));
+            let warming = h.beta1 * warmed(h.momentum_decay, count);
             h.constant_momentum.switch(h.beta1, warming)
         };
-        let (now, next) = (momentum(S::count(t)).named("μ"), momentum(S::count(t) + one).named("μ₊"));
-        let warming = h.beta1.warming_product(base.raised(h.momentum_decay), t);
-        let product = h.constant_momentum.switch(h.beta1.power(t), warming).named("∏μ");
-        let c2 = one - h.beta2.power(t);
+        let (now, next) = (momentum(S::count(at.t)).named("μ"), momentum(S::count(at.t) + one).named("μ₊"));
+        let warming = h.beta1.warming_product(base, h.momentum_decay, at, [0, 2]);
+        let product = h.constant_momentum.switch(h.beta1.product(at, 0), warming).named("∏μ");
+        let c2 = one - h.beta2.product(at, 1);
         let rate = h.lr * c2.sqrt();
         NadamCoefficients {
             now: rate * (one - now) / (one - product),

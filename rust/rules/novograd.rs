@@ -21,8 +21,8 @@ impl Rule<1> for NovoGrad {
     type Hyper<S: Scalar> = NovoGradHyper<S>;
     type Coefficients<A: Real> = NovoGradCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &NovoGradHyper<S>, t: u64) -> NovoGradCoefficients<S> {
-        Self::adapted(h, t, &Norms::unknown())
+    fn coefficients<S: Scalar>(h: &NovoGradHyper<S>, at: &Progress) -> NovoGradCoefficients<S> {
+        Self::adapted(h, at, &Norms::unknown())
     }
 
     #[inline(always)]
@@ -46,7 +46,7 @@ impl Layerwise<1> for NovoGrad {
         S::at_first(t, square, h.beta2 * norms.scalar + (S::constant(1.0) - h.beta2) * square).capped()
     }
 
-    fn adapted<S: Scalar>(h: &NovoGradHyper<S>, _t: u64, norms: &Norms<S>) -> NovoGradCoefficients<S> {
+    fn adapted<S: Scalar>(h: &NovoGradHyper<S>, _at: &Progress, norms: &Norms<S>) -> NovoGradCoefficients<S> {
         NovoGradCoefficients {
             lr: h.lr,
             beta1: h.beta1,

@@ -25,15 +25,16 @@ impl Rule<2> for Radam {
     const STATES: [State; 2] = [State::first_moment("m"), State::second_moment("v")];
     type Hyper<S: Scalar> = RadamHyper<S>;
     type Coefficients<A: Real> = RadamCoefficients<A>;
+    const PRODUCTS: &'static [&'static str] = &["beta1", "beta2"];
 
-    fn coefficients<S: Scalar>(h: &RadamHyper<S>, t: u64) -> RadamCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &RadamHyper<S>, at: &Progress) -> RadamCoefficients<S> {
         let (zero, one, two) = (S::constant(0.0), S::constant(1.0), S::constant(2.0));
         let four = S::constant(4.0);
         let threshold = h.from_four.switch(four, S::constant(5.0));
-        let past = h.beta2.power(t);
-        let (c1, c2) = (one - h.beta1.power(t), one - past);
+        let past = h.beta2.product(at, 1);
+        let (c1, c2) = (one - h.beta1.product(at, 0), one - past);
         let limit = (two / (one - h.beta2) - one).named("ρ∞");
-        let rho = (limit - two * S::count(t) * past / c2).named("ρ");
+        let rho = (limit - two * S::count(at.t) * past / c2).named("ρ");
         let above = (rho - four) * (rho - two) * limit;
         let r = (above / ((limit - four) * (limit - two) * rho)).sqrt().named("r");
         RadamCoefficients {

@@ -71,8 +71,8 @@ impl Rule<1> for RmsProp {
     type Hyper<S: Scalar> = RmsPropHyper<S>;
     type Coefficients<A: Real> = RmsPropCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &RmsPropHyper<S>, t: u64) -> RmsPropCoefficients<S> {
-        mean(h.lr, h.decay, h.eps, h.eps_inside, h.first_square, t)
+    fn coefficients<S: Scalar>(h: &RmsPropHyper<S>, at: &Progress) -> RmsPropCoefficients<S> {
+        mean(h.lr, h.decay, h.eps, h.eps_inside, h.first_square, at.t)
     }
 
     #[inline(always)]
@@ -92,8 +92,8 @@ impl Rule<2> for Centered {
     type Hyper<S: Scalar> = RmsPropHyper<S>;
     type Coefficients<A: Real> = RmsPropCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &RmsPropHyper<S>, t: u64) -> RmsPropCoefficients<S> {
-        mean(h.lr, h.decay, h.eps, h.eps_inside, h.first_square, t)
+    fn coefficients<S: Scalar>(h: &RmsPropHyper<S>, at: &Progress) -> RmsPropCoefficients<S> {
+        mean(h.lr, h.decay, h.eps, h.eps_inside, h.first_square, at.t)
     }
 
     #[inline(always)]
@@ -116,8 +116,8 @@ impl Rule<2> for WithMomentum {
     type Hyper<S: Scalar> = MomentumHyper<S>;
     type Coefficients<A: Real> = MomentumCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &MomentumHyper<S>, t: u64) -> MomentumCoefficients<S> {
-        with_momentum(h, t)
+    fn coefficients<S: Scalar>(h: &MomentumHyper<S>, at: &Progress) -> MomentumCoefficients<S> {
+        with_momentum(h, at.t)
     }
 
     #[inline(always)]
@@ -138,8 +138,8 @@ impl Rule<3> for CenteredWithMomentum {
     type Hyper<S: Scalar> = MomentumHyper<S>;
     type Coefficients<A: Real> = MomentumCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &MomentumHyper<S>, t: u64) -> MomentumCoefficients<S> {
-        with_momentum(h, t)
+    fn coefficients<S: Scalar>(h: &MomentumHyper<S>, at: &Progress) -> MomentumCoefficients<S> {
+        with_momentum(h, at.t)
     }
 
     #[inline(always)]
@@ -162,9 +162,9 @@ impl Rule<2> for MomentumBefore {
     type Hyper<S: Scalar> = MomentumBeforeHyper<S>;
     type Coefficients<A: Real> = MomentumBeforeCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &MomentumBeforeHyper<S>, t: u64) -> MomentumBeforeCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &MomentumBeforeHyper<S>, at: &Progress) -> MomentumBeforeCoefficients<S> {
         let RmsPropCoefficients { lr, decay, one_minus_decay, eps_inside, eps } =
-            mean(h.lr, h.decay, h.eps, h.eps_inside, h.first_square, t);
+            mean(h.lr, h.decay, h.eps, h.eps_inside, h.first_square, at.t);
         MomentumBeforeCoefficients { lr, decay, one_minus_decay, eps_inside, eps, momentum: h.momentum }
     }
 

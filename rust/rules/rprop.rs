@@ -26,9 +26,9 @@ impl Rule<2> for Rprop {
     type Hyper<S: Scalar> = RpropHyper<S>;
     type Coefficients<A: Real> = RpropCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &RpropHyper<S>, t: u64) -> RpropCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &RpropHyper<S>, at: &Progress) -> RpropCoefficients<S> {
         RpropCoefficients {
-            start: S::at_first(t, h.lr, S::constant(0.0)),
+            start: S::at_first(at.t, h.lr, S::constant(0.0)),
             eta_minus: h.eta_minus,
             eta_plus: h.eta_plus,
             step_min: h.step_min,

@@ -40,9 +40,9 @@ impl Rule<1> for ScheduleFreeSgd {
     type Hyper<S: Scalar> = SgdHyper<S>;
     type Coefficients<A: Real> = SgdCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &SgdHyper<S>, t: u64) -> SgdCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &SgdHyper<S>, at: &Progress) -> SgdCoefficients<S> {
         let one = S::constant(1.0);
-        let (rate, c) = warm_up(h.lr, h.warmup_steps, t);
+        let (rate, c) = warm_up(h.lr, h.warmup_steps, at.t);
         SgdCoefficients {
             rate,
             near: one - h.momentum,
@@ -77,11 +77,12 @@ impl Rule<2> for ScheduleFreeAdamW {
     const STATES: [State; 2] = [State::slow("d"), State::second_moment("v")];
     type Hyper<S: Scalar> = AdamHyper<S>;
     type Coefficients<A: Real> = AdamCoefficients<A>;
+    const PRODUCTS: &'static [&'static str] = &["beta2"];
 
-    fn coefficients<S: Scalar>(h: &AdamHyper<S>, t: u64) -> AdamCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &AdamHyper<S>, at: &Progress) -> AdamCoefficients<S> {
         let one = S::constant(1.0);
-        let (rate, c) = warm_up(h.lr, h.warmup_steps, t);
-        let c2 = one - h.beta2.power(t);
+        let (rate, c) = warm_up(h.lr, h.warmup_steps, at.t);
+        let c2 = one - h.beta2.product(at, 0);
         AdamCoefficients {
             rate: rate * c2.sqrt(),
             near: one - h.beta1,

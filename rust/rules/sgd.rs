@@ -20,7 +20,7 @@ impl Rule<0> for Sgd {
     type Hyper<S: Scalar> = SgdHyper<S>;
     type Coefficients<A: Real> = SgdCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &SgdHyper<S>, _t: u64) -> SgdCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &SgdHyper<S>, _at: &Progress) -> SgdCoefficients<S> {
         SgdCoefficients { lr: h.lr }
     }
 
@@ -55,8 +55,8 @@ impl Rule<1> for Momentum<false> {
     type Hyper<S: Scalar> = MomentumHyper<S>;
     type Coefficients<A: Real> = MomentumCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &MomentumHyper<S>, t: u64) -> MomentumCoefficients<S> {
-        momentum_coefficients(h, t)
+    fn coefficients<S: Scalar>(h: &MomentumHyper<S>, at: &Progress) -> MomentumCoefficients<S> {
+        momentum_coefficients(h, at.t)
     }
 
     #[inline(always)]
@@ -72,7 +72,7 @@ impl Rule<1> for Momentum<true> {
     type Hyper<S: Scalar> = VelocityHyper<S>;
     type Coefficients<A: Real> = VelocityCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &VelocityHyper<S>, _t: u64) -> VelocityCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &VelocityHyper<S>, _at: &Progress) -> VelocityCoefficients<S> {
         VelocityCoefficients { lr: h.lr, momentum: h.momentum }
     }
 
@@ -98,7 +98,7 @@ impl<const NESTEROV: bool> Rule<1> for Velocity<NESTEROV> {
     type Hyper<S: Scalar> = VelocityHyper<S>;
     type Coefficients<A: Real> = VelocityCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &VelocityHyper<S>, _t: u64) -> VelocityCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &VelocityHyper<S>, _at: &Progress) -> VelocityCoefficients<S> {
         VelocityCoefficients { lr: h.lr, momentum: h.momentum }
     }
 
@@ -124,7 +124,7 @@ impl Rule<1> for ChainerNesterov {
     type Hyper<S: Scalar> = VelocityHyper<S>;
     type Coefficients<A: Real> = ChainerNesterovCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &VelocityHyper<S>, _t: u64) -> ChainerNesterovCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &VelocityHyper<S>, _at: &Progress) -> ChainerNesterovCoefficients<S> {
         ChainerNesterovCoefficients {
             lr: h.lr,
             momentum: h.momentum,
@@ -153,8 +153,8 @@ impl Rule<1> for HeavyBall {
     type Hyper<S: Scalar> = VelocityHyper<S>;
     type Coefficients<A: Real> = VelocityCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &VelocityHyper<S>, t: u64) -> VelocityCoefficients<S> {
-        VelocityCoefficients { lr: h.lr, momentum: S::at_first(t, S::constant(0.0), h.momentum) }
+    fn coefficients<S: Scalar>(h: &VelocityHyper<S>, at: &Progress) -> VelocityCoefficients<S> {
+        VelocityCoefficients { lr: h.lr, momentum: S::at_first(at.t, S::constant(0.0), h.momentum) }
     }
 
     #[inline(always)]

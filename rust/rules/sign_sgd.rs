@@ -19,7 +19,7 @@ impl Rule<0> for SignSgd {
     type Hyper<S: Scalar> = SignSgdHyper<S>;
     type Coefficients<A: Real> = SignSgdCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &SignSgdHyper<S>, _t: u64) -> SignSgdCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &SignSgdHyper<S>, _at: &Progress) -> SignSgdCoefficients<S> {
         SignSgdCoefficients { lr: h.lr }
     }
 
@@ -42,7 +42,7 @@ impl Rule<1> for Signum {
     type Hyper<S: Scalar> = SignumHyper<S>;
     type Coefficients<A: Real> = SignumCoefficients<A>;
 
-    fn coefficients<S: Scalar>(h: &SignumHyper<S>, _t: u64) -> SignumCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &SignumHyper<S>, _at: &Progress) -> SignumCoefficients<S> {
         SignumCoefficients { lr: h.lr, momentum: h.momentum, one_minus_momentum: S::constant(1.0) - h.momentum }
     }
 

@@ -23,14 +23,15 @@ impl Rule<2> for Yogi {
     const STATES: [State; 2] = [State::first_moment("m"), State::second_moment("v")];
     type Hyper<S: Scalar> = YogiHyper<S>;
     type Coefficients<A: Real> = YogiCoefficients<A>;
+    const PRODUCTS: &'static [&'static str] = &["beta1", "beta2"];
 
-    fn coefficients<S: Scalar>(h: &YogiHyper<S>, t: u64) -> YogiCoefficients<S> {
+    fn coefficients<S: Scalar>(h: &YogiHyper<S>, at: &Progress) -> YogiCoefficients<S> {
         let one = S::constant(1.0);
-        let c1 = h.bias_correction.switch(one - h.beta1.power(t), one);
-        let c2 = h.bias_correction.switch(one - h.beta2.power(t), one);
+        let c1 = h.bias_correction.switch(one - h.beta1.product(at, 0), one);
+        let c2 = h.bias_correction.switch(one - h.beta2.product(at, 1), one);
         YogiCoefficients {
             rate: h.lr * c2.sqrt() / c1,
-            start: S::at_first(t, h.initial, S::constant(0.0)),
+            start: S::at_first(at.t, h.initial, S::constant(0.0)),
             beta1: h.beta1,
             one_minus_beta1: one - h.beta1,
             one_minus_beta2: one - h.beta2,

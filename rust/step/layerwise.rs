@@ -146,7 +146,7 @@ impl Step {
             let norms =
                 Norms { parameter: norm(i, squares[0]), measured: norm(i, squares[1]), scalar: kept.map_or(0.0, read) };
             let row = self.rows[tensor.row];
-            let (coefficients, scalar) = (measuring.adapted)(&self.groups[row.group].hyper, row.t, norms);
+            let (coefficients, scalar) = (measuring.adapted)(&self.groups[row.group].hyper, &row.at, norms);
             kept.inspect(|kept| write(kept, scalar));
             tensor.row = self.rows.len();
             self.rows.push(Row { coefficients, ..row });

@@ -163,7 +163,12 @@ static void make_steps(call *c) {
         /* A checkpoint in between changes nothing. */
         uint64_t done, updates[MOST];
         CHECK(rv_optimizer_get_counters(optimizer, &done, updates, n) == RV_OK && done == info.step);
+        rv_product products[3 * MOST];
+        size_t kept = 0;
+        while (rv_rule_products(c->texts[1])[kept]) kept++;
+        CHECK(rv_optimizer_get_products(optimizer, products, n * kept) == RV_OK);
         CHECK(rv_optimizer_set_counters(optimizer, done, updates, n) == RV_OK);
+        CHECK(rv_optimizer_set_products(optimizer, products, n * kept) == RV_OK);
         for (size_t i = 0; i < n; i++) write_integer(updates[i]);
     }
     rv_optimizer_free(optimizer);
@@ -420,6 +425,9 @@ static void fault_step(void) {
     CHECK_ERROR(rv_optimizer_get_counters(o, &steps, updates, 2), RV_ERROR_SHAPE, "updates");
     CHECK_ERROR(rv_optimizer_set_counters(o, 1, NULL, 1), RV_ERROR_NULL, "updates");
     CHECK_ERROR(rv_optimizer_set_counters(o, UINT64_MAX, updates, 1), RV_ERROR_RANGE, "2^63");
+    CHECK_ERROR(rv_optimizer_get_products(o, NULL, 1), RV_ERROR_SHAPE, "products: expected 0 for each of the 1 parameters");
+    CHECK_ERROR(rv_optimizer_set_products(o, NULL, 1), RV_ERROR_SHAPE, "products");
+    CHECK_ERROR(rv_optimizer_get_products(NULL, NULL, 0), RV_ERROR_NULL, "optimizer");
 
     /* Nothing has been modified by any of it. */
     CHECK(steps == 7 && updates[0] == 7 && !memcmp(&info, &before, sizeof info));
@@ -446,6 +454,44 @@ static void fault_step(void) {
     CHECK_ERROR(rv_optimizer_step(o, gradients, 2, NULL), RV_ERROR_NAME, "group 1");
     CHECK(rv_optimizer_set(o, 1, "lr", 2) == RV_OK && rv_optimizer_step(o, gradients, 2, NULL) == RV_OK);
     for (int i = 0; i < N; i++) CHECK(b[2 * i] == 0 && b[2 * i + 1] == -1);
+    rv_optimizer_free(o);
+}
+
+/* A beta that is set in mid-run: every corrected step is the rate, and what was used is known. */
+static void fault_products(void) {
+    static const char *const names[] = {"lr", "beta1", "beta2", "eps"};
+    static const double values[] = {0.25, 0.5, 0.75, 0};
+    float w[N] = {0}, g[N], m[N] = {0}, v[N] = {0};
+    for (int i = 0; i < N; i++) g[i] = 1;
+    rv_tensor weights = floats(w), gradient = floats(g), states[] = {floats(m), floats(v)};
+    rv_product kept[2], wrong[2];
+    rv_optimizer *o = NULL;
+    CHECK(rv_optimizer_new("adam", 1, &o) == RV_OK);
+    for (int i = 0; i < 4; i++) CHECK(rv_optimizer_set(o, 0, names[i], values[i]) == RV_OK);
+    CHECK(rv_optimizer_set(o, 0, "bias_correction", 1) == RV_OK && rv_optimizer_add(o, 0, &weights, states, 2) == RV_OK);
+    for (int i = 0; i < 4; i++) {
+        if (i == 2) CHECK(rv_optimizer_set(o, 0, "beta2", 0.875) == RV_OK);
+        CHECK(rv_optimizer_step(o, &gradient, 1, NULL) == RV_OK);
+    }
+    for (int i = 0; i < N; i++) CHECK(fabs(w[i] + 1) < 1e-6);
+    CHECK(rv_optimizer_get_products(o, kept, 2) == RV_OK);
+    CHECK(kept[0].base == 0.5 && kept[0].constant == 4 && kept[0].rest == 1);
+    CHECK(kept[1].base == 0.75 && kept[1].constant == 2 && kept[1].rest == 0.875 * 0.875);
+    memcpy(wrong, kept, sizeof wrong);
+    wrong[1].base = 1;
+    CHECK_ERROR(rv_optimizer_set_products(o, wrong, 2), RV_ERROR_RANGE, "beta2: expected a number in [0, 1), got 1");
+    wrong[1] = kept[1];
+    wrong[1].constant = 5;
+    CHECK_ERROR(rv_optimizer_set_products(o, wrong, 2), RV_ERROR_RANGE, "constant of beta2");
+    wrong[1].constant = 4;
+    CHECK_ERROR(rv_optimizer_set_products(o, wrong, 2), RV_ERROR_RANGE, "rest of beta2");
+    wrong[1] = kept[1];
+    wrong[1].rest = NAN;
+    CHECK_ERROR(rv_optimizer_set_products(o, wrong, 2), RV_ERROR_RANGE, "rest of beta2");
+    CHECK_ERROR(rv_optimizer_set_products(o, kept, 1), RV_ERROR_SHAPE, "products: expected 2 for each of the 1 parameters, got 1");
+    CHECK_ERROR(rv_optimizer_set_products(o, NULL, 2), RV_ERROR_NULL, "products");
+    CHECK(rv_optimizer_get_products(o, wrong, 2) == RV_OK && !memcmp(wrong, kept, sizeof kept));
+    CHECK_ERROR(rv_optimizer_get_products(o, NULL, 2), RV_ERROR_NULL, "products");
     rv_optimizer_free(o);
 }
 
@@ -568,7 +614,7 @@ static void versions_and_lists(void) {
     size_t n = 0;
     for (const char *const *rule = rv_rules(); *rule; rule++, n++) {
         CHECK(rv_rule_hyperparameters(*rule) && !strcmp(*rv_rule_hyperparameters(*rule), "lr"));
-        CHECK(rv_rule_states(*rule));
+        CHECK(rv_rule_states(*rule) && rv_rule_products(*rule));
     }
     CHECK(n > 10);
     /* What the header says of sizes: no compiler has put other gaps in between. */
@@ -583,6 +629,7 @@ static int program(int n, char **arguments, void (*threads)(void)) {
         fault_rules_and_names();
         fault_tensors();
         fault_step();
+        fault_products();
         fault_states();
         fault_norms();
         versions_and_lists();

@@ -3,8 +3,15 @@ struct sgd {
     struct Hyper { double lr; };
     template <typename A> struct Coefficients { A lr; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         return {h.lr};
     }
 
@@ -26,8 +33,15 @@ struct momentum {
     struct Hyper { double lr, momentum, dampening, average, dampen_first; };
     template <typename A> struct Coefficients { A lr, momentum, gain; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x6 = double(1.0) - h.dampening;
         const double x7 = t == 1 ? double(1.0) : x6;
         const double x9 = h.dampen_first == double(0.0) ? x7 : x6;
@@ -59,8 +73,15 @@ struct nesterov {
     struct Hyper { double lr, momentum; };
     template <typename A> struct Coefficients { A lr, momentum; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         return {h.lr, h.momentum};
     }
 
@@ -88,8 +109,15 @@ struct velocity {
     struct Hyper { double lr, momentum; };
     template <typename A> struct Coefficients { A lr, momentum; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         return {h.lr, h.momentum};
     }
 
@@ -116,8 +144,15 @@ struct velocity_nesterov {
     struct Hyper { double lr, momentum; };
     template <typename A> struct Coefficients { A lr, momentum; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         return {h.lr, h.momentum};
     }
 
@@ -146,8 +181,15 @@ struct velocity_nesterov_chainer {
     struct Hyper { double lr, momentum; };
     template <typename A> struct Coefficients { A lr, momentum, momentum_squared, one_plus_momentum; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x2 = h.momentum * h.momentum;
         const double x4 = double(1.0) + h.momentum;
         return {h.lr, h.momentum, x2, x4};
@@ -209,8 +251,15 @@ struct adagrad {
     struct Hyper { double lr, eps, initial, eps_inside; };
     template <typename A> struct Coefficients { A lr, start, eps_inside, eps; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x5 = t == 1 ? h.initial : double(0.0);
         const double x6 = h.eps_inside == double(0.0) ? double(0.0) : h.eps;
         const double x7 = h.eps_inside == double(0.0) ? h.eps : double(0.0);
@@ -246,8 +295,15 @@ struct adagrad_mean {
     struct Hyper { double lr, eps; };
     template <typename A> struct Coefficients { A lr, eps, t; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x2 = double(t);
         return {h.lr, h.eps, x2};
     }
@@ -283,8 +339,15 @@ struct rmsprop {
     struct Hyper { double lr, decay, eps, eps_inside, first_square; };
     template <typename A> struct Coefficients { A lr, decay, one_minus_decay, eps_inside, eps; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x7 = t == 1 ? double(0.0) : h.decay;
         const double x8 = h.first_square == double(0.0) ? h.decay : x7;
         const double x9 = double(1.0) - x8;
@@ -323,8 +386,15 @@ struct rmsprop_centered {
     struct Hyper { double lr, decay, eps, eps_inside, first_square; };
     template <typename A> struct Coefficients { A lr, decay, one_minus_decay, eps_inside, eps; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x7 = t == 1 ? double(0.0) : h.decay;
         const double x8 = h.first_square == double(0.0) ? h.decay : x7;
         const double x9 = double(1.0) - x8;
@@ -372,8 +442,15 @@ struct rmsprop_momentum {
     struct Hyper { double lr, decay, eps, eps_inside, first_square, momentum, lr_inside; };
     template <typename A> struct Coefficients { A lr, decay, one_minus_decay, eps_inside, eps, momentum, inner; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x9 = t == 1 ? double(0.0) : h.decay;
         const double x10 = h.first_square == double(0.0) ? h.decay : x9;
         const double x11 = double(1.0) - x10;
@@ -418,8 +495,15 @@ struct rmsprop_centered_momentum {
     struct Hyper { double lr, decay, eps, eps_inside, first_square, momentum, lr_inside; };
     template <typename A> struct Coefficients { A lr, decay, one_minus_decay, eps_inside, eps, momentum, inner; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x9 = t == 1 ? double(0.0) : h.decay;
         const double x10 = h.first_square == double(0.0) ? h.decay : x9;
         const double x11 = double(1.0) - x10;
@@ -473,8 +557,15 @@ struct rmsprop_momentum_before {
     struct Hyper { double lr, decay, eps, eps_inside, first_square, momentum; };
     template <typename A> struct Coefficients { A lr, decay, one_minus_decay, eps_inside, eps, momentum; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x8 = t == 1 ? double(0.0) : h.decay;
         const double x9 = h.first_square == double(0.0) ? h.decay : x8;
         const double x10 = double(1.0) - x9;
@@ -516,12 +607,19 @@ struct adam {
     struct Hyper { double lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat; };
     template <typename A> struct Coefficients { A rate, beta1, one_minus_beta1, beta2, one_minus_beta2, eps_inside, eps; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x9 = power(h.beta1, t);
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 2;
+    static __device__ double value(const Hyper &h, const unsigned k) { return k == 0 ? h.beta1 : h.beta2; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return value;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
+        const double x9 = at.product(0, h.beta1);
         const double x10 = double(1.0) - x9;
         const double x11 = h.bias_correction == double(0.0) ? double(1.0) : x10;
-        const double x12 = power(h.beta2, t);
+        const double x12 = at.product(1, h.beta2);
         const double x13 = double(1.0) - x12;
         const double x14 = h.bias_correction == double(0.0) ? double(1.0) : x13;
         const double x15 = sqrt(x14);
@@ -571,12 +669,19 @@ struct adam_amsgrad {
     struct Hyper { double lr, beta1, beta2, eps, bias_correction, eps_inside, eps_hat, max_corrected; };
     template <typename A> struct Coefficients { A rate, beta1, one_minus_beta1, beta2, one_minus_beta2, correction, eps_inside, eps; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x10 = power(h.beta1, t);
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 2;
+    static __device__ double value(const Hyper &h, const unsigned k) { return k == 0 ? h.beta1 : h.beta2; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return value;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
+        const double x10 = at.product(0, h.beta1);
         const double x11 = double(1.0) - x10;
         const double x12 = h.bias_correction == double(0.0) ? double(1.0) : x11;
-        const double x13 = power(h.beta2, t);
+        const double x13 = at.product(1, h.beta2);
         const double x14 = double(1.0) - x13;
         const double x15 = h.bias_correction == double(0.0) ? double(1.0) : x14;
         const double x16 = h.max_corrected == double(0.0) ? x15 : double(1.0);
@@ -634,8 +739,15 @@ struct lion {
     struct Hyper { double lr, beta1, beta2; };
     template <typename A> struct Coefficients { A lr, beta1, one_minus_beta1, beta2, one_minus_beta2; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x4 = double(1.0) - h.beta1;
         const double x5 = double(1.0) - h.beta2;
         return {h.lr, h.beta1, x4, h.beta2, x5};
@@ -670,8 +782,15 @@ struct sign_sgd {
     struct Hyper { double lr; };
     template <typename A> struct Coefficients { A lr; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         return {h.lr};
     }
 
@@ -696,8 +815,15 @@ struct signum {
     struct Hyper { double lr, momentum; };
     template <typename A> struct Coefficients { A lr, momentum, one_minus_momentum; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x3 = double(1.0) - h.momentum;
         return {h.lr, h.momentum, x3};
     }
@@ -728,9 +854,16 @@ struct adamax {
     struct Hyper { double lr, beta1, beta2, eps, bias_correction, eps_outside; };
     template <typename A> struct Coefficients { A rate, beta1, one_minus_beta1, beta2, eps, eps_outside; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x8 = power(h.beta1, t);
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 1;
+    static __device__ double value(const Hyper &h, const unsigned k) { return h.beta1; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return value;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
+        const double x8 = at.product(0, h.beta1);
         const double x9 = double(1.0) - x8;
         const double x10 = h.bias_correction == double(0.0) ? double(1.0) : x9;
         const double x11 = h.lr / x10;
@@ -772,8 +905,15 @@ struct adadelta {
     struct Hyper { double lr, rho, eps; };
     template <typename A> struct Coefficients { A lr, rho, one_minus_rho, eps; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x4 = double(1.0) - h.rho;
         return {h.lr, h.rho, x4, h.eps};
     }
@@ -816,16 +956,28 @@ struct nadam {
     struct Hyper { double lr, beta1, beta2, eps, momentum_decay, constant_momentum; };
     template <typename A> struct Coefficients { A now, ahead, beta1, one_minus_beta1, beta2, one_minus_beta2, eps; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x9 = double(t);
-        const double x10 = h.momentum_decay * x9;
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 3;
+    static __device__ double value(const Hyper &h, const unsigned k) { return k == 0 ? h.beta1 : k == 1 ? h.beta2 : h.momentum_decay; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        const double x1 = double(t);
+        const double x5 = value * x1;
+        const double x6 = raised(double(0.96), x5);
+        const double x7 = double(0.5) * x6;
+        const double x8 = double(1.0) - x7;
+        return k == 0 ? value : k == 1 ? value : x8;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
+        const double x8 = double(t);
+        const double x10 = h.momentum_decay * x8;
         const double x11 = raised(double(0.96), x10);
         const double x12 = double(0.5) * x11;
         const double x13 = double(1.0) - x12;
         const double x14 = h.beta1 * x13;
         const double x16 = h.constant_momentum == double(0.0) ? x14 : h.beta1;
-        const double x18 = x9 + double(1.0);
+        const double x18 = x8 + double(1.0);
         const double x19 = h.momentum_decay * x18;
         const double x20 = raised(double(0.96), x19);
         const double x21 = double(0.5) * x20;
@@ -833,10 +985,10 @@ struct nadam {
         const double x23 = h.beta1 * x22;
         const double x24 = h.constant_momentum == double(0.0) ? x23 : h.beta1;
         const double x26 = raised(double(0.96), h.momentum_decay);
-        const double x27 = warming_product(h.beta1, x26, t);
-        const double x28 = power(h.beta1, t);
+        const double x27 = at.warming_product(0, h.beta1, 2, x26, double(0.96));
+        const double x28 = at.product(0, h.beta1);
         const double x29 = h.constant_momentum == double(0.0) ? x27 : x28;
-        const double x31 = power(h.beta2, t);
+        const double x31 = at.product(1, h.beta2);
         const double x32 = double(1.0) - x31;
         const double x33 = sqrt(x32);
         const double x34 = h.lr * x33;
@@ -889,11 +1041,18 @@ struct radam {
     struct Hyper { double lr, beta1, beta2, eps, eps_hat, from_four; };
     template <typename A> struct Coefficients { A rate, beta1, one_minus_beta1, beta2, one_minus_beta2, adaptive, eps; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 2;
+    static __device__ double value(const Hyper &h, const unsigned k) { return k == 0 ? h.beta1 : h.beta2; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return value;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x11 = h.from_four == double(0.0) ? double(5.0) : double(4.0);
-        const double x12 = power(h.beta2, t);
-        const double x13 = power(h.beta1, t);
+        const double x12 = at.product(1, h.beta2);
+        const double x13 = at.product(0, h.beta1);
         const double x14 = double(1.0) - x13;
         const double x15 = double(1.0) - x12;
         const double x16 = double(1.0) - h.beta2;
@@ -961,8 +1120,15 @@ struct rprop {
     struct Hyper { double lr, eta_minus, eta_plus, step_min, step_max; };
     template <typename A> struct Coefficients { A start, eta_minus, eta_plus, step_min, step_max; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x6 = t == 1 ? h.lr : double(0.0);
         return {x6, h.eta_minus, h.eta_plus, h.step_min, h.step_max};
     }
@@ -1007,13 +1173,20 @@ struct adabelief {
     struct Hyper { double lr, beta1, beta2, eps, eps_root; };
     template <typename A> struct Coefficients { A rate, beta1, one_minus_beta1, beta2, one_minus_beta2, eps_root, eps; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x6 = power(h.beta2, t);
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 2;
+    static __device__ double value(const Hyper &h, const unsigned k) { return k == 0 ? h.beta1 : h.beta2; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return value;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
+        const double x6 = at.product(1, h.beta2);
         const double x7 = double(1.0) - x6;
         const double x8 = sqrt(x7);
         const double x9 = h.lr * x8;
-        const double x10 = power(h.beta1, t);
+        const double x10 = at.product(0, h.beta1);
         const double x11 = double(1.0) - x10;
         const double x12 = x9 / x11;
         const double x13 = double(1.0) - h.beta1;
@@ -1057,12 +1230,19 @@ struct yogi {
     struct Hyper { double lr, beta1, beta2, eps, initial, bias_correction; };
     template <typename A> struct Coefficients { A rate, start, beta1, one_minus_beta1, one_minus_beta2, eps; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x7 = power(h.beta1, t);
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 2;
+    static __device__ double value(const Hyper &h, const unsigned k) { return k == 0 ? h.beta1 : h.beta2; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return value;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
+        const double x7 = at.product(0, h.beta1);
         const double x8 = double(1.0) - x7;
         const double x10 = h.bias_correction == double(0.0) ? double(1.0) : x8;
-        const double x11 = power(h.beta2, t);
+        const double x11 = at.product(1, h.beta2);
         const double x12 = double(1.0) - x11;
         const double x13 = h.bias_correction == double(0.0) ? double(1.0) : x12;
         const double x14 = sqrt(x13);
@@ -1116,13 +1296,20 @@ struct ademamix {
     struct Hyper { double lr, beta1, beta2, beta3, eps, alpha; };
     template <typename A> struct Coefficients { A fast, slow, beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3, eps; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x7 = power(h.beta2, t);
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 2;
+    static __device__ double value(const Hyper &h, const unsigned k) { return k == 0 ? h.beta1 : h.beta2; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return value;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
+        const double x7 = at.product(1, h.beta2);
         const double x8 = double(1.0) - x7;
         const double x9 = sqrt(x8);
         const double x10 = h.lr * x9;
-        const double x11 = power(h.beta1, t);
+        const double x11 = at.product(0, h.beta1);
         const double x12 = double(1.0) - x11;
         const double x13 = x10 / x12;
         const double x14 = x10 * h.alpha;
@@ -1172,8 +1359,15 @@ struct adopt {
     struct Hyper { double lr, beta1, beta2, eps, clip; };
     template <typename A> struct Coefficients { A lr, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, limit; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x7 = t == 1 ? double(0.0) : h.beta2;
         const double x8 = double(t);
         const double x9 = x8 - double(1.0);
@@ -1225,21 +1419,28 @@ struct adan {
     struct Hyper { double lr, beta1, beta2, beta3, eps, eps_root, bias_correction, look_less; };
     template <typename A> struct Coefficients { A fast, ahead, beta1, one_minus_beta1, beta2, of_difference, beta3, one_minus_beta3, eps_root, eps, look; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
-        const double x10 = power(h.beta3, t);
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 3;
+    static __device__ double value(const Hyper &h, const unsigned k) { return k == 0 ? h.beta1 : k == 1 ? h.beta2 : h.beta3; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return value;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
+        const double x10 = at.product(2, h.beta3);
         const double x11 = double(1.0) - x10;
         const double x12 = h.bias_correction == double(0.0) ? double(1.0) : x11;
         const double x13 = sqrt(x12);
         const double x14 = h.lr * x13;
         const double x15 = double(1.0) - h.beta2;
         const double x16 = h.look_less == double(0.0) ? h.beta2 : x15;
-        const double x17 = power(h.beta1, t);
+        const double x17 = at.product(0, h.beta1);
         const double x18 = double(1.0) - x17;
         const double x19 = h.bias_correction == double(0.0) ? double(1.0) : x18;
         const double x20 = x14 / x19;
         const double x21 = x14 * x16;
-        const double x22 = power(h.beta2, t);
+        const double x22 = at.product(1, h.beta2);
         const double x23 = double(1.0) - x22;
         const double x24 = h.bias_correction == double(0.0) ? double(1.0) : x23;
         const double x25 = x21 / x24;
@@ -1345,8 +1546,15 @@ struct schedule_free_sgd {
     struct Hyper { double lr, momentum, warmup_steps, weight_decay; };
     template <typename A> struct Coefficients { A rate, near, decay, weight, rest; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x7 = double(t);
         const double x8 = x7 == x7 ? h.warmup_steps : x7;
         const double x9 = x7 < h.warmup_steps ? x7 : x8;
@@ -1401,8 +1609,15 @@ struct schedule_free_adamw {
     struct Hyper { double lr, beta1, beta2, eps, warmup_steps, weight_decay; };
     template <typename A> struct Coefficients { A rate, near, decay, weight, rest, beta2, one_minus_beta2, eps; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 1;
+    static __device__ double value(const Hyper &h, const unsigned k) { return h.beta2; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return value;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x9 = double(t);
         const double x10 = x9 == x9 ? h.warmup_steps : x9;
         const double x11 = x9 < h.warmup_steps ? x9 : x10;
@@ -1423,7 +1638,7 @@ struct schedule_free_adamw {
         const double x29 = x28 / x22;
         const double x30 = double(1.0) / x9;
         const double x31 = h.warmup_steps == double(0.0) ? x30 : x29;
-        const double x33 = power(h.beta2, t);
+        const double x33 = at.product(0, h.beta2);
         const double x34 = double(1.0) - x33;
         const double x35 = sqrt(x34);
         const double x36 = x26 * x35;
@@ -1473,8 +1688,15 @@ struct lars {
     struct Hyper { double lr, momentum, trust_coefficient, eps, weight_decay, adapt; };
     template <typename A> struct Coefficients { A rate, momentum, weight_decay; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t, const double norm_w = 0.0, const double norm_g = 0.0, const double scalar = 0.0) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at, const double norm_w = 0.0, const double norm_g = 0.0, const double scalar = 0.0) {
+        const u64 t = at.t;
         const double x9 = h.weight_decay * norm_w;
         const double x10 = norm_g + x9;
         const double x11 = x10 + h.eps;
@@ -1525,9 +1747,16 @@ struct lamb {
     struct Hyper { double lr, beta1, beta2, eps, weight_decay, adapt; };
     template <typename A> struct Coefficients { A rate, scale, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t, const double norm_w = 0.0, const double norm_u = 0.0, const double scalar = 0.0) {
-        const double x10 = power(h.beta2, t);
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 2;
+    static __device__ double value(const Hyper &h, const unsigned k) { return k == 0 ? h.beta1 : h.beta2; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return value;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at, const double norm_w = 0.0, const double norm_u = 0.0, const double scalar = 0.0) {
+        const u64 t = at.t;
+        const double x10 = at.product(1, h.beta2);
         const double x11 = double(1.0) - x10;
         const double x12 = sqrt(x11);
         const double x13 = norm_w / norm_u;
@@ -1536,7 +1765,7 @@ struct lamb {
         const double x16 = x15 == double(0.0) ? double(1.0) : x13;
         const double x17 = h.adapt == double(0.0) ? double(1.0) : x16;
         const double x18 = h.lr * x17;
-        const double x19 = power(h.beta1, t);
+        const double x19 = at.product(0, h.beta1);
         const double x20 = double(1.0) - x19;
         const double x21 = x12 / x20;
         const double x22 = double(1.0) - h.beta1;
@@ -1610,8 +1839,15 @@ struct novograd {
     struct Hyper { double lr, beta1, beta2, eps, weight_decay; };
     template <typename A> struct Coefficients { A lr, beta1, denominator, weight_decay; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t, const double norm_w = 0.0, const double norm_g = 0.0, const double v = 0.0) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at, const double norm_w = 0.0, const double norm_g = 0.0, const double v = 0.0) {
+        const u64 t = at.t;
         const double x8 = sqrt(v);
         const double x9 = x8 + h.eps;
         return {h.lr, h.beta1, x9, h.weight_decay};

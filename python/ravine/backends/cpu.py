@@ -106,8 +106,8 @@ def assign(array: np.ndarray[Any, Any], value: Any) -> None:
 
 
 def copy_counters(to: Engine, source: Engine) -> None:
-    """Set the counts of steps and updates to those of another engine."""
-    to.set_counters(source.steps, source.updates)
+    """Set the counts of steps and updates, and the products, to those of another engine."""
+    to.set_counters(source.steps, source.updates, source.products)
 
 
 def capturing() -> bool:

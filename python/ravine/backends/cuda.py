@@ -137,7 +137,7 @@ class Backend:
             array[...] = self.put(value)
 
     def copy_counters(self, to: step.Engine, source: step.Engine) -> None:
-        """Set the counts of steps and updates to those of another engine, without waiting for either."""
+        """Set counts of steps and updates, and products, to those of another engine, without waiting for either."""
         with self.device.here():
             to.copy_counters(source)
 

@@ -76,3 +76,31 @@ __device__ __forceinline__ double warming_product(const double beta, const doubl
     }
     return result;
 }
+
+// The product of a number over all updates of a parameter, as on the host: what it was in the first `constant` updates,
+// below 0 if that is not known, and the product over the others.
+struct Past {
+    double base;
+    u64 constant;
+    double rest;
+};
+
+// How far a parameter is with its next update.
+struct Progress {
+    u64 t;
+    bool current; // whether the present number counts as that of all updates
+    Past past[3];
+
+    __device__ __forceinline__ double product(const unsigned k, const double value) const {
+        if (current || past[k].constant == t) return power(value, t);
+        return power(past[k].base, past[k].constant) * past[k].rest;
+    }
+
+    // q is base^decay, beta product i, decay product j.
+    __device__ __forceinline__ double warming_product(const unsigned i, const double beta, const unsigned j, const double q,
+                                                      const double base) const {
+        if (past[i].constant == t && past[j].constant == t) return ::warming_product(beta, q, t);
+        const double warmed = ::warming_product(1.0, raised(base, past[j].base), past[j].constant) * past[j].rest;
+        return power(past[i].base, past[i].constant) * past[i].rest * warmed;
+    }
+};

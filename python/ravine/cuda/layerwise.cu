@@ -94,16 +94,18 @@ extern "C" __global__ void __launch_bounds__(256, 2) gauge(const StepArgs a) {
     if (a.verdict && a.verdict->skip) return;
     const unsigned warp = threadIdx.x / WARP;
     Row &row = rows[warp];
-    u64 group = ~0ull, t = 0; // which row this is
+    u64 of = ~0ull; // whose row this is
     for (u64 block = u64(blockIdx.x) * WARPS + warp; block < a.blocks; block += u64(gridDim.x) * WARPS) {
         const u64 tensor = find(a.parameters, a.count, block);
         if (!a.gradients[tensor].data) continue;
-        if (a.groups[tensor] != group || a.counters[1 + tensor] + 1 != t) {
-            group = a.groups[tensor];
-            t = a.counters[1 + tensor] + 1;
-            __syncwarp();
-            if (threadIdx.x % WARP == 0) fill(row, a.values[group], t, a);
-            __syncwarp();
+        if (tensor != of) {
+            const bool known = of != ~0ull && alike(a, tensor, of);
+            of = tensor;
+            if (!known) {
+                __syncwarp();
+                if (threadIdx.x % WARP == 0) fill(row, a, tensor);
+                __syncwarp();
+            }
         }
         switch (a.parameters[tensor].storage * 4 + a.gradients[tensor].storage) {
 #define GAUGED(P, G) \
@@ -123,11 +125,11 @@ extern "C" __global__ void __launch_bounds__(256, 2) settle(const StepArgs a) {
         const double of_measured = combine(a.of_blocks + a.blocks + first, end - first);
         if (threadIdx.x > 0) continue;
         const Rule::Hyper &hyper = a.values[a.groups[i]].hyper;
-        const u64 t = a.counters[1 + i] + 1;
+        const Progress at = progress(a, i);
         const double norm = sqrt(of_parameter), other = sqrt(of_measured);
         double *const kept = Rule::SCALAR ? reinterpret_cast<double *>(a.numbers[i].data) : nullptr;
-        const double number = Rule::scalar(hyper, t, norm, other, kept ? *kept : 0.0);
+        const double number = Rule::scalar(hyper, at.t, norm, other, kept ? *kept : 0.0);
         if (kept) *kept = number;
-        a.adapted[i] = Rule::coefficients(hyper, t, norm, other, number);
+        a.adapted[i] = Rule::coefficients(hyper, at, norm, other, number);
     }
 }

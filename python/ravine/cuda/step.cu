@@ -14,7 +14,7 @@
 // A group's hyperparameters, and the options that every rule has.
 struct Group {
     Rule::Hyper hyper;
-    double weight_decay, l2, maximize, decay_after, decay_implicit, decay_unscaled;
+    double weight_decay, l2, maximize, decay_after, decay_implicit, decay_unscaled, current_correction;
 };
 
 struct StepArgs {
@@ -23,6 +23,7 @@ struct StepArgs {
     const u64 *groups;   // the number of its group
     const Group *values;
     u64 *counters; // steps completed, then the updates of each parameter
+    Past *products; // Rule::PRODUCTS of each parameter; null: no number has changed
     const Verdict *verdict; // null: nothing was asked
     unsigned *ticket;
     u64 count, blocks;
@@ -45,7 +46,7 @@ struct StepArgs {
 // What decoupled decay is of: the old parameter, the new one, or the new one with the decay in it.
 enum class Decay : unsigned { NONE, BEFORE, AFTER, IMPLICIT };
 
-// The numbers of one (group, t), in f64.
+// The numbers of one (group, t, products), in f64.
 struct Row {
     Rule::Coefficients<double> coefficients;
     double part, l2, unscale; // part: of the parameter, for decoupled decay
@@ -60,9 +61,37 @@ struct Row {
 #endif
 };
 
-__device__ __noinline__ void fill(Row &row, const Group &group, const u64 t, const StepArgs &a) {
+// What the product of number k of a parameter is with its next update.
+__device__ __forceinline__ Past next(const StepArgs &a, const u64 tensor, const unsigned k) {
+    const u64 t = a.counters[1 + tensor] + 1;
+    if (!a.products) return {-1.0, t, 1.0};
+    const Past past = a.products[tensor * Rule::PRODUCTS + k];
+    const double value = Rule::value(a.values[a.groups[tensor]].hyper, k);
+    const bool same = past.base == value || past.base < 0.0 || past.constant == 0;
+    if (same && past.constant + 1 == t) return {value, t, 1.0};
+    return {past.base, past.constant, past.rest * Rule::factor(k, value, t)};
+}
+
+__device__ __forceinline__ Progress progress(const StepArgs &a, const u64 tensor) {
+    Progress at = {a.counters[1 + tensor] + 1, a.values[a.groups[tensor]].current_correction != 0.0, {}};
+    for (unsigned k = 0; k < Rule::PRODUCTS; ++k) at.past[k] = next(a, tensor, k);
+    return at;
+}
+
+// Whether two parameters of a group have the coefficients of one row.
+__device__ __forceinline__ bool alike(const StepArgs &a, const u64 tensor, const u64 of) {
+    bool same = a.groups[tensor] == a.groups[of] && a.counters[1 + tensor] == a.counters[1 + of];
+    for (unsigned k = 0; same && a.products && k < Rule::PRODUCTS; ++k) {
+        const Past &one = a.products[tensor * Rule::PRODUCTS + k], &two = a.products[of * Rule::PRODUCTS + k];
+        same = one.base == two.base && one.constant == two.constant && one.rest == two.rest;
+    }
+    return same;
+}
+
+__device__ __noinline__ void fill(Row &row, const StepArgs &a, const u64 tensor) {
+    const Group &group = a.values[a.groups[tensor]];
     row.unscale = a.verdict ? a.verdict->unscale : unscale_of(a.grad_scale, nullptr);
-    row.coefficients = Rule::coefficients(group.hyper, t);
+    row.coefficients = Rule::coefficients(group.hyper, progress(a, tensor));
     const double scaled = group.hyper.lr * group.weight_decay;
     const double part = group.decay_unscaled != 0.0 ? group.weight_decay : scaled;
     row.part = part;
@@ -399,21 +428,22 @@ __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const 
 extern "C" __global__ void __launch_bounds__(256, RESIDENT) step(const StepArgs a) {
     __shared__ Row row;
     if (a.verdict && a.verdict->skip) return;
-    u64 group = ~0ull, t = 0, of = ~0ull; // which row this is
+    u64 of = ~0ull; // whose row this is
     for (u64 block = blockIdx.x; block < a.blocks; block += gridDim.x) {
         const u64 tensor = find(a.parameters, a.count, block);
         if (!a.gradients[tensor].data) continue;
-        if (a.groups[tensor] != group || a.counters[1 + tensor] + 1 != t || (LAYERWISE && tensor != of)) {
-            group = a.groups[tensor];
-            t = a.counters[1 + tensor] + 1;
+        if (tensor != of) {
+            const bool known = !LAYERWISE && of != ~0ull && alike(a, tensor, of);
             of = tensor;
-            __syncthreads();
-            if (threadIdx.x == 0) {
-                fill(row, a.values[group], t, a);
-                follow(row, a, t);
-                if (LAYERWISE) row.coefficients = a.adapted[tensor];
+            if (!known) {
+                __syncthreads();
+                if (threadIdx.x == 0) {
+                    fill(row, a, tensor);
+                    follow(row, a, a.counters[1 + tensor] + 1);
+                    if (LAYERWISE) row.coefficients = a.adapted[tensor];
+                }
+                __syncthreads();
             }
-            __syncthreads();
         }
         switch (a.parameters[tensor].storage * 4 + a.gradients[tensor].storage) {
 #define KIND(P, G) \
@@ -423,7 +453,11 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) step(const StepArgs 
     }
     if (last_block(a.ticket, gridDim.x)) {
         for (u64 i = threadIdx.x; i < a.count; i += blockDim.x) {
-            if (a.gradients[i].data) a.counters[1 + i] += 1;
+            if (!a.gradients[i].data) continue;
+            for (unsigned k = 0; a.products && k < Rule::PRODUCTS; ++k) {
+                a.products[i * Rule::PRODUCTS + k] = next(a, i, k);
+            }
+            a.counters[1 + i] += 1;
         }
         if (threadIdx.x == 0) a.counters[0] += 1;
     }

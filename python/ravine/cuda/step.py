@@ -1,15 +1,16 @@
 """Optimizer steps, one-off updates and norms on a device: what the kernels of ``step.cu`` and ``measure.cu`` are given.
 
 A step without clipping or checks is one launch. What changes from step to step travels as a launch's parameter: the
-gradients' addresses if they are new ones, values that a schedule has changed. The counts of updates are kept on the
-device, so that a skipped step needs no answer from it, and a captured step can be replayed.
+gradients' addresses if they are new ones, values that a schedule has changed. The counts of updates and the products
+of what corrects biases are kept on the device, so that a skipped step needs no answer from it, and a captured step can
+be replayed.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from typing import Any, TypeAlias
 
@@ -31,6 +32,7 @@ __all__ = [
 
 Named: TypeAlias = list[tuple[str, Any]]
 Hyper: TypeAlias = list[tuple[int, str, float]]
+Products: TypeAlias = Sequence[Sequence[tuple[float, int, float]]]
 Words: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
 After: TypeAlias = tuple[
     Callable[[Any, str], list[Any]], tuple[float | None, bool, int, int] | None, tuple[int, float] | None
@@ -57,7 +59,7 @@ def _floats(names: str) -> list[tuple[str, str]]:
 
 _POKE = _struct("to stride count", ("words", "u8", 480))
 _STEP = _struct(
-    "parameters gradients states groups values counters verdict ticket count blocks",
+    "parameters gradients states groups values counters products verdict ticket count blocks",
     *_floats("clip_value grad_scale"),
     *((name, "u8") for name in ("adapted", "of_blocks", "numbers")),
 )
@@ -86,6 +88,8 @@ _SCALE = _struct("arrays verdict count blocks")
 _VERDICT = np.dtype(
     [("norm", "f8"), ("scale", "f8"), ("scales", "u8"), ("skip", "u8"), ("steps", "u8"), ("unscale", "f8")]
 )
+#: The product of a number over all updates of a parameter.
+_PAST = np.dtype([("base", "f8"), ("constant", "u8"), ("rest", "f8")])
 _UNITS = _struct("parameters gradients blocks squares count units total", ("clipping", "f8"), ("eps", "f8"))
 
 #: Threads of a block, and warps.
@@ -291,6 +295,9 @@ class Engine:
             "counters": xp.zeros(1 + count, np.uint64),
             "ticket": xp.zeros(1, np.uint32),
         }
+        self._products = len(_core.rules()[rule]["products"])
+        if self._products:
+            self._arrays["products"] = xp.asarray(self._packed_products([0] * count, None))
         if self.clips:
             self._arrays |= {"squares": xp.empty(blocks, np.float64), "sums": xp.empty(count, np.float64)}
         if nonfinite != "propagate":
@@ -614,18 +621,36 @@ class Engine:
         counters: Words = self._arrays["counters"].get()
         return counters
 
-    def set_counters(self, steps: int, updates: list[int]) -> None:
-        """Set the number of steps completed, and how often each parameter was updated."""
+    @property
+    def products(self) -> list[list[tuple[float, int, float]]]:
+        """Of each parameter, the products that are kept; asks the device."""
+        if not self._products:
+            return [[] for _ in self.names]
+        self._enter()
+        words: Words = self._arrays["products"].get()
+        products: Any = words.view(_PAST).reshape(-1, self._products).tolist()
+        return list(products)
+
+    def set_counters(self, steps: int, updates: list[int], products: Products | None = None) -> None:
+        """Set the steps completed, how often each parameter was updated, and the products, if they are known."""
         self._steps = steps
         self._enter()
         self._arrays["counters"].set(np.array([steps, *updates], np.uint64))
+        if self._products:
+            self._arrays["products"].set(self._packed_products(updates, products))
+
+    def _packed_products(self, updates: list[int], products: Products | None) -> Words:
+        unknown = [[(-1.0, t, 1.0)] * self._products for t in updates]
+        rows = unknown if products is None else [[tuple(past) for past in of_each] for of_each in products]
+        return np.array(rows, _PAST).reshape(-1).view(np.uint64)
 
     def copy_counters(self, source: Engine) -> None:
-        """Set both to what they are of another engine, on the device."""
+        """Set all of them to what they are of another engine, on the device."""
         source._enter()
         self._enter()
         self._steps = source._steps
-        self._arrays["counters"][...] = source._arrays["counters"]
+        for name in ("counters", "products") if self._products else ("counters",):
+            self._arrays[name][...] = source._arrays[name]
 
     @property
     def parameters(self) -> list[Any]:
