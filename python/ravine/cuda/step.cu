@@ -33,6 +33,7 @@ struct StepArgs {
     Rule::Coefficients<double> *adapted;
     double *of_blocks;
     const Array *numbers;
+    i64 *units; // its gradient is multiplied by two to minus this: its coefficients are for such
 #ifdef FOLLOWED
     const Array *kept;       // KEPT of each parameter
     u64 warms, start, every; // of the average
@@ -46,6 +47,7 @@ struct StepArgs {
 struct Row {
     Rule::Coefficients<double> coefficients;
     double keep, l2, unscale; // keep: of the old parameter, or with `later` of the new one
+    int unit;                 // gradients are multiplied by two to minus this, and the coefficients are for such
     bool maximize, decay, later, couple;
 #ifdef AVERAGE
     double weight;
@@ -63,6 +65,7 @@ __device__ __noinline__ void fill(Row &row, const Group &group, const u64 t, con
     const double part = group.decay_unscaled != 0.0 ? group.weight_decay : scaled;
     row.keep = group.decay_implicit != 0.0 ? 1.0 / (1.0 + part) : 1.0 - part;
     row.l2 = group.l2;
+    row.unit = 0;
     row.maximize = group.maximize != 0.0;
     row.later = group.weight_decay != 0.0 && (group.decay_after != 0.0 || group.decay_implicit != 0.0);
     row.decay = group.weight_decay != 0.0 && !row.later;
@@ -93,12 +96,17 @@ template <typename A> struct Formula {
     A clip, scale, l2, keep, unscale;
     bool unscales, maximize, clips, scales, couple, decay, later;
 
-    __device__ __forceinline__ Formula(const Row &row, const StepArgs &a)
-        : coefficients(Rule::rounded<A>(row.coefficients)), clip(A(a.clip_value)),
-          scale(a.verdict ? A(a.verdict->scale) : A(1.0)), l2(A(row.l2)), keep(A(row.keep)),
-          unscale(A(row.unscale)), unscales(row.unscale != 0.0), maximize(row.maximize),
+    // 2^-shift is exact and may come first: what it makes subnormal, or infinite, is nothing, or infinite, once all is in.
+    __device__ __forceinline__ Formula(const Row &row, const StepArgs &a, const int shift)
+        : coefficients(Rule::rounded<A>(row.coefficients)), clip(A(times_two_to(a.clip_value, -shift))),
+          scale(a.verdict ? A(a.verdict->scale[sizeof(A) == 4]) : A(1.0)), l2(A(row.l2)), keep(A(row.keep)),
+          unscale(A(times_two_to(row.unscale == 0.0 ? 1.0 : row.unscale, -shift))),
+          unscales(row.unscale != 0.0 || shift != 0), maximize(row.maximize),
           clips(a.clip_value < __longlong_as_double(0x7ff0000000000000LL)), scales(a.verdict && a.verdict->scales),
           couple(row.couple), decay(row.decay), later(row.later) {}
+
+    __device__ __forceinline__ Formula(const Row &row, const StepArgs &a)
+        : Formula(row, a, (a.verdict ? static_cast<int>(a.verdict->shift[sizeof(A) == 4]) : 0) + (LAYERWISE ? row.unit : 0)) {}
 
     // What happens to gradients before the rule sees them.
     __device__ __forceinline__ A prepared(const A p, A g) const {
@@ -401,7 +409,11 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) step(const StepArgs 
             if (threadIdx.x == 0) {
                 fill(row, a.values[group], t, a);
                 follow(row, a, t);
-                if (LAYERWISE) row.coefficients = a.adapted[tensor];
+                if (LAYERWISE) {
+                    row.coefficients = a.adapted[tensor];
+                    row.unit = static_cast<int>(a.units[tensor]);
+                    row.l2 = times_two_to(row.l2, -row.unit);
+                }
             }
             __syncthreads();
         }
