@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ravine as rv
 from tests import specification
-from tests.conftest import LAYERWISE, RULES, assert_same_bits, engine, hyper_sets, instruction_sets
+from tests.conftest import RULES, assert_same_bits, engine, hyper_sets, instruction_sets
 from tests.reference import norms, tree
 from tests.test_cuda_step import device_engine
 

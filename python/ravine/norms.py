@@ -70,8 +70,8 @@ def clip_by_global_norm_(tree: Any, max_norm: float) -> Any:
 
     .. math:: g \leftarrow g\, s, \qquad s = 1 \text{ if } \|g\| \le c, \text{ else } c / \|g\|
 
-    s is float64, rounded once to the arrays' dtype; where that dtype has no normal number for it, a power of two and the
-    rest multiply one after the other. A NaN norm makes everything NaN; infinite elements make themselves NaN and the
+    s is float64, rounded once to the arrays' dtype; where that dtype has no normal number for it, it multiplies in
+    two factors, one a power of two. A NaN norm makes everything NaN; infinite elements make themselves NaN and the
     others 0. The norm afterwards may exceed c by a few units in the last place.
 
     Args:

@@ -12,6 +12,7 @@ Every sum here is a float64 addition of two numbers; none is NumPy's own ``sum``
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -74,7 +75,7 @@ class Norm(float):
     root: float
     power: int
 
-    def __new__(cls, root: float, power: int = 0) -> Norm:
+    def __new__(cls, root: float, power: int = 0) -> Self:
         with np.errstate(all="ignore"):
             norm = super().__new__(cls, np.ldexp(root, power))
         norm.root, norm.power = float(root), power

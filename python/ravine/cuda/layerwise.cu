@@ -101,7 +101,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) gauge(const StepArgs a) {
             if (threadIdx.x % WARP == 0) fill(row, a.values[group], t, a);
             __syncwarp();
         }
-        double sums[2];
+        double sums[2] = {0.0, 0.0};
         switch (a.parameters[tensor].storage * 4 + a.gradients[tensor].storage) {
 #define GAUGED(P, G) \
     case STORAGE_##P * 4 + STORAGE_##G: gauge_block<P, G>(a, row, tensor, block, Squares(), sums); break;
