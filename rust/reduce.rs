@@ -8,6 +8,7 @@
 //! l = row % 8 per channel, folding + 4, + 2, + 1, blocks by pairs.
 
 use crate::element::{Arithmetic, BLOCK as LOADED, View};
+use crate::real::Real;
 use crate::simd::{self, Kernel};
 
 /// Terms in a block of the tree.
@@ -85,6 +86,118 @@ impl Pairs {
 impl Default for Pairs {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// What accumulators do with terms, and what a block's become.
+pub trait Sum: Copy {
+    /// One term more.
+    fn add(self, lane: &mut f64, x: f64);
+    /// What a block gives.
+    fn fold(self, lanes: [f64; LANES]) -> f64;
+}
+
+/// Σ x².
+#[derive(Clone, Copy, Debug)]
+pub struct Squares;
+
+impl Sum for Squares {
+    #[inline(always)]
+    fn add(self, lane: &mut f64, x: f64) {
+        *lane += x * x;
+    }
+
+    #[inline(always)]
+    fn fold(self, lanes: [f64; LANES]) -> f64 {
+        fold(lanes)
+    }
+}
+
+/// What is asked where squares have overflowed or underflowed.
+#[derive(Clone, Copy, Debug)]
+pub enum Rare {
+    /// The largest |x|.
+    Largest,
+    /// Σ (x·2⁻ᵏ)².
+    Scaled(i32),
+}
+
+impl Sum for Rare {
+    #[inline(always)]
+    fn add(self, lane: &mut f64, x: f64) {
+        match self {
+            Self::Largest => *lane = lane.larger(x.abs()),
+            Self::Scaled(power) => {
+                let x = times_two_to(x, -power);
+                *lane += x * x;
+            }
+        }
+    }
+
+    fn fold(self, lanes: [f64; LANES]) -> f64 {
+        match self {
+            Self::Largest => lanes.into_iter().fold(0.0, Real::larger),
+            Self::Scaled(_) => fold(lanes),
+        }
+    }
+}
+
+/// √Σ x² as root·2ᵏ, so that it neither overflows nor underflows; k is 0 unless the squares did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    /// The root of the sum.
+    pub root: f64,
+    /// k.
+    pub power: i32,
+}
+
+impl Norm {
+    /// A norm whose square neither overflows nor underflows, or a number that stands for one.
+    pub fn plain(root: f64) -> Self {
+        Self { root, power: 0 }
+    }
+
+    /// The norm of which `total` is the sum of squares, and `rare` tells what is not in it: it is asked only if all
+    /// elements may be finite and `total` is not, or if `total` is below 2⁻⁹⁰⁰. Then k is the exponent of the largest |x|.
+    pub fn of(total: f64, rare: impl Fn(Rare) -> f64) -> Self {
+        if total == f64::INFINITY || total < LEAST {
+            let largest = rare(Rare::Largest);
+            if largest > 0.0 && largest < f64::INFINITY {
+                let power = exponent(largest);
+                return Self { root: rare(Rare::Scaled(power)).sqrt(), power };
+            }
+        }
+        Self::plain(total.sqrt())
+    }
+
+    /// As a number: infinite if it is larger than all.
+    pub fn value(self) -> f64 {
+        times_two_to(self.root, self.power)
+    }
+}
+
+/// 2⁻⁹⁰⁰: sums of squares below it may have lost terms to underflow.
+const LEAST: f64 = two_to(-900);
+
+/// 2ᵏ for k from −1074 to 1023.
+pub(crate) const fn two_to(power: i32) -> f64 {
+    f64::from_bits(if power < -1022 { 1 << (power + 1074) } else { ((power + 1023) as u64) << 52 })
+}
+
+/// The exponent of a finite x > 0: that of the largest power of two that is not above it.
+pub(crate) fn exponent(x: f64) -> i32 {
+    let bits = x.to_bits();
+    if x < f64::MIN_POSITIVE { 63 - bits.leading_zeros() as i32 - 1074 } else { (bits >> 52) as i32 - 1023 }
+}
+
+/// x·2ᵏ, rounded once.
+#[inline(always)]
+pub(crate) fn times_two_to(x: f64, power: i32) -> f64 {
+    match power {
+        1024.. => x * two_to(1023) * two_to((power - 1023).min(1023)),
+        -1074..1024 => x * two_to(power),
+        // Exact first, as nothing is left of numbers that are not near 1.
+        _ => x * two_to(-512) * two_to((power + 512).max(-1074)),
     }
 }
 
@@ -192,6 +305,28 @@ impl<A: Arithmetic> Sums<A> {
             }
         }
     }
+}
+
+/// What is asked where squares have overflowed or underflowed, of block number `block` of the array: its elements are
+/// those that [`measure`] squares.
+///
+/// # Safety
+/// As [`measure`].
+pub unsafe fn measure_rare<A: Arithmetic>(view: &View, block: usize, asked: &Measure, rare: Rare) -> f64 {
+    let (start, unscale) = (block * BLOCK, asked.unscale.map(A::constant));
+    let (end, cut) = (view.len().min(start + BLOCK), A::constant(asked.clip_value));
+    let mut lanes = [0.0; LANES];
+    for at in (start..end).step_by(LOADED) {
+        let n = LOADED.min(end - at);
+        // SAFETY: at + n ≤ len; the rest is the contract of this function.
+        let block = unsafe { view.load::<A>(at, n) };
+        for (i, x) in block[..n].iter().enumerate() {
+            let x = unscale.map_or(*x, |unscale| *x * unscale);
+            let x = if asked.clip_value < f64::INFINITY { x.larger(-cut).smaller(cut) } else { x };
+            rare.add(&mut lanes[i % LANES], x.to_f64());
+        }
+    }
+    rare.fold(lanes)
 }
 
 /// The index of the first element beyond the limit, once it is multiplied by `unscale`.

@@ -8,7 +8,7 @@
 mod layerwise;
 mod units;
 
-pub(crate) use self::layerwise::{Gauge, gauge};
+pub(crate) use self::layerwise::{Gauge, RareGauge, gauge, gauge_as};
 pub use self::units::{Columns, adaptive_clip};
 use crate::after::{self, After, Kept, Numbers};
 use crate::codec::{Bytes, Draw, f32_to_bf16_random};
@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::pool;
 use crate::random::Random;
 use crate::real::{MAX_PRODUCTS, Past, Progress, Real};
-use crate::reduce::{self, Measure, Measured};
+use crate::reduce::{self, Measure, Measured, Norm, Rare};
 use crate::rules::{CoefficientRow, Entry, Fields, MAX_STATES, Moment, Range, Rule};
 use crate::simd::{self, DefaultEnvironment, Kernel};
 use std::marker::PhantomData;
@@ -31,6 +31,8 @@ const CHUNK: usize = 2 * reduce::BLOCK;
 pub(crate) struct Row {
     group: usize,
     at: Progress,
+    /// Gradients are multiplied by two to minus this; `coefficients` and `l2` are for such.
+    unit: i32,
     coefficients: CoefficientRow,
     decay: Option<Decay<f64>>,
     l2: Option<f64>,
@@ -38,7 +40,7 @@ pub(crate) struct Row {
     after: Numbers,
 }
 
-/// What is the same for all tensors of a step.
+/// What is the same for all tensors of a step that compute in one type.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shared {
     /// 1 / `grad_scale`.
@@ -48,6 +50,26 @@ pub(crate) struct Shared {
     scale: Option<f64>,
     /// With the number of this step.
     random: Random,
+}
+
+impl Shared {
+    /// For gradients that are multiplied by `unscale` first, and by what `clip` says last.
+    fn new(unscale: Option<f64>, clip_value: Option<f64>, clip: Option<Clip>, random: Random, compute: Dtype) -> Self {
+        let Some(clip) = clip else { return Self { unscale, clip_value, scale: None, random } };
+        let (power, factor) = clip.factors(compute, unscale);
+        if power == 0 {
+            return Self { unscale, clip_value, scale: Some(factor), random };
+        }
+        Self { unscale, clip_value, scale: Some(factor), random }.in_unit(power)
+    }
+
+    /// For gradients that are multiplied by 2⁻ᵏ as well. That is exact and may come first: what it makes subnormal, or
+    /// infinite, is nothing, or infinite, once all factors are in.
+    fn in_unit(&self, power: i32) -> Self {
+        let unscale = Some(reduce::times_two_to(self.unscale.unwrap_or(1.0), -power));
+        let clip_value = self.clip_value.map(|limit| reduce::times_two_to(limit, -power));
+        Self { unscale, clip_value, ..*self }
+    }
 }
 
 /// A parameter with its states and its gradient.
@@ -533,6 +555,12 @@ impl Plan {
         plan
     }
 
+    fn of_one(len: usize) -> Self {
+        let mut plan = Self::new();
+        plan.push(len);
+        plan
+    }
+
     fn push(&mut self, len: usize) {
         let (tensor, first_block) = (self.blocks.len() - 1, self.blocks[self.blocks.len() - 1]);
         for start in (0..len).step_by(CHUNK) {
@@ -567,9 +595,30 @@ impl Plan {
         (0..self.blocks.len() - 1).map(|tensor| self.sum(tensor, squares)).collect()
     }
 
-    /// Combines the blocks' sums, each tensor's and then the tensors', and takes the root.
-    fn norm(&self, squares: &[AtomicU64]) -> f64 {
-        reduce::combine(&mut self.sums(squares)).sqrt()
+    /// Combines the blocks' sums, each tensor's and then the tensors', and takes the root; where squares overflow or
+    /// underflow, if they `may`, of the elements scaled: `rare` tells what is asked of a tensor's block.
+    fn norm(
+        &self,
+        squares: &[AtomicU64],
+        may: impl Fn() -> bool,
+        rare: &(dyn Fn(usize, usize, Rare) -> f64 + Sync),
+    ) -> Norm {
+        let total = reduce::combine(&mut self.sums(squares));
+        Norm::of(total, |asked| if may() { self.ask(&|tensor, block| rare(tensor, block, asked), asked) } else { 0.0 })
+    }
+
+    /// What is asked of all tensors, whose blocks have these answers.
+    fn ask(&self, of_block: &(dyn Fn(usize, usize) -> f64 + Sync), asked: Rare) -> f64 {
+        let found: Vec<AtomicU64> = (0..self.blocks[self.blocks.len() - 1]).map(|_| AtomicU64::new(0)).collect();
+        self.for_each(&|chunk| {
+            for (block, slot) in chunk.blocks().zip(&found[chunk.block..]) {
+                slot.store(of_block(chunk.tensor, block).to_bits(), Ordering::Relaxed);
+            }
+        });
+        match asked {
+            Rare::Largest => found.into_iter().map(|bits| f64::from_bits(bits.into_inner())).fold(0.0, f64::larger),
+            Rare::Scaled(_) => reduce::combine(&mut self.sums(&found)),
+        }
     }
 }
 
@@ -579,7 +628,7 @@ impl Plan {
 /// The promise of [`View::new`] holds for all of them.
 pub unsafe fn global_norm(views: &[View]) -> f64 {
     let _default = DefaultEnvironment::enter();
-    norm_of(&Plan::of(views), views)
+    norm_of(&Plan::of(views), views).value()
 }
 
 /// The norm of each view, by the canonical tree.
@@ -589,20 +638,38 @@ pub unsafe fn global_norm(views: &[View]) -> f64 {
 pub unsafe fn tensor_norms(views: &[View]) -> Vec<f64> {
     let _default = DefaultEnvironment::enter();
     let plan = Plan::of(views);
-    plan.sums(&squares_of(&plan, views)).into_iter().map(f64::sqrt).collect()
+    let sums = plan.sums(&squares_of(&plan, views));
+    views.iter().zip(sums).map(|(view, sum)| norm_of_view(view, sum).value()).collect()
 }
 
-fn norm_of(plan: &Plan, views: &[View]) -> f64 {
-    plan.norm(&squares_of(plan, views))
+fn norm_of(plan: &Plan, views: &[View]) -> Norm {
+    let may = || views.iter().any(is_wide);
+    plan.norm(&squares_of(plan, views), may, &|i, block, rare| measure_rare(&views[i], block, &SQUARES, rare))
 }
+
+/// The norm of a view whose squares have this sum.
+fn norm_of_view(view: &View, sum: f64) -> Norm {
+    if !is_wide(view) {
+        return Norm::plain(sum.sqrt());
+    }
+    let plan = || Plan::of_one(view.len());
+    Norm::of(sum, |asked| plan().ask(&|_, block| measure_rare(view, block, &SQUARES, asked), asked))
+}
+
+/// Whether squares of its elements may overflow or underflow in float64: those of float32 do not.
+fn is_wide(view: &View) -> bool {
+    view.dtype().compute() == Dtype::F64
+}
+
+/// The squares of the elements as they are.
+const SQUARES: Measure = Measure { unscale: None, clip_value: f64::INFINITY, limit: None, squares: true };
 
 /// Σ x² of each block.
 fn squares_of(plan: &Plan, views: &[View]) -> Vec<AtomicU64> {
     let squares: Vec<AtomicU64> = (0..plan.blocks[views.len()]).map(|_| AtomicU64::new(0)).collect();
-    let asked = Measure { unscale: None, clip_value: f64::INFINITY, limit: None, squares: true };
     plan.for_each(&|chunk| {
         for (block, slot) in chunk.blocks().zip(&squares[chunk.block..]) {
-            slot.store(measure_block(&views[chunk.tensor], block, &asked).squares.to_bits(), Ordering::Relaxed);
+            slot.store(measure_block(&views[chunk.tensor], block, &SQUARES).squares.to_bits(), Ordering::Relaxed);
         }
     });
     squares
@@ -617,11 +684,11 @@ pub unsafe fn clip_by_global_norm(views: &[View], max_norm: f64) -> f64 {
     let _default = DefaultEnvironment::enter();
     let plan = Plan::of(views);
     let norm = norm_of(&plan, views);
-    if let Some(factor) = clip_scale(max_norm, norm, 0.0) {
-        // SAFETY: the same contract.
-        unsafe { scale_all(&plan, views, factor) };
+    if let Some(clip) = Clip::new(Norm::plain(max_norm), norm, 0.0) {
+        // SAFETY: the contract of this function; chunks do not overlap.
+        plan.for_each(&|chunk| unsafe { clip_chunk(&views[chunk.tensor], chunk, clip) });
     }
-    norm
+    norm.value()
 }
 
 /// Multiplies all elements of all views by a factor, which is rounded once to what they compute in.
@@ -630,15 +697,8 @@ pub unsafe fn clip_by_global_norm(views: &[View], max_norm: f64) -> f64 {
 /// As [`clip_by_global_norm`].
 pub unsafe fn scale(views: &[View], factor: f64) {
     let _default = DefaultEnvironment::enter();
-    // SAFETY: the same contract.
-    unsafe { scale_all(&Plan::of(views), views, factor) };
-}
-
-/// # Safety
-/// As [`clip_by_global_norm`]; the plan is that of the views.
-unsafe fn scale_all(plan: &Plan, views: &[View], factor: f64) {
     // SAFETY: the contract of this function; chunks do not overlap.
-    plan.for_each(&|chunk| unsafe { scale_chunk(&views[chunk.tensor], chunk, factor) });
+    Plan::of(views).for_each(&|chunk| unsafe { scale_chunk(&views[chunk.tensor], chunk, factor) });
 }
 
 /// How many elements of all views are NaN or infinite.
@@ -664,26 +724,73 @@ fn largest(compute: Dtype) -> f64 {
     if compute == Dtype::F64 { f64::MAX } else { f64::from(f32::MAX) }
 }
 
-/// What gradients of this norm are multiplied by; None for those that are short enough.
-fn clip_scale(max_norm: f64, norm: f64, eps: f64) -> Option<f64> {
-    // Not `norm > max_norm`: the step of a NaN norm is NaN everywhere, not unclipped.
-    (!(norm + eps <= max_norm)).then(|| max_norm / (norm + eps))
+/// What gradients are multiplied by to be clipped: fraction·2ᵏ, with 1 ≤ fraction < 2 if it is a finite number above 0.
+#[derive(Clone, Copy, Debug)]
+struct Clip {
+    fraction: f64,
+    power: i32,
+}
+
+impl Clip {
+    /// limit/(norm + eps); None for gradients that are short enough.
+    fn new(limit: Norm, norm: Norm, eps: f64) -> Option<Self> {
+        let (longest, length) = (limit.value(), norm.value() + eps);
+        let finite = limit.root < f64::INFINITY && norm.root < f64::INFINITY;
+        let tells = !finite || longest < f64::INFINITY || length < f64::INFINITY;
+        // Not `length > longest`: the step of a NaN norm is NaN everywhere, not unclipped.
+        if length <= longest && tells {
+            return None;
+        }
+        if !finite || limit.root == 0.0 {
+            return Some(Self { fraction: longest / length, power: 0 });
+        }
+        let scaled = || (norm.root + reduce::times_two_to(eps, -norm.power), norm.power);
+        let (below, shift) = if length < f64::INFINITY { (length, 0) } else { scaled() };
+        let (above, under) = (reduce::exponent(limit.root), reduce::exponent(below));
+        let fraction = reduce::times_two_to(limit.root, -above) / reduce::times_two_to(below, -under);
+        let power = above + limit.power - under - shift;
+        let normal = if fraction < 1.0 { (2.0 * fraction, power - 1) } else { (fraction, power) };
+        (tells || normal.1 < 0).then_some(Self { fraction: normal.0, power: normal.1 })
+    }
+
+    /// For elements of this type that are multiplied by `unscale` first: j and a factor, by which 2⁻ʲ·x is multiplied. j is
+    /// the least for which the factor is a normal number, and mostly 0, or as large as 2⁻ʲ times `unscale` allows.
+    fn factors(self, compute: Dtype, unscale: Option<f64>) -> (i32, f64) {
+        let least = if compute == Dtype::F64 { f64::MIN_EXP } else { f32::MIN_EXP } - 1;
+        let most = unscale.map_or(0, reduce::exponent) - least;
+        let power = (least - self.power).clamp(0, most.max(0));
+        (power, reduce::times_two_to(self.fraction, self.power + power))
+    }
+}
+
+/// # Safety
+/// As [`clip_by_global_norm`]; nobody else is at this chunk.
+unsafe fn clip_chunk(view: &View, chunk: &Chunk, clip: Clip) {
+    let (power, factor) = clip.factors(view.dtype().compute(), None);
+    match view.dtype().compute() {
+        Dtype::F64 => simd::dispatch(Scale { view, chunk, factor, first: reduce::two_to(-power) }),
+        _ => {
+            let [factor, first] = [factor, reduce::two_to(-power)].map(<f32 as Real>::constant);
+            simd::dispatch(Scale { view, chunk, factor, first });
+        }
+    }
 }
 
 /// # Safety
 /// As [`clip_by_global_norm`]; nobody else is at this chunk.
 unsafe fn scale_chunk(view: &View, chunk: &Chunk, factor: f64) {
     match view.dtype().compute() {
-        Dtype::F64 => simd::dispatch(Scale { view, chunk, factor }),
-        _ => simd::dispatch(Scale { view, chunk, factor: <f32 as Real>::constant(factor) }),
+        Dtype::F64 => simd::dispatch(Scale { view, chunk, factor, first: 1.0 }),
+        _ => simd::dispatch(Scale { view, chunk, factor: <f32 as Real>::constant(factor), first: 1.0 }),
     }
 }
 
-/// [`scale_chunk`] of a view that computes in `A`.
+/// [`scale_chunk`] of a view that computes in `A`, by `first` before `factor` unless that is 1.
 struct Scale<'a, A> {
     view: &'a View,
     chunk: &'a Chunk,
     factor: A,
+    first: A,
 }
 
 impl<A: Arithmetic> Kernel for Scale<'_, A> {
@@ -691,11 +798,16 @@ impl<A: Arithmetic> Kernel for Scale<'_, A> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { view, chunk, factor } = self;
+        let Self { view, chunk, factor, first } = self;
         for at in (chunk.start..chunk.start + chunk.len).step_by(BLOCK) {
             let n = BLOCK.min(chunk.start + chunk.len - at);
             // SAFETY: at + n ≤ the end of the chunk ≤ len; the rest is the promise.
             let mut block = unsafe { view.load::<A>(at, n) };
+            if first.to_f64() < 1.0 {
+                for x in &mut block {
+                    *x = *x * first;
+                }
+            }
             for x in &mut block {
                 *x = *x * factor;
             }
@@ -1151,20 +1263,20 @@ impl Step {
         let check = nonfinite != NonFinite::Propagate;
         let lr = self.groups.first().map_or(0.0, |group| group.hyper[0]);
         let mut info = Info { step: self.steps, lr, grad_norm: None, skipped: false, nonfinite: None };
-        let mut scale = None;
+        let mut clip = None;
         if self.options.clip_norm.is_some() || check {
-            self.measure(&mut info, unscale, check);
+            let norm = self.measure(&mut info, unscale, check);
             if info.nonfinite.as_ref().is_some_and(|found| !found.is_empty()) {
                 info.skipped = true;
                 return Ok(info);
             }
-            let eps = self.options.clip_eps;
-            let limits = self.options.clip_norm.zip(info.grad_norm);
-            scale = limits.and_then(|(max_norm, norm)| clip_scale(max_norm, norm, eps));
+            let limits = self.options.clip_norm.zip(norm);
+            clip = limits.and_then(|(limit, norm)| Clip::new(Norm::plain(limit), norm, self.options.clip_eps));
         }
         // The count repeats after 2³² steps.
         let random = Random { seed: 0, step: self.steps as u32, tensor: 0 };
-        let shared = Shared { unscale, clip_value: self.options.clip_value, scale, random };
+        let shared = [Dtype::F32, Dtype::F64]
+            .map(|compute| Shared::new(unscale, self.options.clip_value, clip, random, compute));
         self.find_rows();
         if let Some(measuring) = &self.rule.layerwise {
             self.adapt(measuring, &shared);
@@ -1175,9 +1287,12 @@ impl Step {
             if tensor.gradient.is_none() {
                 return;
             }
-            let sweep = if tensor.parameter.dtype().compute() == Dtype::F64 { rule.sweep_f64 } else { rule.sweep_f32 };
+            let double = tensor.parameter.dtype().compute() == Dtype::F64;
+            let sweep = if double { rule.sweep_f64 } else { rule.sweep_f32 };
+            let (row, shared) = (&rows[tensor.row], &shared[usize::from(double)]);
+            let shared = if row.unit == 0 { shared } else { &shared.in_unit(row.unit) };
             // SAFETY: the contracts of `bind` and `set_gradient`; chunks do not overlap, each is worked on once.
-            unsafe { sweep(tensor, &rows[tensor.row], &shared, chunk.start, chunk.len) };
+            unsafe { sweep(tensor, row, shared, chunk.start, chunk.len) };
         });
         for tensor in self.tensors.iter_mut().filter(|tensor| tensor.gradient.is_some()) {
             tensor.t += 1;
@@ -1190,8 +1305,8 @@ impl Step {
         Ok(info)
     }
 
-    /// Fills in the norm of the gradients and what is not finite in them.
-    fn measure(&self, info: &mut Info, unscale: Option<f64>, check: bool) {
+    /// Fills in the norm of the gradients and what is not finite in them; returns the norm.
+    fn measure(&self, info: &mut Info, unscale: Option<f64>, check: bool) -> Option<Norm> {
         let squares = self.options.clip_norm.is_some();
         let clip_value = self.options.clip_value.unwrap_or(f64::INFINITY);
         self.beyond.iter().for_each(|count| count.store(0, Ordering::Relaxed));
@@ -1209,9 +1324,14 @@ impl Step {
                 }
             }
         });
-        if squares {
-            info.grad_norm = Some(self.plan.norm(&self.squares));
-        }
+        let norm = squares.then(|| {
+            let asked = Measure { unscale, clip_value, limit: None, squares };
+            let may = || self.gradients().flatten().any(is_wide);
+            self.plan.norm(&self.squares, may, &|i, block, rare| {
+                self.tensors[i].gradient.as_ref().map_or(0.0, |gradient| measure_rare(gradient, block, &asked, rare))
+            })
+        });
+        info.grad_norm = norm.map(Norm::value);
         if check {
             let found = self.beyond.iter().zip(&self.tensors).enumerate().filter_map(|(i, (count, tensor))| {
                 let count = count.load(Ordering::Relaxed);
@@ -1221,13 +1341,14 @@ impl Step {
             });
             info.nonfinite = Some(found.collect());
         }
+        norm
     }
 
     /// The largest gradient that leaves the states of a parameter finite that computes in this type, and its norms.
     pub fn limit(&self, compute: Dtype) -> f64 {
         let largest = largest(compute);
-        // Norms of a tensor are float64, whatever its dtype.
-        let squares = self.rule.squares_gradients() || (compute == Dtype::F64 && self.rule.layerwise.is_some());
+        // A number of the tensor is a square of its norm, in float64 whatever its dtype.
+        let squares = self.rule.squares_gradients() || (compute == Dtype::F64 && self.rule.keeps_a_number());
         if squares { largest.sqrt() } else { largest }
     }
 
@@ -1299,6 +1420,7 @@ impl Step {
                 self.rows.push(Row {
                     group: id,
                     at,
+                    unit: 0,
                     coefficients: (self.rule.coefficients)(&group.hyper, &at),
                     decay: if self.rule.decays_itself() { None } else { group.decay() },
                     l2: (group.l2 != 0.0).then_some(group.l2),
@@ -1325,6 +1447,15 @@ fn measure_block(view: &View, block: usize, asked: &Measure) -> Measured {
         Dtype::F64 => unsafe { reduce::measure::<f64>(view, block, asked) },
         // SAFETY: as above.
         _ => unsafe { reduce::measure::<f32>(view, block, asked) },
+    }
+}
+
+fn measure_rare(view: &View, block: usize, asked: &Measure, rare: Rare) -> f64 {
+    match view.dtype().compute() {
+        // SAFETY: as in `measure_block`.
+        Dtype::F64 => unsafe { reduce::measure_rare::<f64>(view, block, asked, rare) },
+        // SAFETY: as above.
+        _ => unsafe { reduce::measure_rare::<f32>(view, block, asked, rare) },
     }
 }
 

@@ -228,6 +228,8 @@ struct Measured {
     kept: Option<&'static str>,
     /// Its new value: on a tape of its own; for readers, on that of the rule.
     scalar: (Vec<Node>, Expr),
+    /// The hyperparameters that are in the gradients' unit.
+    of_gradient: &'static [&'static str],
 }
 
 impl Measured {
@@ -393,6 +395,7 @@ fn measured<R: Layerwise<N>, const N: usize>(
         value: R::measured(coefficients, p, g, state),
         kept: R::ALL_STATES.get(N).map(|state| state.name),
         scalar,
+        of_gradient: R::OF_GRADIENT,
     }
 }
 
@@ -537,6 +540,11 @@ impl Trace {
         let (prepared, computed) = (of_host.statements(&[*scalar], false), of_host.operand(*scalar));
         let (statements, value) = (of_element.statements(&[measured.value], false), of_element.operand(measured.value));
         let arguments = arguments.map(|name| format!(", const double {name}")).concat();
+        let scaled: String = measured
+            .of_gradient
+            .iter()
+            .map(|name| format!("        h.{name} = times_two_to(h.{name}, power);\n"))
+            .collect();
         let bound: String =
             self.states.iter().enumerate().map(|(k, state)| format!("        const A {state} = s[{k}];\n")).collect();
         format!(
@@ -547,13 +555,20 @@ impl Trace {
 {prepared}        return {computed};
     }}
 
+    // Whether the first coefficient is a ratio of the norms; and what it is of, with gradients that are multiplied by 2^power.
+    static constexpr bool RATIO = {ratio};
+    static __device__ Hyper scaled(Hyper h, const int power) {{
+{scaled}        return h;
+    }}
+
     // What the second norm is of.
     template <typename A>
     static __device__ __forceinline__ A measured(const Coefficients<A> &c, const A p, const A g, const A *s) {{
 {bound}{statements}        return {value};
     }}
 ",
-            measured.kept.is_some()
+            measured.kept.is_some(),
+            ratio = !measured.of_gradient.is_empty(),
         )
     }
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.reference.tree import sum_tensors, sum_tree
+from tests.reference.tree import Norm, norm_tensors
 
 Array = NDArray[Any]
 Update = tuple[Array, ...]
@@ -716,7 +716,7 @@ def schedule_free_adamw(
 
 
 def tensor_norm(x: Array) -> float:
-    return math.sqrt(sum_tree(x, np.square))
+    return float(norm_tensors([x]))
 
 
 def one_if_one_is_0(w: float, other: float, ratio: Callable[[], float]) -> float:
@@ -740,10 +740,28 @@ def lars(
     weight_decay: float,
     adapt: float,
 ) -> Update:
-    of_w, of_g = tensor_norm(w), tensor_norm(g)
-    below = of_g + weight_decay * of_w + eps
-    ratio = one_if_one_is_0(of_w, of_g, lambda: quotient(trust_coefficient * of_w, below)) if adapt else 1.0
-    rate, momentum, decay = rounded(w, lr * ratio, momentum, weight_decay)
+    of_w, of_g = norm_tensors([w]), norm_tensors([g])
+
+    def rated(unit: int) -> list[Any]:
+        """The rate, and the decay, of gradients that are multiplied by 2^-unit."""
+        decay, length = np.ldexp(weight_decay, -unit), Norm(of_g.root, of_g.power - unit)
+        below = np.float64(length) + decay * of_w + np.ldexp(eps, -unit)
+        ratio = one_if_one_is_0(of_w, length, lambda: quotient(trust_coefficient * of_w, below)) if adapt else 1.0
+        return rounded(w, lr * ratio, decay)
+
+    def normal(rate: Any) -> bool:
+        return bool(np.finfo(w.dtype).tiny <= rate < np.inf)
+
+    rate, decay = rated(0)
+    if not normal(rate) and rate == rate and of_w.root > 0.0 and of_g.root > 0.0:
+        # In another unit the ratio of the norms may be a normal number.
+        step = (400 if w.dtype == np.float64 else 64) * (1 if rate < 1 else -1)
+        for unit in range(step, 7 * step, step):
+            if normal(rated(unit)[0]):
+                rate, decay = rated(unit)
+                g = np.ldexp(g, -unit)
+                break
+    (momentum,) = rounded(w, momentum)
     v = momentum * v + rate * (g + decay * w)
     return v, v
 
@@ -891,19 +909,51 @@ def clipped(g: Array, clip_value: float | None) -> Array:
     return smaller(larger(g, -clip), clip)
 
 
-def global_norm(gradients: Sequence[Array | None], clip_value: float | None = None) -> float:
+def global_norm(gradients: Sequence[Array | None], clip_value: float | None = None) -> Norm:
     """The norm of the gradients after clipping by value; one that is None keeps its place, as a sum of 0."""
     with np.errstate(all="ignore"):
-        terms = [np.zeros(0) if g is None else clipped(g, clip_value).astype(np.float64) ** 2 for g in gradients]
-    return math.sqrt(sum_tensors(terms))
+        return norm_tensors([np.zeros(0) if g is None else clipped(g, clip_value) for g in gradients])
 
 
-def norm_scale(norm: float, clip_norm: float | None, clip_eps: float = 0.0) -> float | None:
+class Clip(NamedTuple):
+    """What clipping multiplies by: fraction·2^power, 1 ≤ fraction < 2 if it is a finite number above 0."""
+
+    fraction: float
+    power: int
+
+    def applied(self, g: Array, grad_scale: float | None = None) -> Array:
+        """Multiply by 2^-j, then by fraction·2^(power + j), which that makes a normal number: j is mostly 0.
+
+        2^-j times 1/grad_scale is a normal number, too.
+        """
+        least = int(np.finfo(g.dtype).minexp)
+        most = max(0, (0 if grad_scale is None else math.frexp(1.0 / grad_scale)[1] - 1) - least)
+        j = min(max(0, least - self.power), most)
+        with np.errstate(all="ignore"):
+            return np.ldexp(g, -j) * g.dtype.type(np.ldexp(np.float64(self.fraction), self.power + j))
+
+
+def norm_scale(norm: float, clip_norm: float | None, clip_eps: float = 0.0) -> Clip | None:
     """What clipping by norm multiplies by, in float64; None: it does not."""
-    if clip_norm is None or norm + clip_eps <= clip_norm:
+    return None if clip_norm is None else quotient_or_none(Norm(clip_norm), norm, clip_eps)
+
+
+def quotient_or_none(limit: Norm, norm: float, eps: float = 0.0) -> Clip | None:
+    """limit/(norm + eps), unless it is 1 or more."""
+    norm = norm if isinstance(norm, Norm) else Norm(norm)
+    root, power, length = norm.root, norm.power, float(norm) + eps
+    both = limit.root < math.inf and root < math.inf and math.inf == length == float(limit)
+    if length <= float(limit) and not both:
         return None
-    with np.errstate(all="ignore"):
-        return float(np.float64(clip_norm) / (norm + clip_eps))
+    if limit.root == 0.0 or not (limit.root < math.inf and root < math.inf):
+        with np.errstate(all="ignore"):
+            return Clip(float(np.float64(float(limit)) / length), 0)
+    # What overflows is root·2^power.
+    below, shift = (length, 0) if length < math.inf else (root + float(np.ldexp(eps, -power)), power)
+    (above, up), (below, down) = math.frexp(limit.root), math.frexp(below)
+    fraction, power = above / below, up + limit.power - down - shift
+    fraction, power = (2.0 * fraction, power - 1) if fraction < 1.0 else (fraction, power)
+    return None if both and power >= 0 else Clip(fraction, power)
 
 
 def step(
@@ -918,7 +968,7 @@ def step(
     l2: float = 0.0,
     maximize: float = False,
     clip_value: float | None = None,
-    scale: float | None = None,
+    scale: Clip | None = None,
     after: Mapping[str, Any] | None = None,
     kept: dict[str, Array] | None = None,
     grad_scale: float | None = None,
@@ -945,7 +995,7 @@ def step(
             g = -g
         g = clipped(g, clip_value)
         if scale is not None:
-            g = g * old.dtype.type(scale)
+            g = scale.applied(g, grad_scale)
         if l2:
             g = g + old.dtype.type(l2) * old
         hyper = dict(hyper)

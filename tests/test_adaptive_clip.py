@@ -6,14 +6,14 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import ravine as rv
 from tests.conftest import assert_same_bits
-from tests.reference.tree import sum_tree
-from tests.specification import compute_dtype
+from tests.reference.tree import Norm, norm_tensors
+from tests.specification import compute_dtype, quotient_or_none
 
 DTYPES = [np.dtype(d) for d in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)]
 
@@ -29,14 +29,14 @@ def specified(w, g, clipping=0.01, eps=1e-3, axis=-1):
     g = np.array(g)  # in C order
     rows = [(w, g)] if w.ndim < 2 else list(zip(np.moveaxis(w, axis, 0), np.moveaxis(g, axis, 0), strict=True))
     for of_w, of_g in rows:
-        size, norm = (math.sqrt(sum_tree(x, np.square)) for x in (of_w, of_g))
-        limit = clipping * (size if size != size or size > eps else eps)
-        if norm <= limit:
-            continue
-        compute = compute_dtype(g.dtype)
+        size, norm = norm_tensors([of_w]), norm_tensors([of_g])
         with np.errstate(all="ignore"):
-            scale = compute.type(np.float64(limit) / norm)
-            of_g[...] = (of_g.astype(compute) * scale).astype(g.dtype)
+            limit = Norm(clipping * np.float64(size if size != size or size > eps else eps))
+            if math.inf == size != size.root:  # of finite numbers
+                limit = Norm(clipping * np.float64(size.root), size.power)
+            clip = quotient_or_none(limit, norm)
+            if clip is not None:
+                of_g[...] = clip.applied(of_g.astype(compute_dtype(g.dtype))).astype(g.dtype)
     return g
 
 
@@ -98,6 +98,55 @@ def test_what_is_not_finite_stays_in_its_unit():
     rv.adaptive_clip_(w, g, 0.1)
     limit = 0.1 * math.sqrt(2) / math.sqrt(50) * 5
     np.testing.assert_allclose(g, [[limit, np.nan, np.nan, np.nan], [limit, np.nan, 0.0, np.nan]], rtol=1e-14)
+
+
+@pytest.mark.parametrize("of_w", [-900, -600, 0, 600, 960])
+@pytest.mark.parametrize("of_g", [-850, -550, 50, 650, 1010])
+@pytest.mark.parametrize("shape", [(9,), (5, 7), (4100, 3), (2, 4100)])
+def test_units_of_every_size_are_clipped_to_a_part_of_their_parameters(gpu, shape, of_w, of_g):
+    w, g = np.round(numbers(shape) * 64), np.round(numbers(shape, seed=1) * 64)
+    for axis in (0, -1):
+        expected = g.copy()
+        rv.adaptive_clip_(np.ldexp(w, -40), expected, 0.5, eps=2.0**-80, axis=axis)
+        # Where the gradient is larger, what is left of it depends on the parameter alone.
+        expected = np.ldexp(expected, of_w + 40) if of_w < of_g else np.ldexp(g, of_g)
+        for put in (np.array, np.asfortranarray, gpu.asarray):
+            got = put(np.ldexp(g, of_g))
+            rv.adaptive_clip_(put(np.ldexp(w, of_w)), got, 0.5, eps=np.ldexp(1.0, of_w - 40), axis=axis)
+            assert_same_bits(np.ascontiguousarray(rv.to_host(got)), expected)
+
+
+def test_units_whose_norms_are_beyond_all_numbers_are_clipped(gpu):
+    largest = np.finfo(float).max
+    for put in (np.asarray, gpu.asarray):
+        for shape in [(4,), (4, 2)]:
+            w, g = put(np.full(shape, largest)), put(np.full(shape, largest))
+            rv.adaptive_clip_(w, g, 0.25)
+            np.testing.assert_allclose(rv.to_host(g), np.full(shape, largest / 4), rtol=1e-15)
+            rv.adaptive_clip_(w, g, 1.0)
+            np.testing.assert_allclose(rv.to_host(g), np.full(shape, largest / 4), rtol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_numbers_of_every_size_equal_the_definition_on_every_backend(gpu, dtype, data):
+    powers = st.integers(-1100, 1023) if dtype == np.float64 else st.integers(-149, 127)
+    elements = st.builds(math.ldexp, st.floats(-1, 1), powers)
+    shape = data.draw(hnp.array_shapes(max_dims=2, max_side=5))
+    w, g = (
+        np.array(data.draw(st.lists(elements, min_size=math.prod(shape), max_size=math.prod(shape)))).reshape(shape)
+        for _ in range(2)
+    )
+    w, g = w.astype(dtype), g.astype(dtype)
+    clipping, eps = (math.ldexp(1.3, data.draw(st.integers(-1000, 1000))) for _ in range(2))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    expected = specified(w, g, clipping, eps, axis)
+    there = gpu.asarray(g)
+    rv.adaptive_clip_(gpu.asarray(w), there, clipping, eps, axis=axis)
+    rv.adaptive_clip_(w, g, clipping, eps, axis=axis)
+    assert_same_bits(g, expected)
+    assert_same_bits(there.get(), expected)
 
 
 # Bits.

@@ -594,6 +594,42 @@ def test_noise_of_known_gradients(replace, library, gpu):
     assert w["w"].tolist() == [1] * 6
 
 
+@pytest.mark.parametrize("power", [-900, -600, 600, 900])
+@pytest.mark.parametrize("library", ["numpy", "cupy"])
+def test_the_noise_scale_does_not_depend_on_the_size_of_the_gradients(power, library, gpu):
+    xp = (np, gpu)[library == "cupy"]
+    w, sizes = {"w": xp.zeros(6)}, [4, 20, 100]
+    ordinary = noise_scale(linear_loss, w, xp.asarray(SAMPLES), batch_sizes=sizes)
+    found = noise_scale(linear_loss, w, xp.asarray(np.ldexp(SAMPLES, power)), batch_sizes=sizes)
+    assert found.scale == pytest.approx(ordinary.scale, rel=1e-12)
+    assert found.scale_error == pytest.approx(ordinary.scale_error, rel=1e-12)
+    assert found.exponent == pytest.approx(ordinary.exponent, rel=1e-12)
+    assert found.suggested_batch == ordinary.suggested_batch
+    assert found.gradient_square == (math.inf if power > 0 else 0.0)  # it is no number of float64
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_norms_of_gradients_of_every_size_are_reported(scale):
+    report = step_report(lambda w: (0.5 * scale * float(w @ w), scale * w), np.array([3.0, 4.0]), lr=0.5 / scale)
+    assert report.gradient_norm == pytest.approx(5 * scale, rel=1e-14)
+    assert report.stable_lr == pytest.approx(2 / scale, rel=1e-6)
+    place = critical_point(lambda w: (scale * float(w.sum()), np.full(2, scale)), np.zeros(2))
+    assert (place.kind, place.gradient_norm) == ("not critical", pytest.approx(scale * math.sqrt(2), rel=1e-14))
+
+
+@pytest.mark.parametrize("power", [-600, 600])
+def test_directions_are_normalised_by_filters_of_every_size(power):
+    def found(power):
+        # The loss sees the parameters at their ordinary size.
+        return sharpness(
+            lambda w: (0.5 * float((np.ldexp(w, -power) ** 2).sum()), np.ldexp(np.ldexp(w, -power), -power)),
+            np.ldexp(np.arange(1.0, 13).reshape(3, 4), power),
+            distances=[0.0, 0.5],
+        )
+
+    np.testing.assert_allclose(found(power).losses, found(0).losses, rtol=1e-12)
+
+
 def test_the_estimates_are_those_of_the_two_batch_formula():
     """With replacement: (B'|g'|² − B|g|²)/(B' − B) and (|g|² − |g'|²)/(1/B − 1/B')."""
     found = noise_scale(linear_loss, {"w": np.ones(6)}, SAMPLES, batch_sizes=[5, 40], replace=True)

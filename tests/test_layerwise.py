@@ -87,6 +87,63 @@ def test_the_decay_of_novograd_lives_inside_its_momentum():
     assert w == 1.25 - 0.5 * 1.0625
 
 
+# Tensors of every size.
+
+#: Powers of two of parameters and of gradients, whose squares leave float64's range.
+FAR = [(a, b) for a in (-600, 0, 600) for b in (-600, 0, 600)]
+
+
+def places(gpu):
+    """Here, strided, and on a device."""
+    return [np.array, lambda x: np.repeat(x, 2, -1)[..., ::2], gpu.asarray]
+
+
+@pytest.mark.parametrize(("of_w", "of_g"), FAR)
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_lars_moves_a_fraction_of_tensors_of_every_size(gpu, of_w, of_g, decay):
+    w, gradients = np.round(numbers((70, 90)) * 64), [np.round(numbers((70, 90), seed=k) * 64) for k in (1, 2)]
+
+    def trained(put, of_w, of_g):
+        p = put(np.ldexp(w, of_w))
+        opt = rv.LARS(
+            p, lr=0.5, trust_coefficient=0.7, momentum=0.5, eps=0.0, weight_decay=np.ldexp(decay, of_g - of_w)
+        )
+        for g in gradients:
+            opt.step(put(np.ldexp(g, of_g)))
+        return rv.to_host(p)
+
+    if decay and abs(of_g - of_w) > 1000:
+        decay = 0.0  # there is no such number
+    ordinary = trained(np.array, 0, 0)
+    for put in places(gpu):
+        assert_same_bits(trained(put, of_w, of_g), np.ldexp(ordinary, of_w))
+
+
+@pytest.mark.parametrize("of_w", [-600, 600])
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_lamb_moves_a_fraction_of_tensors_of_every_size(gpu, of_w, decay):
+    w, gradients = np.round(numbers((70, 90)) * 64), [numbers((70, 90), seed=k) for k in (1, 2)]
+
+    def trained(put, power):
+        p = put(np.ldexp(w, power))
+        opt = rv.LAMB(p, lr=0.5, weight_decay=np.ldexp(decay, -power))
+        for g in gradients:
+            opt.step(put(g))
+        return rv.to_host(p)
+
+    ordinary = trained(np.array, 0)
+    for put in places(gpu):
+        assert_same_bits(trained(put, of_w), np.ldexp(ordinary, of_w))
+
+
+def test_lars_steps_by_the_norms_of_huge_and_tiny_numbers(gpu):
+    for put in places(gpu):
+        for w, g in [([3.0, 4.0], [3e200, 4e200]), ([3e200, 4e200], [3.0, 4.0]), ([3e-200, 4e-200], [6.0, 8.0])]:
+            p = put(np.array(w))
+            rv.LARS(p, lr=0.5, trust_coefficient=0.1, eps=0.0, nonfinite="raise").step(put(np.array(g)))
+            np.testing.assert_allclose(rv.to_host(p), 0.95 * np.array(w), rtol=1e-15)
+
+
 # The ratio is 1 where there is none.
 
 

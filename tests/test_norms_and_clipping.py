@@ -1,17 +1,19 @@
 """Norms by the canonical tree, clipping by value and by norm, and what is done about gradients that are not finite."""
 
 import math
+from functools import partial
 
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ravine as rv
 from tests import specification
-from tests.conftest import LAYERWISE, RULES, assert_same_bits, engine, hyper_sets, instruction_sets
+from tests.conftest import RULES, assert_same_bits, engine, hyper_sets, instruction_sets
 from tests.reference import norms, tree
+from tests.test_cuda_step import device_engine
 
 DTYPES = {name: np.dtype(name) for name in ("float32", "float64", "float16")} | {
     "bfloat16": np.dtype(ml_dtypes.bfloat16)
@@ -26,7 +28,7 @@ def numbers(shape, dtype=np.float32, seed=0):
 
 
 def literal(tensors):
-    return math.sqrt(tree.sum_squares(tensors))
+    return float(tree.norm_tensors(tensors))
 
 
 # The norm is the literal tree's.
@@ -136,6 +138,206 @@ def test_squares_of_float32_do_not_overflow():
     np.testing.assert_allclose(g, math.sqrt(0.5), rtol=1e-6)
 
 
+# Where squares of float64 overflow or underflow.
+
+#: Powers of two beyond which they do, both ways, up to the largest numbers and down to the smallest.
+FAR = [-1074, -1020, -900, -600, -520, -455, 500, 520, 664, 900, 1020, 1021]
+#: Elements, and their norm.
+TINIEST = 2.0**-1074
+BEYOND = [
+    ([3e200, 4e200], 5e200),
+    ([3e-200, 4e-200], 5e-200),
+    ([1.5e308], 1.5e308),
+    ([TINIEST], TINIEST),
+    ([TINIEST] * 3, 2 * TINIEST),  # √3 rounds to 2
+    ([TINIEST] * 4, 2 * TINIEST),
+    ([3 * TINIEST, 4 * TINIEST, 0.0], 5 * TINIEST),
+    ([1e-200] * 10_000, 1e-198),
+    ([1e200] * 10_000, 1e202),
+    ([1e-162] + [0.0] * 9000, 1e-162),
+    ([1.5e308, 1.5e308], INF),  # it is more than the largest number
+    ([0.0, -0.0], 0.0),
+    ([1e200, INF], INF),
+    ([1e200, NAN], NAN),
+    ([INF, 1e-200], INF),
+]
+
+
+@pytest.mark.parametrize("values, norm", BEYOND, ids=lambda x: "" if isinstance(x, list) else str(x))
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "split", "with float32"])
+def test_norms_beyond_what_squares_hold_are_right(gpu, values, norm, layout):
+    x = np.array(values)
+    there = gpu.asarray(x)
+    given = {
+        "contiguous": lambda x: x,
+        "strided": lambda x: x[::-1],
+        "split": lambda x: {"a": x[:1], "b": [x[1:], None]},
+        "with float32": lambda x: [x, x[:0].astype(np.float32), None],
+    }[layout]
+    for tensors in (given(x), given(there) if layout != "strided" else there):
+        np.testing.assert_allclose(float(rv.global_norm(tensors)), norm, rtol=1e-15)
+    for tensors in (x, there):
+        np.testing.assert_allclose(float(rv.tensor_norms({"x": tensors})["x"]), norm, rtol=1e-15)
+
+
+@pytest.mark.parametrize("power", FAR)
+def test_a_norm_is_that_of_ordinary_numbers_times_a_power_of_two(gpu, power):
+    ordinary = [np.round(numbers(n, np.float64, n) * 64) for n in (3, 5000, 0, 70, 9000)]
+    ordinary = [x / 2**20 for x in ordinary] if power > 1000 else ordinary
+    expected = np.ldexp(np.float64(rv.global_norm(ordinary)), power)
+    each = {name: np.ldexp(np.float64(norm), power) for name, norm in rv.tensor_norms(ordinary).items()}
+    moved = [np.ldexp(x, power) for x in ordinary]
+    for tensors in (moved, [gpu.asarray(x) for x in moved], [x[::-1][::-1] for x in moved]):
+        assert_same_bits(np.float64(float(rv.global_norm(tensors))), expected)
+        assert {name: float(norm) for name, norm in rv.tensor_norms(tensors).items()} == each
+
+
+@pytest.mark.parametrize("power", FAR)
+def test_lengths_and_products_of_vectors_are_those_of_ordinary_ones_times_a_power_of_two(gpu, power):
+    a, b = (np.round(numbers(500, np.float64, k) * 64) / (2**20 if power > 1000 else 1) for k in (1, 2))
+    for put in (np.asarray, gpu.asarray):
+        there = put(np.ldexp(a, power))
+        assert rv.norms.length(there) == np.ldexp(np.sqrt(a @ a), power)
+        for other in (power, -power, 0):
+            m, k = rv.norms.dot(there, put(np.ldexp(b, max(-1040, min(1000, other)))))
+            assert k % 2 == 0
+            assert np.ldexp(m, k - power - max(-1040, min(1000, other))) == a @ b
+    assert rv.norms.length(np.zeros(3)) == 0 == rv.norms.length(np.zeros(0))
+    assert rv.norms.length(np.array([1e200, INF])) == INF
+    assert math.isnan(rv.norms.length(np.array([1e200, NAN])))
+    assert rv.norms.dot(np.array([1.0, 2.0]), np.array([3.0, 4.0])) == (11.0, 0)
+
+
+def test_tensors_of_all_sizes_have_the_norm_of_the_largest(gpu):
+    tensors = {"huge": np.array([3e200, 4e200]), "tiny": np.array([3e-200, 4e-200]), "small": np.float32([3, 4])}
+    norms = {"huge": 5e200, "tiny": 5e-200, "small": 5.0}
+    for put in (np.asarray, gpu.asarray):
+        there = {name: put(x) for name, x in tensors.items()}
+        assert float(rv.global_norm(there)) == pytest.approx(5e200, rel=1e-15)
+        assert {name: float(norm) for name, norm in rv.tensor_norms(there).items()} == pytest.approx(norms, rel=1e-15)
+        del there["huge"]
+        assert float(rv.global_norm(there)) == 5.0
+        there["small"] = put(np.zeros(3, np.float32))
+        assert float(rv.global_norm(there)) == pytest.approx(5e-200, rel=1e-15)
+
+
+#: Gradients, the limit, and what clipping makes of them; float64 unless it is said.
+CLIPPED_FAR = {
+    "huge": ([3e200, 4e200], 1.0, [0.6, 0.8]),
+    "subnormal factor": ([3e307, 4e307], 1.0, [0.6, 0.8]),
+    "norm beyond all numbers": ([1.5e308] * 4, 1.0, [0.5] * 4),
+    "largest": ([np.finfo(float).max] * 16, 3.0, [0.75] * 16),
+    "tiny": ([3e-200, 4e-200], 5e-210, [3e-210, 4e-210]),
+    "tiny within": ([3e-200, 4e-200], 1e-199, [3e-200, 4e-200]),
+    "huge within": ([3e200, 4e200], 6e200, [3e200, 4e200]),
+    "subnormal": ([3e-320, 4e-320], 1e-319, [3e-320, 4e-320]),
+    "tiny limit": ([3e200, 4e200], 1e-200, [6e-201, 8e-201]),
+    "tiny limit, ordinary norm": ([3e10, 4e10], 1e-300, [6e-301, 8e-301]),
+    "subnormal limit": ([3e300, 4e300], 1e-310, [6e-311, 8e-311]),
+    "huge limit": ([9e307, 12e307], 1e308, [6e307, 8e307]),
+    "wide": ([3e200, 4e200, 1e-100, 0.0, -1e50], 1.0, [0.6, 0.8, 2e-301, 0.0, -2e-151]),
+}
+FLOAT32_FAR = {
+    "subnormal factor": ([3e38, 3e38, 3e38, 3e38], 1e-3, [5e-4] * 4),
+    "factor 0": ([3e30, 4e30], 1e-16, [6e-17, 8e-17]),
+    "subnormal limit": ([3e30, 4e30], 1e-40, [6e-41, 8e-41]),
+}
+
+
+@pytest.mark.parametrize("case", [*CLIPPED_FAR, *(f"float32 {name}" for name in FLOAT32_FAR)])
+@pytest.mark.parametrize("grad_scale", [None, 2.0**-126, 2.0**126, 3.0, 1024.0])
+def test_clipping_by_norm_is_right_at_every_size(gpu, case, grad_scale):
+    name, narrow = case.removeprefix("float32 "), case.startswith("float32")
+    values, limit, expected = (FLOAT32_FAR if narrow else CLIPPED_FAR)[name]
+    dtype = np.dtype(np.float32 if narrow else np.float64)
+    with np.errstate(over="ignore"):
+        g = np.array(values, dtype) if grad_scale is None else np.array(values, dtype) * dtype.type(grad_scale)
+    if not np.isfinite(g).all() or (grad_scale and np.any((np.array(values) != 0) & (abs(g) < np.finfo(dtype).tiny))):
+        pytest.skip("the scaled gradients are no normal numbers")
+    near = {
+        "rtol": 1e-15 * (4 if grad_scale == 3.0 else 2) if dtype == np.float64 else 1e-6,
+        "atol": float(np.finfo(dtype).smallest_subnormal),
+    }
+    of_clip = {"clip_norm": limit, "nonfinite": "raise"}
+    for put in (np.asarray, gpu.asarray):
+        w = put(np.zeros(len(values), dtype))
+        info = rv.SGD(w, lr=1.0, **of_clip).step(put(g), grad_scale=grad_scale)
+        np.testing.assert_allclose(-rv.to_host(w), expected, **near)
+        with np.errstate(over="ignore"):
+            norm = math.hypot(*values)
+        assert info.grad_norm == pytest.approx(norm, rel=1e-6 if narrow else 1e-15)
+        if grad_scale is None:
+            there = put(g.copy())
+            assert float(rv.clip_by_global_norm_(there, limit)) == info.grad_norm
+            np.testing.assert_allclose(rv.to_host(there), expected, **near)
+
+
+@pytest.mark.parametrize("clip_eps, factor", [(5e200, 0.5), (1e-6, 1.0), (1e308, 5e-108)])
+def test_clip_eps_is_added_to_norms_of_every_size(gpu, clip_eps, factor):
+    for put in (np.asarray, gpu.asarray):
+        w = put(np.zeros(2))
+        rv.SGD(w, lr=1.0, clip_norm=1.0, clip_eps=clip_eps).step(put(np.array([3e200, 4e200])))
+        np.testing.assert_allclose(-rv.to_host(w), np.array([0.6, 0.8]) * factor, rtol=1e-14)
+    w = np.zeros(4)
+    rv.SGD(w, lr=1.0, clip_norm=1.0, clip_eps=1.5e308).step(np.full(4, 1.5e308))
+    np.testing.assert_allclose(-w, np.full(4, 1 / 3), rtol=1e-15)
+
+
+def test_clipping_by_value_comes_before_norms_of_every_size(gpu):
+    for put in (np.asarray, gpu.asarray):
+        w = put(np.zeros(3))
+        info = rv.SGD(w, lr=1.0, clip_norm=1.0, clip_value=3e307).step(put(np.array([4e307, -4e307, 1e307])))
+        norm = math.sqrt(19) * 1e307
+        assert info.grad_norm == pytest.approx(norm, rel=1e-15)
+        np.testing.assert_allclose(-rv.to_host(w), np.array([3.0, -3.0, 1.0]) / math.sqrt(19), rtol=1e-15)
+
+
+#: Elements of every exponent.
+ANY = st.floats() | st.builds(math.ldexp, st.floats(-1, 1), st.integers(-1100, 1023))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_clipping_any_numbers_equals_the_specification_on_every_backend(gpu, dtype, data):
+    if dtype == np.float32:
+        elements = st.floats(width=32) | st.sampled_from([3e38, 1e-45])
+    else:
+        power = data.draw(st.sampled_from([0, -1000, 900]))
+        elements = ANY.map(lambda x: math.ldexp(x, power) if abs(x) < 2.0**100 else x)
+    lists = data.draw(st.lists(st.lists(elements, min_size=1, max_size=5), min_size=1, max_size=3))
+    gradients = [np.array(values, dtype) for values in lists]
+    limit = math.ldexp(data.draw(st.floats(1, 2, exclude_max=True)), data.draw(st.integers(-1074, 1023)))
+    clip_value = data.draw(st.none() | st.floats(1e-300, 1e300))
+    clip_eps = data.draw(st.sampled_from([0.0, 1e-6, 1e-310, 1e308]))
+    grad_scale = data.draw(st.sampled_from([None, 2.0**-126, 2.0**126, 0.7, 65537.0]))
+    with np.errstate(all="ignore"):
+        true = [specification.unscaled(g, grad_scale) for g in gradients]
+    norm = specification.global_norm(true, clip_value)
+    clip = specification.norm_scale(norm, limit, clip_eps)
+    options = {"clip_norm": limit, "clip_value": clip_value, "clip_eps": clip_eps}
+    expected = [
+        specification.step(
+            "sgd",
+            np.ones_like(g),
+            g,
+            [],
+            t=1,
+            hyper={"lr": 1.0},
+            scale=clip,
+            clip_value=clip_value,
+            grad_scale=grad_scale,
+        )[0]
+        for g in gradients
+    ]
+    for put in (np.asarray, gpu.asarray):
+        params = [put(np.ones_like(g)) for g in gradients]
+        info = rv.SGD(params, lr=1.0, **options).step([put(g) for g in gradients], grad_scale=grad_scale)
+        assert_same_bits(np.float64(info.grad_norm), np.float64(norm))
+        for w, right in zip(params, expected, strict=True):
+            assert_same_bits(rv.to_host(w), right)
+
+
 @pytest.mark.parametrize("none", [(), (0,), (1,), (0, 2), (1, 2, 4), (0, 1, 2, 3, 4)])
 def test_a_gradient_that_is_none_keeps_its_place_in_the_tree_as_a_sum_of_zero(none):
     made = engine("sgd", [np.zeros(9) for _ in range(5)], {"lr": 0.1}, clip_norm=1.0)
@@ -185,11 +387,11 @@ def test_clipping_by_norm_equals_its_definition_in_the_step_and_the_function(dty
     norm = specification.global_norm(gradients)
     if clip_norm == "norm":
         clip_norm = norm if 0 < norm < INF else 1.0
-    scale = norms.clip_scale(np.float64(norm), clip_norm) if norm else 1.0
+    clip = specification.norm_scale(norm, clip_norm)
     compute = specification.compute_dtype(dtype).type
     with np.errstate(all="ignore"):
         widened = [g.astype(compute) for g in gradients]
-        exact = [g * compute(scale) if scale != 1.0 else g for g in widened]
+        exact = [clip.applied(g) if clip else g for g in widened]
         expected = [g.astype(dtype) for g in exact]
         moved = [(compute(0) - g).astype(dtype) for g in exact]
     by_function, norm_before = clipped_by_function(gradients, clip_norm)
@@ -387,8 +589,9 @@ def test_rules_that_square_refuse_what_their_states_cannot_hold(rule, dtype):
         above = np.nextafter(root, dtype(INF))
         assert np.isfinite(root * root)
         assert np.isinf(above * above)
-    # A norm of a tensor is taken in float64, whatever its dtype.
-    squares = rule in SQUARING or (rule in LAYERWISE and dtype == np.float64)
+    # A number of a tensor is the square of its norm in float64, whatever its dtype.
+    number = "scalar" in RULES[rule]["states"].values()
+    squares = rule in SQUARING or (number and dtype == np.float64)
     for value, refused in ((root, False), (above, squares), (largest, squares), (INF, True)):
         for sign in (1, -1):
             g = np.array([0.0, sign * value], dtype)
@@ -412,6 +615,26 @@ def test_a_parameter_without_a_gradient_is_never_found_not_finite():
     opt.step([np.ones(2), np.full(2, NAN)])
     info = opt.step([np.ones(2), None])
     assert (info.skipped, info.nonfinite) == (False, {})
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_clips_gradients_of_every_size_alike(gpu_device, rule, dtype):
+    w, gradients = numbers(70, dtype), [numbers(70, dtype, k + 1) for k in range(3)]
+
+    def trained(bind, put, power):
+        p = put(w.copy())
+        made = bind(rule, p, HYPER[rule], clip_norm=1.0)
+        for g in gradients:
+            made.step(put(np.ldexp(g, power)))
+        return [rv.to_host(x) for x in (p, *made.states[0])]
+
+    # What reaches the rule is the same, whatever power of two the gradients come with.
+    expected = trained(engine, np.array, 0)
+    for power in [510, 600, 1010, 1020] if dtype == np.float64 else [100, 124]:
+        for bind, put in [(engine, np.array), (partial(device_engine, gpu_device), gpu_device.xp.asarray)]:
+            for got, right in zip(trained(bind, put, power), expected, strict=True):
+                assert_same_bits(got, right, power)
 
 
 # The norm of each array.

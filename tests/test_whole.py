@@ -33,6 +33,10 @@ def tree(seed=0, dtype=np.float64):
     return {"a": rng.standard_normal((3, 4)).astype(dtype), "b": [rng.standard_normal((5, 2)).astype(F32)]}
 
 
+def numbers(shape, dtype=np.float64, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
 def run(opt, first, last):
     for t in range(first, last):
         grads = tree(t)
@@ -49,6 +53,46 @@ def everything(opt):
         opt.steps,
         opt._engine.updates,
     )
+
+
+# Matrices of every size
+
+
+@pytest.mark.parametrize("dtype", [np.float64, F32])
+@pytest.mark.parametrize("power", [-1000, -600, 600, 1010])
+def test_muon_s_step_does_not_depend_on_the_size_of_the_gradient(gpu, dtype, power):
+    power = power if dtype == np.float64 else power // 10 + 15
+    w, gradients = numbers((9, 5), dtype), [numbers((9, 5), dtype, k) for k in (1, 2)]
+
+    def trained(put, power):
+        p = put(w.copy())
+        opt = rv.Muon(p, lr=0.1, eps=0.0, nonfinite="raise")
+        for g in gradients:
+            opt.step(put(np.ldexp(g, power)))
+        return rv.to_host(p)
+
+    for put in (np.array, gpu.asarray):
+        np.testing.assert_allclose(trained(put, power), trained(put, 0), rtol=1e-12 if dtype == np.float64 else 1e-4)
+
+
+def test_a_matrix_whose_norm_is_beyond_all_numbers_is_made_orthogonal():
+    o = muon.orthogonalize(np.full((4, 4), 1.5e308), coefficients=muon.CONVERGENT, steps=12)
+    np.testing.assert_allclose(o, np.full((4, 4), 0.25), rtol=1e-12)
+
+
+@pytest.mark.parametrize("power", [-600, 600])
+@pytest.mark.parametrize("shape", [(9,), (9, 5)])
+def test_adafactor_s_step_is_relative_to_parameters_of_every_size(gpu, power, shape):
+    w, g = numbers(shape), numbers(shape, seed=1)
+
+    def trained(put, power):
+        p = put(np.ldexp(w, power))
+        opt = rv.Adafactor(p, lr=0.1, eps=(1e-30, 0.0))
+        opt.step(put(g))
+        return rv.to_host(p)
+
+    for put in (np.array, gpu.asarray):
+        assert_same_bits(trained(put, power), np.ldexp(trained(put, 0), power))
 
 
 # Muon's orthogonal matrices

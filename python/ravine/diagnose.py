@@ -15,8 +15,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from ravine.activations import ActivationReport, LayerReport, activation_report
-from ravine.hessian import Eigenvalues, Hvp, Operator, extremes, generator, length
+from ravine.hessian import Eigenvalues, Hvp, Operator, extremes, generator
 from ravine.noise import NoiseScale, noise_scale
+from ravine.norms import length
 from ravine.objective import Array, LossAndGrad, Objective, Tree
 from ravine.trees import leaves as leaves_of
 
@@ -423,7 +424,8 @@ def step_report(
             unit = g / norm
             along, doubt = float(unit @ operator(unit)), operator.error(unit)
         measured = objective.evaluate(operator.x - lr * g)[0] - loss
-    predicted = -lr * norm**2 + 0.5 * lr**2 * norm**2 * along if norm > 0 else 0.0
+    square = norm * norm  # not **, which raises where it overflows
+    predicted = -lr * square + 0.5 * lr**2 * square * along if norm > 0 else 0.0
     convex, curved = smallest > tau, largest > tau
     kappa = largest / smallest if convex else math.nan if smallest < -tau else math.inf
     report = StepReport(
@@ -570,6 +572,14 @@ def _filter_normalized(objective: Objective, x: Array, direction: Array, axis: i
     # x, not the parameters: they are wherever the last loss was taken.
     for w, d in zip(leaves_of(objective.tree(x)).values(), leaves_of(tree).values(), strict=True):
         axes = None if w.ndim < 2 else tuple(range(w.ndim - 1)) if axis == -1 else tuple(range(1, w.ndim))
-        long = xp.sqrt((d * d).sum(axis=axes, keepdims=True))
-        d *= xp.sqrt((w * w).sum(axis=axes, keepdims=True)) / xp.where(long > 0, long, 1.0)
+        long = _unit_norms(xp, d, axes)
+        d *= _unit_norms(xp, w, axes) / xp.where(long > 0, long, 1.0)
     return objective.vector(tree)
+
+
+def _unit_norms(xp: Any, x: Array, axes: tuple[int, ...] | None) -> Array:
+    """Return the norms of units, scaled by powers of two: squares of small and large ones leave float64's range."""
+    size = abs(x).max(axis=axes, keepdims=True, initial=0.0)
+    exponent = xp.where((size > 0) & xp.isfinite(size), xp.frexp(size)[1] - 1, 0)
+    power = xp.ldexp(1.0, exponent)
+    return power * xp.sqrt(xp.square(x / power).sum(axis=axes, keepdims=True))

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ravine.norms import length
 from ravine.objective import Array, LossAndGrad, Objective, Tree, scipy
 from ravine.trees import to_host
 
@@ -510,11 +511,6 @@ def generator(rng: np.random.Generator | None) -> np.random.Generator:
     Not that of seed 0: many parameters were drawn from it, and the directions would be those parameters once more.
     """
     return np.random.default_rng(0x7261766E65) if rng is None else rng
-
-
-def length(v: Array) -> float:
-    """Return ‖v‖."""
-    return math.sqrt(float(v @ v))
 
 
 def _signs(objective: Objective, rng: np.random.Generator) -> Array:

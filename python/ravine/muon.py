@@ -64,7 +64,13 @@ def orthogonalize(
     xp, dtype = backends.array_module(x), x.dtype
     with np.errstate(all="ignore"):
         # Divided in float64: the norm of large float32 numbers is none of float32's.
-        divisor = xp.maximum(xp.asarray(backends.backend_of(x).global_norm([("x", x)])), eps)
+        norm = xp.asarray(backends.backend_of(x).global_norm([("x", x)]))
+        if dtype == "float64":
+            # Nor is one of float64's that is beyond its largest number, of finite ones.
+            shrink = xp.where(norm == math.inf, 2.0**-64, 1.0)
+            x, eps = x * shrink, eps * shrink
+            norm = xp.asarray(backends.backend_of(x).global_norm([("x", x)]))
+        divisor = xp.maximum(norm, eps)
         x = xp.where(divisor == 0, 0.0, xp.ascontiguousarray(x).astype("float64") / divisor).astype(dtype)
         tall = x.shape[0] > x.shape[1]
         x = x.T if tall else x

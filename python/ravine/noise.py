@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ravine.backends import backend_of
-from ravine.hessian import generator, length
+from ravine.hessian import generator
+from ravine.norms import length
 from ravine.objective import Array, Objective, Tree
 
 __all__ = ["NoiseScale", "noise_scale"]
@@ -105,6 +106,7 @@ def noise_scale(
     batch: tuple[Array, ...] = ()
     squares, variances = np.empty((2, len(sizes)))
     doubts = np.empty(len(sizes))
+    power = None
     with Objective(lambda p: loss_and_grad(p, *batch), params) as objective:
         x = objective.point()
         for i, size in enumerate(sizes):
@@ -113,6 +115,9 @@ def noise_scale(
                 chosen = rng.integers(0, n, size) if replace else rng.permutation(n)[:size]
                 batch = tuple(array[backend_of(array).put(chosen)] for array in arrays)
                 _, g = objective.finite(x, f"on a batch of {size}")
+                # Gradients whose squares leave float64's range are measured in another unit, which B does not see.
+                power = _far(length(g)) if power is None else power
+                g = g * 2.0**-power
                 norms.append(length(g) ** 2)
                 # Differences from one of them: the square of the mean would swallow a small variance.
                 first = g if first is None else first
@@ -121,10 +126,19 @@ def noise_scale(
             variances[i] = max(0.0, spread - length(total) ** 2 / repeats) / (repeats - 1)
             squares[i], doubts[i] = np.mean(norms), np.std(norms, ddof=1) / math.sqrt(repeats)
     shares = np.array([1 / size * (1 if replace else (n - size) / (n - 1)) for size in sizes])
-    return _noise_scale(np.array(sizes), n, shares, squares, doubts, variances)
+    return _noise_scale(np.array(sizes), n, shares, squares, doubts, variances, 2 * (power or 0))
 
 
-def _noise_scale(sizes: Host, n: int, shares: Host, squares: Host, doubts: Host, variances: Host) -> NoiseScale:
+def _far(norm: float) -> int:
+    """Return 0 for an ordinary norm, else its exponent, as far as a power of two can be."""
+    exponent = math.frexp(norm)[1] if math.isfinite(norm) else 1024
+    return 0 if norm == 0 or abs(exponent) <= 400 else max(-1022, min(1022, exponent))
+
+
+def _noise_scale(
+    sizes: Host, n: int, shares: Host, squares: Host, doubts: Host, variances: Host, power: int
+) -> NoiseScale:
+    """Conclude; the squares are in units of 2ᵏ, k = ``power``."""
     (few, many), (c, d) = squares[[0, -1]], shares[[0, -1]]
     gradient_square, noise_trace = float((c * many - d * few) / (c - d)), float((few - many) / (c - d))
     told = (shares > 0) & (variances > 0)
@@ -149,17 +163,13 @@ def _noise_scale(sizes: Host, n: int, shares: Host, squares: Host, doubts: Host,
         message = f"noise scale {scale:.3g} (±{error:.2g}) samples: a batch of {batch} of {n}"
         if error > scale / 2:
             message += "; uncertain, more repeats would tell"
+    with np.errstate(over="ignore", under="ignore"):
+        square, trace, squares, variances = (
+            np.ldexp(x, power) for x in (gradient_square, noise_trace, squares, variances)
+        )
+    message = f"{message}; {law}"
     return NoiseScale(
-        scale,
-        float(error),
-        batch,
-        gradient_square,
-        noise_trace,
-        sizes,
-        squares,
-        variances,
-        exponent,
-        f"{message}; {law}",
+        scale, float(error), batch, float(square), float(trace), sizes, squares, variances, exponent, message
     )
 
 

@@ -6,11 +6,16 @@ import math
 import operator
 from typing import Any
 
+import numpy as np
+
 from ravine import _core
 from ravine.backends import backend_for, cpu
 from ravine.backends.foreign import adopt
 
-__all__ = ["adaptive_clip_", "clip_by_global_norm_", "global_norm", "tensor_norms"]
+__all__ = ["adaptive_clip_", "clip_by_global_norm_", "dot", "global_norm", "length", "tensor_norms"]
+
+#: Products below it may have lost terms to underflow.
+_LEAST = 2.0**-900
 
 
 def global_norm(tree: Any) -> Any:
@@ -19,7 +24,8 @@ def global_norm(tree: Any) -> Any:
     .. math:: \|g\| = \sqrt{\sum_k \sum_i g_{k,i}^2}
 
     Squares and sums are float64, so float32 cannot overflow, and are added in one order, by the canonical tree: the
-    bits depend neither on threads nor on the instruction set nor on strides.
+    bits depend neither on threads nor on the instruction set nor on strides. Where squares of float64 overflow, or
+    underflow to a sum below 2⁻⁹⁰⁰, the elements are scaled by a power of two: the norm is right at every size.
 
     Args:
         tree: array, or any nesting of dict, list and tuple of arrays; None counts as nothing.
@@ -64,8 +70,9 @@ def clip_by_global_norm_(tree: Any, max_norm: float) -> Any:
 
     .. math:: g \leftarrow g\, s, \qquad s = 1 \text{ if } \|g\| \le c, \text{ else } c / \|g\|
 
-    s is float64, rounded once to the arrays' dtype. A NaN norm makes everything NaN; an infinite one makes infinite
-    elements NaN and the others 0. The norm afterwards may exceed c by a few units in the last place.
+    s is float64, rounded once to the arrays' dtype; where that dtype has no normal number for it, it multiplies in
+    two factors, one a power of two. A NaN norm makes everything NaN; infinite elements make themselves NaN and the
+    others 0. The norm afterwards may exceed c by a few units in the last place.
 
     Args:
         tree: array, or any nesting of dict, list and tuple of writable arrays.
@@ -87,6 +94,55 @@ def clip_by_global_norm_(tree: Any, max_norm: float) -> Any:
     if not 0.0 < max_norm < math.inf:
         raise ValueError(f"max_norm: expected a finite number > 0, got {max_norm!r}")
     return backend_for(tree).clip_by_global_norm(_leaves(tree, True), max_norm)
+
+
+def length(v: Any) -> float:
+    r"""Return ‖v‖ of a float64 vector of NumPy or CuPy: right wherever it is a number, whatever the squares are.
+
+    .. math:: \|v\| = \sqrt{v^\top v}
+
+    Args:
+        v: vector, only read.
+
+    >>> rv.norms.length(np.array([3e200, 4e200]))
+    5e+200
+    """
+    square, power = dot(v, v)
+    return float(np.ldexp(math.sqrt(square), power // 2)) if square >= 0 else math.nan
+
+
+def dot(a: Any, b: Any) -> tuple[float, int]:
+    r"""Return (m, k) with aᵀb = m·2ᵏ of float64 vectors, so that no product overflows or underflows.
+
+    .. math:: a^\top b = \sum_i a_i b_i
+
+    k is even, and 0 unless the sum of the plain products is not finite or is below 2⁻⁹⁰⁰: then both vectors are scaled
+    by powers of two, by their largest elements. The products are the array library's, in its order.
+
+    Args:
+        a: vector (NumPy or CuPy), only read.
+        b: vector of the same length.
+
+    >>> m, k = rv.norms.dot(np.array([3e200, 4e200]), np.array([2e200, 0.0]))
+    >>> round(math.log10(m) + k * math.log10(2), 3)  # 6e400
+    400.778
+    """
+    with np.errstate(all="ignore"):
+        plain = float(a @ b)
+        if math.isfinite(plain) and abs(plain) >= _LEAST:
+            return plain, 0
+        sizes = [float(abs(x).max()) if x.size else 0.0 for x in (a, b)]
+        if not all(0.0 < size < math.inf for size in sizes):
+            return plain, 0
+        powers = [math.frexp(size)[1] - 1 for size in sizes]
+        powers[1] -= sum(powers) % 2
+        scaled = [_scaled(x, -power) for x, power in zip((a, b), powers, strict=True)]
+        return float(scaled[0] @ scaled[1]), sum(powers)
+
+
+def _scaled(x: Any, power: int) -> Any:
+    """Return x·2ᵏ; in two steps, as 2ᵏ may be no number where the product is one."""
+    return x * 2.0 ** (power // 2) * 2.0 ** (power - power // 2)
 
 
 def adaptive_clip_(params: Any, grads: Any, clipping: float = 0.01, eps: float = 1e-3, *, axis: int = -1) -> None:

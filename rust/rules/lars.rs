@@ -38,6 +38,7 @@ impl Rule<1> for Lars {
 
 impl Layerwise<1> for Lars {
     const MEASURED: &'static str = "g";
+    const OF_GRADIENT: &'static [&'static str] = &["eps", "weight_decay"];
 
     #[inline(always)]
     fn measured<A: Real>(_c: &LarsCoefficients<A>, _p: A, g: A, _state: [A; 1]) -> A {

@@ -27,7 +27,8 @@ pub mod yogi;
 
 use crate::element::Dtype;
 use crate::real::{MAX_PRODUCTS, Progress, Real, Scalar};
-use crate::step::{self, Gauge, Sweep};
+use crate::reduce::Rare;
+use crate::step::{self, Gauge, RareGauge, Sweep};
 use crate::trace::{self, Trace};
 use std::fmt::Debug;
 
@@ -72,6 +73,9 @@ pub trait Layerwise<const N: usize>: Rule<N> {
     const MEASURED: &'static str;
     /// All that is kept: the state arrays, then one number of the whole tensor, if the rule keeps one.
     const ALL_STATES: &'static [State] = &Self::STATES;
+    /// The hyperparameters that are in the gradients' unit, for rules whose first coefficient is a ratio of the norms:
+    /// with those and the gradients in another unit the step is the same, and the ratio another number.
+    const OF_GRADIENT: &'static [&'static str] = &[];
 
     /// What the second norm is of, of one element; by coefficients that know no norms yet.
     fn measured<A: Real>(c: &Self::Coefficients<A>, p: A, g: A, state: [A; N]) -> A;
@@ -331,8 +335,14 @@ pub(crate) struct Measuring {
     pub(crate) gauge_f32: Gauge,
     /// The same in float64 arithmetic.
     pub(crate) gauge_f64: Gauge,
+    /// What is asked of a block where the squares of float64 have overflowed or underflowed.
+    pub(crate) gauge_rare: RareGauge,
     /// The coefficients of an update with the norms, and the new number of the tensor.
     pub(crate) adapted: Adapted,
+    /// Whether each hyperparameter is in the gradients' unit, if the ratio of the norms is the first coefficient.
+    pub(crate) of_gradient: fn(i: usize) -> bool,
+    /// Whether there are such.
+    pub(crate) has_unit: bool,
 }
 
 type Adapted = fn(hyper: &[f64], at: &Progress, norms: Norms<f64>) -> (CoefficientRow, f64);
@@ -363,7 +373,10 @@ impl Entry {
             measured: R::MEASURED,
             gauge_f32: step::gauge::<R, f32, N>,
             gauge_f64: step::gauge::<R, f64, N>,
+            gauge_rare: step::gauge_as::<R, f64, Rare, N>,
             adapted: adapted_row::<R, N>,
+            of_gradient: |i| R::OF_GRADIENT.contains(&R::Hyper::<f64>::NAMES[i]),
+            has_unit: !R::OF_GRADIENT.is_empty(),
         };
         Self { states: R::ALL_STATES, layerwise: Some(measuring), ..Self::of::<R, N>() }
     }

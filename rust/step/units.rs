@@ -4,11 +4,11 @@
 //!
 //! A unit's sum has the tree of a tensor of its own, however its elements lie.
 
-use super::{Plan, clip_scale, measure_block, scale_chunk};
+use super::{Clip, Plan, SQUARES, clip_chunk, measure_block, norm_of_view};
 use crate::element::{Arithmetic, Dtype, View};
 use crate::pool;
 use crate::real::Real;
-use crate::reduce::{self, LANES, Measure, Pairs};
+use crate::reduce::{self, LANES, Norm, Pairs, Rare, Sum};
 use crate::simd::{self, DefaultEnvironment, Kernel};
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,9 +21,15 @@ struct Limit {
 }
 
 impl Limit {
-    /// What a unit is multiplied by, from the sums of squares of its parameters and of its gradient.
-    fn scale(self, of_parameter: f64, of_gradient: f64) -> Option<f64> {
-        clip_scale(self.clipping * of_parameter.sqrt().larger(self.eps), of_gradient.sqrt(), 0.0)
+    /// What a unit is multiplied by, from the norms of its parameters and of its gradient.
+    fn clip(self, parameter: Norm, gradient: Norm) -> Option<Clip> {
+        let size = parameter.value();
+        let limit = if size < f64::INFINITY || parameter.root.is_nan() {
+            Norm::plain(self.clipping * size.larger(self.eps))
+        } else {
+            Norm { root: self.clipping * parameter.root, ..parameter }
+        };
+        Clip::new(limit, gradient, 0.0)
     }
 }
 
@@ -47,9 +53,9 @@ pub unsafe fn adaptive_clip(rows: [&[View]; 2], columns: &[Columns], clipping: f
     pool::share(tiles.len(), elements, &|i| {
         let (([parameter, gradient], count), first) = tiles[i];
         let tile = |view| Tile { view, count: *count, first };
-        let (of_parameter, of_gradient) = (tile(parameter).squares(), tile(gradient).squares());
-        let scales = std::array::from_fn(|k| limit.scale(of_parameter[k], of_gradient[k]));
-        tile(gradient).scale(&scales);
+        let (of_parameter, of_gradient) = (tile(parameter).norms(), tile(gradient).norms());
+        let clips = std::array::from_fn(|k| limit.clip(of_parameter[k], of_gradient[k]));
+        tile(gradient).clip(&clips);
     });
 }
 
@@ -60,22 +66,22 @@ unsafe fn clip_rows([parameters, gradients]: [&[View]; 2], limit: Limit) {
     let blocks = plan.blocks[gradients.len()];
     let [of_parameters, of_gradients]: [Vec<AtomicU64>; 2] =
         std::array::from_fn(|_| (0..blocks).map(|_| AtomicU64::new(0)).collect());
-    let asked = Measure { unscale: None, clip_value: f64::INFINITY, limit: None, squares: true };
     plan.for_each(&|chunk| {
         for (view, squares) in [(&parameters[chunk.tensor], &of_parameters), (&gradients[chunk.tensor], &of_gradients)]
         {
             for (block, slot) in chunk.blocks().zip(&squares[chunk.block..]) {
-                slot.store(measure_block(view, block, &asked).squares.to_bits(), Ordering::Relaxed);
+                slot.store(measure_block(view, block, &SQUARES).squares.to_bits(), Ordering::Relaxed);
             }
         }
     });
-    let sums = |unit| (plan.sum(unit, &of_parameters), plan.sum(unit, &of_gradients));
-    let scales: Vec<Option<f64>> =
-        (0..gradients.len()).map(sums).map(|(parameter, gradient)| limit.scale(parameter, gradient)).collect();
+    let norm = |views: &[View], squares: &[AtomicU64], unit| norm_of_view(&views[unit], plan.sum(unit, squares));
+    let clips: Vec<Option<Clip>> = (0..gradients.len())
+        .map(|unit| limit.clip(norm(parameters, &of_parameters, unit), norm(gradients, &of_gradients, unit)))
+        .collect();
     plan.for_each(&|chunk| {
-        let (view, Some(scale)) = (&gradients[chunk.tensor], scales[chunk.tensor]) else { return };
+        let (view, Some(clip)) = (&gradients[chunk.tensor], clips[chunk.tensor]) else { return };
         // SAFETY: the contract of this function; chunks do not overlap.
-        unsafe { scale_chunk(view, chunk, scale) };
+        unsafe { clip_chunk(view, chunk, clip) };
     });
 }
 
@@ -100,14 +106,54 @@ impl Tile<'_> {
         }
     }
 
-    /// Multiplies each column by its factor, if it has one.
-    fn scale(self, scales: &[Option<f64>; TILE]) {
-        if scales.iter().all(Option::is_none) {
+    /// The norms of the columns.
+    fn norms(self) -> [Norm; TILE] {
+        let squares = self.squares();
+        std::array::from_fn(|k| Norm::of(squares[k], |asked| self.ask(k, asked)))
+    }
+
+    /// What is asked of a column where its squares have overflowed or underflowed; 0 of one that is not there.
+    fn ask(self, column: usize, asked: Rare) -> f64 {
+        if column >= self.count - self.first {
+            return 0.0;
+        }
+        let (rows, mut total, mut largest) = (self.rows(), Pairs::new(), 0.0f64);
+        for start in (0..rows).step_by(reduce::BLOCK) {
+            let mut lanes = [0.0; LANES];
+            for row in start..rows.min(start + reduce::BLOCK) {
+                asked.add(&mut lanes[row % LANES], self.element(row * self.count + self.first + column));
+            }
+            let found = asked.fold(lanes);
+            total.push(found);
+            largest = largest.larger(found);
+        }
+        if matches!(asked, Rare::Largest) { largest } else { total.total() }
+    }
+
+    fn element(self, at: usize) -> f64 {
+        let (mut wide, mut narrow) = ([0.0f64], [0.0f32]);
+        match self.view.dtype().compute() {
+            // SAFETY: it is in the array; the rest is the contract of `adaptive_clip`.
+            Dtype::F64 => unsafe { self.view.read(at, &mut wide) },
+            // SAFETY: as above.
+            _ => unsafe { self.view.read(at, &mut narrow) },
+        }
+        wide[0] + f64::from(narrow[0])
+    }
+
+    /// Clips each column, if it is to be.
+    fn clip(self, clips: &[Option<Clip>; TILE]) {
+        if clips.iter().all(Option::is_none) {
             return;
         }
-        match self.view.dtype().compute() {
-            Dtype::F64 => simd::dispatch(Scale::<f64>(self, scales, PhantomData)),
-            _ => simd::dispatch(Scale::<f32>(self, scales, PhantomData)),
+        let compute = self.view.dtype().compute();
+        let factors = clips.map(|clip| clip.map_or((0, 1.0), |clip| clip.factors(compute, None)));
+        let scales = factors.map(|(_, factor)| factor);
+        let first = factors.map(|(power, _)| reduce::two_to(-power));
+        let first = first.iter().any(|first| *first < 1.0).then_some(&first);
+        match compute {
+            Dtype::F64 => simd::dispatch(Scale::<f64>(self, first, &scales, PhantomData)),
+            _ => simd::dispatch(Scale::<f32>(self, first, &scales, PhantomData)),
         }
     }
 
@@ -156,7 +202,8 @@ impl<A: Arithmetic> Kernel for Squares<'_, A> {
     }
 }
 
-struct Scale<'a, A>(Tile<'a>, &'a [Option<f64>; TILE], PhantomData<A>);
+/// Multiplies each column by the first factor, if there are such, and by the second.
+struct Scale<'a, A>(Tile<'a>, Option<&'a [f64; TILE]>, &'a [f64; TILE], PhantomData<A>);
 
 impl<A: Arithmetic> Kernel for Scale<'_, A> {
     type Output = ();
@@ -165,11 +212,14 @@ impl<A: Arithmetic> Kernel for Scale<'_, A> {
     fn run(self) {
         let (tile, mut x) = (self.0, [A::constant(0.0); TILE]);
         // Nothing but a NaN is changed by 1, and that into a NaN.
-        let scales = self.1.map(|scale| A::constant(scale.unwrap_or(1.0)));
+        let (first, scales) = (self.1.map(|first| first.map(A::constant)), self.2.map(A::constant));
         for row in 0..tile.rows() {
             let (at, n) = tile.part(row);
             // SAFETY: the row's n elements from `at` are in the array; the rest is the contract of `adaptive_clip`.
             unsafe { tile.view.read::<A>(at, &mut x[..n]) };
+            for (x, first) in x.iter_mut().zip(first.iter().flatten()) {
+                *x = *x * *first;
+            }
             for (x, scale) in x.iter_mut().zip(scales) {
                 *x = *x * scale;
             }

@@ -12,6 +12,7 @@ Every sum here is a float64 addition of two numbers; none is NumPy's own ``sum``
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -64,8 +65,37 @@ def sum_tensors(tensors: Sequence[ArrayLike], values: Values | None = None) -> f
 
 
 def sum_squares(tensors: Sequence[ArrayLike]) -> float:
-    """Sum the squares of all elements of all tensors; the global norm is its root."""
+    """Sum the squares of all elements of all tensors."""
     return sum_tensors(tensors, np.square)
+
+
+class Norm(float):
+    """The root of a sum of squares: root·2^power, which does not overflow, and its float, which may."""
+
+    root: float
+    power: int
+
+    def __new__(cls, root: float, power: int = 0) -> Self:
+        with np.errstate(all="ignore"):
+            norm = super().__new__(cls, np.ldexp(root, power))
+        norm.root, norm.power = float(root), power
+        return norm
+
+
+def norm_tensors(tensors: Sequence[ArrayLike]) -> Norm:
+    """Take the root of the sum of squares: by a scaled pass where, and only where, the squares overflow or underflow.
+
+    That is: all elements are finite and the sum is not, or the sum is below 2^-900 and some element is not 0. Then all
+    elements are multiplied by 2^-k, k the exponent of the largest.
+    """
+    total = sum_squares(tensors)
+    if total == np.inf or total < 2.0**-900:
+        elements = [np.abs(np.asarray(tensor).astype(np.float64)).reshape(-1) for tensor in tensors]
+        largest = max((float(x.max()) for x in elements if x.size), default=0.0)
+        if 0.0 < largest < np.inf:
+            power = int(np.frexp(largest)[1]) - 1
+            return Norm(np.sqrt(sum_tensors(tensors, lambda x: np.square(np.ldexp(x, -power)))), power)
+    return Norm(np.sqrt(total))
 
 
 def sum_tree_rows(terms: ArrayLike, values: Values | None = None) -> Array:

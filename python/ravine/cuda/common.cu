@@ -37,6 +37,23 @@ __device__ __forceinline__ bool last_block(unsigned *ticket, u64 blocks) {
 template <typename A> __device__ __forceinline__ A largest();
 template <> __device__ __forceinline__ float largest<float>() { return 3.402823466e+38f; }
 template <> __device__ __forceinline__ double largest<double>() { return 1.7976931348623157e+308; }
+// 2^power for power from -1074 to 1023.
+__device__ __forceinline__ double two_to(const int power) {
+    return __longlong_as_double(power < -1022 ? 1ll << (power + 1074) : i64(power + 1023) << 52);
+}
+
+// The exponent of a finite x > 0: that of the largest power of two that is not above it.
+__device__ __forceinline__ int exponent(const double x) {
+    const bool small = x < two_to(-1022);
+    return static_cast<int>(__double_as_longlong(small ? x * two_to(54) : x) >> 52) - (small ? 1077 : 1023);
+}
+
+// x * 2^power, rounded once, as on the host.
+__device__ __forceinline__ double times_two_to(const double x, const int power) {
+    if (power > 1023) return x * two_to(1023) * two_to(power - 1023 < 1023 ? power - 1023 : 1023);
+    if (power >= -1074) return x * two_to(power);
+    return x * two_to(-512) * two_to(power + 512 > -1074 ? power + 512 : -1074);
+}
 
 // base^t by repeated squaring, as on the host.
 __device__ __forceinline__ double power(double base, u64 t) {

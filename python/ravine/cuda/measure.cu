@@ -98,6 +98,47 @@ extern "C" __global__ void __launch_bounds__(256, 2) measure(const MeasureArgs a
     }
 }
 
+// What is asked of a block, as `measure_block` squares its elements. Called by a warp; valid in its first thread.
+template <typename S>
+__device__ double ask_block(const Array &array, const Range range, const double unscale, const double clip_value, const Rare rare) {
+    typedef typename S::Computed A;
+    const A clip = A(clip_value);
+    double lanes[2] = {0.0, 0.0};
+    for (u64 i = range.start + 2 * (threadIdx.x % WARP); i < range.end; i += LANES) {
+        for (unsigned lane = 0; lane < 2 && i + lane < range.end; ++lane) {
+            A x = S::load(*place<const typename S::Stored>(array, i + lane));
+            if (unscale != 0.0) x = x * A(unscale);
+            if (clip_value < infinity()) {
+                x = -clip < x ? x : x == x ? -clip : x;
+                x = x < clip ? x : x == x ? clip : x;
+            }
+            rare.add(lanes[lane], double(x));
+        }
+    }
+    return rare.fold(lanes[0], lanes[1]);
+}
+
+__device__ double ask(const Array &array, const Range range, const double unscale, const double clip_value, const Rare rare) {
+    switch (array.data ? array.storage : ~0ull) {
+#define ASKED(S) \
+    case STORAGE_##S: return ask_block<S>(array, range, unscale, clip_value, rare);
+        STORAGES(ASKED)
+    }
+    return 0.0;
+}
+
+// Says what becomes of gradients of this norm.
+__device__ __forceinline__ void judge_norm(Verdict &verdict, const Norm norm, const double clip_norm, const double clip_eps) {
+    const Clip clip({clip_norm, 0}, norm, clip_eps);
+    verdict.norm = norm.value();
+    verdict.scales = clip.clips;
+    for (unsigned narrow = 0; clip.clips && narrow < 2; ++narrow) {
+        const int shift = clip.shift(narrow == 1, verdict.unscale);
+        verdict.shift[narrow] = shift;
+        verdict.scale[narrow] = clip.factor(shift);
+    }
+}
+
 struct JudgeArgs {
     const Array *arrays;
     double *squares; // as measured; null: not asked
@@ -126,7 +167,14 @@ extern "C" __global__ void __launch_bounds__(256, 2) judge(const JudgeArgs a) {
         if (a.squares) {
             const double sum = combine(a.squares + first, end - first);
             if (threadIdx.x == 0) a.sums[i] = sum;
-            if (threadIdx.x == 0 && a.norms) a.norms[i] = sqrt(sum);
+            if (a.norms) {
+                const Array &array = a.arrays[i];
+                const auto of_block = [&](const u64 block, const Rare rare) {
+                    return ask(array, elements(array, first + block), 0.0, infinity(), rare);
+                };
+                const Norm norm = norm_of(array.storage == STORAGE_F64 ? sum : 1.0, a.squares + first, end - first, of_block);
+                if (threadIdx.x == 0) a.norms[i] = array.storage == STORAGE_F64 ? norm.value() : sqrt(sum);
+            }
         }
         if (a.beyond) {
             Beyond found = {0, ~0ull};
@@ -150,13 +198,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) judge(const JudgeArgs a) {
     if (mine > 0) atomicAdd(&total, mine);
     __syncthreads();
     if (threadIdx.x == 0) {
-        const double norm = sqrt(squares);
-        Verdict verdict = {norm, 1.0, 0, total > 0, 0, unscale_of(a.grad_scale, a.dynamic)};
-        // Not `norm > clip_norm`: the step of a NaN norm is NaN everywhere, not unclipped.
-        if (a.squares && !(norm + a.clip_eps <= a.clip_norm)) {
-            verdict.scale = a.clip_norm / (norm + a.clip_eps);
-            verdict.scales = 1;
-        }
+        const double unscale = unscale_of(a.grad_scale, a.dynamic);
+        Verdict verdict = {0.0, {1.0, 1.0}, {0, 0}, 0, total > 0, 0, unscale, a.squares && is_rare(squares)};
+        if (a.squares) judge_norm(verdict, {sqrt(squares), 0}, a.clip_norm, a.clip_eps);
         if (a.steps) verdict.steps = *a.steps + (total > 0 ? 0 : 1);
         *a.verdict = verdict;
         if (a.dynamic) {
@@ -175,6 +219,47 @@ extern "C" __global__ void __launch_bounds__(256, 2) judge(const JudgeArgs a) {
             a.dynamic->good = good;
         }
     }
+}
+
+struct RescaleArgs {
+    const Array *arrays;
+    double *squares, *sums; // as of `judge`, and overwritten
+    Verdict *verdict;       // changed here
+    unsigned *ticket;
+    u64 count, blocks;
+    double clip_value, clip_norm, clip_eps; // as measured and judged
+};
+
+// Measures once more where squares of float64 have overflowed or underflowed, scaled by the largest element; else it
+// returns at once. It follows `judge`, and nobody waits to learn whether it is needed.
+extern "C" __global__ void __launch_bounds__(256, 2) rescale(const RescaleArgs a) {
+    if (!a.verdict->rescales) return;
+    constexpr unsigned WARPS = 256 / WARP;
+    const unsigned warp = threadIdx.x / WARP;
+    const auto answer = [&](const u64 i, const u64 block, const Rare rare) {
+        const Array &array = a.arrays[i];
+        const double found = ask(array, elements(array, block), a.verdict->unscale, a.clip_value, rare);
+        if (threadIdx.x % WARP == 0) a.squares[block] = found;
+    };
+    for (u64 block = u64(blockIdx.x) * WARPS + warp; block < a.blocks; block += u64(gridDim.x) * WARPS) {
+        answer(find(a.arrays, a.count, block), block, {false, 0});
+    }
+    if (!last_block(a.ticket, gridDim.x)) return;
+    const double largest = largest_of(a.squares, a.blocks);
+    if (!(largest > 0.0 && largest < infinity())) return;
+    const int power = exponent(largest);
+    __syncthreads();
+    for (u64 i = 0; i < a.count; ++i) {
+        const u64 first = a.arrays[i].first, end = i + 1 < a.count ? a.arrays[i + 1].first : a.blocks;
+        for (u64 block = first + warp; block < end; block += WARPS) answer(i, block, {true, power});
+        const double sum = combine(a.squares + first, end - first);
+        if (threadIdx.x == 0) a.sums[i] = sum;
+    }
+    const double squares = combine(a.sums, a.count);
+    if (threadIdx.x > 0) return;
+    Verdict verdict = *a.verdict;
+    judge_norm(verdict, {sqrt(squares), power}, a.clip_norm, a.clip_eps);
+    *a.verdict = verdict;
 }
 
 struct AccumulateArgs {
@@ -227,12 +312,15 @@ struct ScaleArgs {
     u64 count, blocks;
 };
 
-template <typename S> __device__ __forceinline__ void scale_block(const Array &array, const u64 block, const double scale) {
+template <typename S>
+__device__ __forceinline__ void scale_block(const Array &array, const u64 block, const Verdict &verdict) {
     typedef typename S::Computed A;
+    constexpr bool narrow = sizeof(A) == 4;
+    const A first = A(two_to(static_cast<int>(-verdict.shift[narrow]))), scale = A(verdict.scale[narrow]);
     const Range range = elements(array, block);
     for (u64 i = range.start + threadIdx.x; i < range.end; i += blockDim.x) {
         typename S::Stored *const x = place<typename S::Stored>(array, i);
-        *x = S::store(S::load(*x) * A(scale));
+        *x = S::store(S::load(*x) * first * scale);
     }
 }
 
@@ -244,7 +332,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) scale(const ScaleArgs a) {
         if (!array.data) continue;
         switch (array.storage) {
 #define SCALED(S) \
-    case STORAGE_##S: scale_block<S>(array, block, a.verdict->scale); break;
+    case STORAGE_##S: scale_block<S>(array, block, *a.verdict); break;
             STORAGES(SCALED)
         }
     }

@@ -34,6 +34,7 @@ struct StepArgs {
     Rule::Coefficients<double> *adapted;
     double *of_blocks;
     const Array *numbers;
+    i64 *units; // its gradient is multiplied by two to minus this: its coefficients are for such
 #ifdef FOLLOWED
     const Array *kept;       // KEPT of each parameter
     u64 warms, start, every; // of the average
@@ -50,6 +51,7 @@ enum class Decay : unsigned { NONE, BEFORE, AFTER, IMPLICIT };
 struct Row {
     Rule::Coefficients<double> coefficients;
     double part, l2, unscale; // part: of the parameter, for decoupled decay
+    int unit;                 // gradients are multiplied by two to minus this, and the coefficients are for such
     Decay decay;
     bool maximize, couple;
 #ifdef AVERAGE
@@ -100,6 +102,7 @@ __device__ __noinline__ void fill(Row &row, const StepArgs &a, const u64 tensor)
                 : group.decay_after != 0.0    ? Decay::AFTER
                                               : Decay::BEFORE;
     row.l2 = group.l2;
+    row.unit = 0;
     row.maximize = group.maximize != 0.0;
     row.couple = group.l2 != 0.0;
 }
@@ -129,12 +132,17 @@ template <typename A> struct Formula {
     Decay decay;
     bool unscales, maximize, clips, scales, couple;
 
-    __device__ __forceinline__ Formula(const Row &row, const StepArgs &a)
-        : coefficients(Rule::rounded<A>(row.coefficients)), clip(A(a.clip_value)),
-          scale(a.verdict ? A(a.verdict->scale) : A(1.0)), l2(A(row.l2)), part(A(row.part)), whole(A(1.0 + row.part)),
-          unscale(A(row.unscale)), decay(row.decay), unscales(row.unscale != 0.0), maximize(row.maximize),
+    // 2^-shift is exact and may come first: what it makes subnormal, or infinite, is nothing, or infinite, once all is in.
+    __device__ __forceinline__ Formula(const Row &row, const StepArgs &a, const int shift)
+        : coefficients(Rule::rounded<A>(row.coefficients)), clip(A(times_two_to(a.clip_value, -shift))),
+          scale(a.verdict ? A(a.verdict->scale[sizeof(A) == 4]) : A(1.0)), l2(A(row.l2)), part(A(row.part)),
+          whole(A(1.0 + row.part)), unscale(A(times_two_to(row.unscale == 0.0 ? 1.0 : row.unscale, -shift))),
+          decay(row.decay), unscales(row.unscale != 0.0 || shift != 0), maximize(row.maximize),
           clips(a.clip_value < __longlong_as_double(0x7ff0000000000000LL)), scales(a.verdict && a.verdict->scales),
           couple(row.couple) {}
+
+    __device__ __forceinline__ Formula(const Row &row, const StepArgs &a)
+        : Formula(row, a, (a.verdict ? static_cast<int>(a.verdict->shift[sizeof(A) == 4]) : 0) + (LAYERWISE ? row.unit : 0)) {}
 
     // What happens to gradients before the rule sees them.
     __device__ __forceinline__ A prepared(const A p, A g) const {
@@ -440,7 +448,11 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) step(const StepArgs 
                 if (threadIdx.x == 0) {
                     fill(row, a, tensor);
                     follow(row, a, a.counters[1 + tensor] + 1);
-                    if (LAYERWISE) row.coefficients = a.adapted[tensor];
+                    if (LAYERWISE) {
+                        row.coefficients = a.adapted[tensor];
+                        row.unit = static_cast<int>(a.units[tensor]);
+                        row.l2 = times_two_to(row.l2, -row.unit);
+                    }
                 }
                 __syncthreads();
             }

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
 from typing import Any, TypeAlias
 
@@ -61,7 +61,7 @@ _POKE = _struct("to stride count", ("words", "u8", 480))
 _STEP = _struct(
     "parameters gradients states groups values counters products verdict ticket count blocks",
     *_floats("clip_value grad_scale"),
-    *((name, "u8") for name in ("adapted", "of_blocks", "numbers")),
+    *((name, "u8") for name in ("adapted", "of_blocks", "numbers", "units")),
 )
 _FOLLOWED_STEP = np.dtype(
     [*_STEP.descr, *_struct("kept warms start every", ("decay", "f8"), ("period", "u8"), ("alpha", "f8")).descr]
@@ -83,10 +83,20 @@ _JUDGE = _struct(
     ("interval", "u8"),
     ("clip_eps", "f8"),
 )
+_RESCALE = _struct("arrays squares sums verdict ticket count blocks", *_floats("clip_value clip_norm clip_eps"))
 _ACCUMULATE = _struct("arrays sums count blocks", ("weight", "f8"), ("first", "u8"))
 _SCALE = _struct("arrays verdict count blocks")
 _VERDICT = np.dtype(
-    [("norm", "f8"), ("scale", "f8"), ("scales", "u8"), ("skip", "u8"), ("steps", "u8"), ("unscale", "f8")]
+    [
+        ("norm", "f8"),
+        ("scale", "f8", 2),
+        ("shift", "i8", 2),
+        ("scales", "u8"),
+        ("skip", "u8"),
+        ("steps", "u8"),
+        ("unscale", "f8"),
+        ("rescales", "u8"),
+    ]
 )
 #: The product of a number over all updates of a parameter.
 _PAST = np.dtype([("base", "f8"), ("constant", "u8"), ("rest", "f8")])
@@ -313,12 +323,14 @@ class Engine:
                 "adapted": xp.empty(count * tables["coefficients"], np.float64),
                 "of_blocks": xp.empty(2 * blocks, np.float64),
                 "numbers": xp.asarray(tables["numbers"]),
+                "units": xp.empty(count, np.int64),
             }
         numbers = {"clip_value": self._clip_value, **(_after_numbers(after) if self._after else {})}
         self._step_args = self._filled(_FOLLOWED_STEP if self._after else _STEP, **numbers)
         self._measure_args = self._filled(_MEASURE, clip_value=self._clip_value, limits=tables["limits"])
         limit = math.inf if clip_norm is None else clip_norm
         self._judge_args = self._filled(_JUDGE, clip_norm=limit, clip_eps=clip_eps)
+        self._rescale_args = self._filled(_RESCALE, clip_value=self._clip_value, clip_norm=limit, clip_eps=clip_eps)
         self._judge_args["steps"] = self._arrays["counters"].data.ptr
         #: Of each list of arrays that may be gradients: storages of parameter and gradient that meet, and kernels.
         self._kinds: dict[str, frozenset[tuple[int, int]]] = {}
@@ -539,6 +551,10 @@ class Engine:
         if self.clips or checks:
             self._launch(self._kernel(table, "measure"), max(1, -(-self._blocks // _WARPS)), measure)
         self._launch(self._kernel(table, "judge"), self._grid(len(self.names)), judge)
+        if self.clips and _may_overflow(gradient for _, gradient in self._kinds[table]):
+            rescale = self._rescale_args
+            rescale["arrays"], rescale["verdict"] = judge["arrays"], verdict
+            self._launch(self._kernel(table, "rescale"), self._grid(-(-self._blocks // _WARPS)), rescale)
 
     def _grid(self, tasks: int) -> int:
         return max(1, min(tasks, 8 * self._device.multiprocessors))
@@ -670,6 +686,11 @@ class Engine:
         return self._core.kept
 
 
+def _may_overflow(storages: Iterable[int]) -> bool:
+    """Whether squares of arrays of some of these storages overflow or underflow in float64."""
+    return any(_STORAGES[storage] == "F64" for storage in storages)
+
+
 def _stages(kept: Words) -> tuple[str, ...]:
     """Name the stages that some parameter has an array for."""
     there = kept.reshape(-1, len(_AFTER), WORDS)[:, :, 0]
@@ -728,7 +749,8 @@ def apply(
     kernels = device.load(step_source(rule, frozenset([storages])))
     if _core.rules()[rule]["norms"]:
         squares, adapted = (device.xp.empty(n, np.float64) for n in (2 * tables["blocks"], tables["coefficients"]))
-        args["of_blocks"], args["adapted"] = squares.data.ptr, adapted.data.ptr
+        units = device.xp.empty(1, np.int64)
+        args["of_blocks"], args["adapted"], args["units"] = squares.data.ptr, adapted.data.ptr, units.data.ptr
         warps = -(-tables["blocks"] // _WARPS)
         device.launch(kernels["gauge"], max(1, min(warps, 8 * device.multiprocessors)), _THREADS, args)
         device.launch(kernels["settle"], 1, _THREADS, args)
@@ -758,7 +780,8 @@ def _norm(
     words, blocks = _core.norm_tables(arrays, written)
     xp, count = device.xp, len(arrays)
     rows = words.reshape(-1, WORDS)
-    kernels = device.load(measure_source(frozenset(int(row[3]) for row in rows if row[1])))
+    storages = frozenset(int(row[3]) for row in rows if row[1])
+    kernels = device.load(measure_source(storages))
     described, squares, sums = xp.asarray(words), xp.empty(blocks, np.float64), xp.empty(count, np.float64)
     verdict, ticket = xp.empty(_VERDICT.itemsize // 8, np.float64), xp.zeros(1, np.uint32)
     measure, judge, scale = np.zeros(1, _MEASURE), np.zeros(1, _JUDGE), np.zeros(1, _SCALE)
@@ -772,6 +795,13 @@ def _norm(
         judge["norms"] = norms.data.ptr
     device.launch(kernels["measure"], max(1, -(-blocks // _WARPS)), _THREADS, measure)
     device.launch(kernels["judge"], max(1, min(count, 8 * device.multiprocessors)), _THREADS, judge)
+    if norms is None and _may_overflow(storages):
+        rescale = np.zeros(1, _RESCALE)
+        for name in ("arrays", "squares", "sums", "verdict", "ticket", "count", "blocks", "clip_norm"):
+            rescale[name] = judge[name]
+        rescale["clip_value"] = math.inf
+        warps = -(-blocks // _WARPS)
+        device.launch(kernels["rescale"], max(1, min(warps, 8 * device.multiprocessors)), _THREADS, rescale)
     if written:
         device.launch(kernels["scale"], max(1, min(blocks, 8 * device.multiprocessors)), _THREADS, scale)
     return verdict[0]

@@ -134,14 +134,16 @@ __device__ __forceinline__ Range elements(const Array &array, const u64 block) {
     return {start, start + BLOCK < array.length ? start + BLOCK : array.length};
 }
 
-// What `judge` says of the gradients of a step.
+// What `judge` says of the gradients of a step. Of a pair, the first is for f64 and the second for f32.
 struct Verdict {
     double norm;
-    double scale;
-    u64 scales; // whether they are multiplied by it
+    double scale[2];
+    i64 shift[2]; // they are multiplied by 2^-shift before the scale
+    u64 scales;   // whether they are multiplied by both
     u64 skip;   // whether the step does not happen
     u64 steps;  // completed after this one
     double unscale; // what gradients are multiplied by first; 0: nothing
+    u64 rescales; // whether their squares may have overflowed or underflowed: `rescale` says more
 };
 
 // A dynamic loss scale as it is now: DynamicLossScale in loss_scale.py.

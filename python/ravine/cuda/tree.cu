@@ -80,6 +80,120 @@ __device__ double combine(double *sums, u64 n) {
     }
 }
 
+// The root of a sum of squares as root * 2^power, so that it neither overflows nor underflows; the power is 0 unless the
+// squares did.
+struct Norm {
+    double root;
+    int power;
+    __device__ __forceinline__ double value() const { return times_two_to(root, power); }
+};
+
+__device__ __forceinline__ double infinity() { return __longlong_as_double(0x7ff0000000000000LL); }
+
+// Whether squares with this sum may have overflowed, or lost terms to underflow.
+__device__ __forceinline__ bool is_rare(const double total) { return total == infinity() || total < two_to(-900); }
+
+// What is done with terms: they are squared and added.
+struct Squares {
+    __device__ __forceinline__ void add(double &lane, const double x) const { lane += x * x; }
+    __device__ __forceinline__ double fold(const double even, const double odd) const { return fold_lanes(even, odd); }
+};
+
+// Where that was rare: the largest of them is asked for, or they are multiplied by 2^-power, squared and added.
+struct Rare {
+    bool scales;
+    int power;
+
+    __device__ __forceinline__ void add(double &lane, const double x) const {
+        const double size = fabs(x), scaled = scales ? times_two_to(x, -power) : 0.0;
+        lane = scales ? lane + scaled * scaled : lane < size ? size : lane;
+    }
+
+    __device__ __forceinline__ double fold(const double even, const double odd) const {
+        if (scales) return fold_lanes(even, odd);
+        double largest = even < odd ? odd : even;
+        for (unsigned half = 16; half > 0; half /= 2) {
+            const double other = __shfl_down_sync(ALL_LANES, largest, half);
+            largest = largest < other ? other : largest;
+        }
+        return largest;
+    }
+};
+
+// The largest of n numbers that are not negative; valid in all threads of the block, which calls this.
+__device__ __forceinline__ double largest_of(const double *numbers, const u64 n) {
+    __shared__ double of_warps[COMBINE_THREADS / WARP];
+    double largest = 0.0;
+    __syncthreads();
+    for (u64 i = threadIdx.x; i < n; i += blockDim.x) largest = largest < numbers[i] ? numbers[i] : largest;
+    largest = Rare{false, 0}.fold(largest, 0.0);
+    if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = largest;
+    __syncthreads();
+    for (unsigned warp = 0; warp < COMBINE_THREADS / WARP; ++warp) {
+        largest = warp == 0 || largest < of_warps[warp] ? of_warps[warp] : largest;
+    }
+    return largest;
+}
+
+// The norm whose sum of squares is `total`, of what has n blocks: `ask` has a warp answer for one of them, in its first
+// thread. Called by a whole block of 256 threads, valid in all of them; overwrites the blocks' sums.
+template <typename Ask> __device__ Norm norm_of(const double total, double *sums, const u64 n, const Ask &ask) {
+    if (!is_rare(total)) return {sqrt(total), 0};
+    int power = 0;
+    for (unsigned pass = 0; pass < 2; ++pass) {
+        __syncthreads();
+        for (u64 block = threadIdx.x / WARP; block < n; block += COMBINE_THREADS / WARP) {
+            const double answer = ask(block, Rare{pass == 1, power});
+            if (threadIdx.x % WARP == 0) sums[block] = answer;
+        }
+        if (pass == 1) break;
+        const double largest = largest_of(sums, n);
+        if (!(largest > 0.0 && largest < infinity())) return {sqrt(total), 0};
+        power = exponent(largest);
+    }
+    return {sqrt(combine(sums, n)), power};
+}
+
+// What gradients are multiplied by to be clipped, if they are: fraction * 2^power, as on the host.
+struct Clip {
+    bool clips;
+    double fraction;
+    int power;
+
+    // limit / (norm + eps)
+    __device__ Clip(const Norm limit, const Norm norm, const double eps) : clips(true), fraction(0.0), power(0) {
+        const double longest = limit.value(), length = norm.value() + eps;
+        const bool finite = limit.root < infinity() && norm.root < infinity();
+        const bool tells = !finite || longest < infinity() || length < infinity();
+        // Not `length > longest`: the step of a NaN norm is NaN everywhere, not unclipped.
+        if (length <= longest && tells) {
+            clips = false;
+        } else if (!finite || limit.root == 0.0) {
+            fraction = longest / length;
+        } else {
+            const bool fits = length < infinity();
+            const double below = fits ? length : norm.root + times_two_to(eps, -norm.power);
+            const int above = exponent(limit.root), under = exponent(below);
+            fraction = times_two_to(limit.root, -above) / times_two_to(below, -under);
+            power = above + limit.power - under - (fits ? 0 : norm.power);
+            if (fraction < 1.0) {
+                fraction = 2.0 * fraction;
+                power -= 1;
+            }
+            clips = tells || power < 0;
+        }
+    }
+
+    // For elements of float32, or of float64, that are multiplied by `unscale` first unless it is 0: the shift and the
+    // factor, by which 2^-shift * x is multiplied.
+    __device__ int shift(const bool narrow, const double unscale) const {
+        const int least = narrow ? -126 : -1022, most = (unscale == 0.0 ? 0 : exponent(unscale)) - least;
+        const int wanted = least - power;
+        return wanted < 0 || most < 0 ? 0 : wanted < most ? wanted : most;
+    }
+    __device__ double factor(const int shift) const { return times_two_to(fraction, power + shift); }
+};
+
 // Combines n rows of `width` sums, one every `step`, column by column; the result overwrites the first row, and is
 // visible to the whole block of 256 threads, which calls this. As `combine` otherwise; n is at least 1.
 __device__ void combine_columns(double *sums, u64 n, unsigned width, u64 step) {

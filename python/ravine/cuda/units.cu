@@ -9,39 +9,50 @@ struct UnitsArgs {
     double clipping, eps;
 };
 
-// The sums of squares of the blocks of elements start..end, which have a tree of their own. Called by a block of threads.
-template <typename S>
-__device__ __forceinline__ void square_blocks(const Array &array, const u64 start, const u64 end, double *squares) {
-    typedef typename S::Stored Stored;
-    const unsigned thread = threadIdx.x % WARP;
-    for (u64 block = threadIdx.x / WARP; start + block * BLOCK < end; block += blockDim.x / WARP) {
-        const u64 first = start + block * BLOCK, last = first + BLOCK < end ? first + BLOCK : end;
-        double lanes[2] = {0.0, 0.0};
-        for (u64 i = first + 2 * thread; i < last; i += LANES) {
-            for (unsigned lane = 0; lane < 2 && i + lane < last; ++lane) {
-                const double x = S::load(*place<const Stored>(array, i + lane));
-                lanes[lane] += x * x;
-            }
+// The sum of a block of elements start..end, which have a tree of their own. Called by a warp; valid in its first thread.
+template <typename S, typename Sum>
+__device__ __forceinline__ double sum_block(const Array &array, const u64 start, const u64 end, const u64 block, const Sum sum) {
+    const u64 first = start + block * BLOCK, last = first + BLOCK < end ? first + BLOCK : end;
+    double lanes[2] = {0.0, 0.0};
+    for (u64 i = first + 2 * (threadIdx.x % WARP); i < last; i += LANES) {
+        for (unsigned lane = 0; lane < 2 && i + lane < last; ++lane) {
+            sum.add(lanes[lane], S::load(*place<const typename S::Stored>(array, i + lane)));
         }
-        const double sum = fold_lanes(lanes[0], lanes[1]);
-        if (thread == 0) squares[block] = sum;
     }
+    return sum.fold(lanes[0], lanes[1]);
 }
 
-__device__ __forceinline__ void square_blocks_of(const Array &array, const u64 start, const u64 end, double *squares) {
+template <typename Sum>
+__device__ __forceinline__ double sum_block_of(const Array &array, const u64 start, const u64 end, const u64 block, const Sum sum) {
     switch (array.storage) {
-#define SQUARED(S) \
-    case STORAGE_##S: square_blocks<S>(array, start, end, squares); break;
-        STORAGES(SQUARED)
+#define SUMMED(S) \
+    case STORAGE_##S: return sum_block<S>(array, start, end, block, sum);
+        STORAGES(SUMMED)
     }
+    return 0.0;
+}
+
+// The norm of elements start..end, which have so many blocks. Called by a block of threads.
+__device__ Norm norm_of_unit(const Array &array, const u64 start, const u64 end, double *squares, const u64 blocks) {
+    for (u64 block = threadIdx.x / WARP; block < blocks; block += blockDim.x / WARP) {
+        const double sum = sum_block_of(array, start, end, block, Squares());
+        if (threadIdx.x % WARP == 0) squares[block] = sum;
+    }
+    const double total = combine(squares, blocks);
+    // Squares of float32 neither overflow nor underflow.
+    if (array.storage != STORAGE_F64) return {sqrt(total), 0};
+    const auto ask = [&](const u64 block, const Rare rare) { return sum_block_of(array, start, end, block, rare); };
+    return norm_of(total, squares, blocks, ask);
 }
 
 template <typename S>
-__device__ __forceinline__ void scale_unit(const Array &array, const u64 start, const u64 end, const double scale) {
+__device__ __forceinline__ void scale_unit(const Array &array, const u64 start, const u64 end, const Clip &clip) {
     typedef typename S::Computed A;
+    const int shift = clip.shift(sizeof(A) == 4, 0.0);
+    const A first = A(two_to(-shift)), scale = A(clip.factor(shift));
     for (u64 i = start + threadIdx.x; i < end; i += blockDim.x) {
         typename S::Stored *const x = place<typename S::Stored>(array, i);
-        *x = S::store(S::load(*x) * A(scale));
+        *x = S::store(S::load(*x) * first * scale);
     }
 }
 
@@ -55,17 +66,17 @@ extern "C" __global__ void __launch_bounds__(256, 2) clip_units(const UnitsArgs 
         const u64 start = (unit - gradient.first) * length, end = start + length;
         double *const of_parameter = a.squares + a.blocks[of] + (unit - gradient.first) * blocks;
         double *const of_gradient = of_parameter + a.total;
-        square_blocks_of(parameter, start, end, of_parameter);
-        square_blocks_of(gradient, start, end, of_gradient);
-        const double size = sqrt(combine(of_parameter, blocks)), norm = sqrt(combine(of_gradient, blocks));
+        const Norm of_w = norm_of_unit(parameter, start, end, of_parameter, blocks);
+        const Norm norm = norm_of_unit(gradient, start, end, of_gradient, blocks);
+        const double size = of_w.value();
+        Norm limit = {a.clipping * of_w.root, of_w.power};
         // NaN stays.
-        const double limit = a.clipping * (a.eps < size ? size : size == size ? a.eps : size);
-        // Not `norm > limit`: a unit of a NaN norm is NaN everywhere, not unclipped.
-        if (norm <= limit) continue;
-        const double scale = limit / norm;
+        if (size < infinity() || size != size) limit = {a.clipping * (a.eps < size ? size : size == size ? a.eps : size), 0};
+        const Clip clip(limit, norm, 0.0);
+        if (!clip.clips) continue;
         switch (gradient.storage) {
 #define SCALED_UNIT(S) \
-    case STORAGE_##S: scale_unit<S>(gradient, start, end, scale); break;
+    case STORAGE_##S: scale_unit<S>(gradient, start, end, clip); break;
             STORAGES(SCALED_UNIT)
         }
     }
