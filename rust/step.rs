@@ -846,8 +846,9 @@ impl Step {
         let (parameter, compute) = (&tensor.parameter, tensor.parameter.dtype().compute());
         let fits = |view: &View| view.len() == parameter.len() && view.is_contiguous();
         assert!(kept.views().into_iter().flatten().all(fits));
-        let Kept { master, average, slow, remainder } = &kept;
-        assert!([master, average, slow].into_iter().flatten().all(|view| view.dtype() == compute));
+        let Kept { master, average, slow, remainder, rest } = &kept;
+        assert!([master, average, slow, rest].into_iter().flatten().all(|view| view.dtype() == compute));
+        assert_eq!(rest.is_some(), average.is_some() && compute == Dtype::F32);
         assert!(master.is_none() || (parameter.dtype().size() == 2 && remainder.is_none()));
         assert_eq!(remainder.is_some(), parameter.dtype() == Dtype::Split);
         tensor.kept = Some(Box::new(kept));

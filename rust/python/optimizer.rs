@@ -692,15 +692,17 @@ fn kept_of<'py>(
     let (average, slow) =
         (view(&arrays[1], average.is_some(), compute)?, view(&arrays[2], lookahead.is_some(), compute)?);
     let remainder = view(&arrays[3], arrays[3].is_some() && master.is_none(), Dtype::Split)?;
+    let rest = view(&arrays[4], average.is_some() && compute == Dtype::F32, compute)?;
     if right {
-        Ok((arrays, Kept { master, average, slow, remainder }))
+        Ok((arrays, Kept { master, average, slow, remainder, rest }))
     } else {
         Err(PyValueError::new_err("kept: not the arrays that what follows the rule needs"))
     }
 }
 
 impl Step {
-    /// Binds one array for update number t, with states that the caller keeps and whose arrays outlive the use of `self`.
+    /// Binds one array for update number t, with states that the caller keeps and whose arrays outlive the use of `self`;
+    /// so must what is returned.
     pub(crate) fn bind_one(
         &mut self,
         place: Place,

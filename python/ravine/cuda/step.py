@@ -40,7 +40,7 @@ Values: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 #: As numbered in storage.cu, and words of its struct Array.
 _STORAGES = {0: "F64", 1: "F32", 2: "F16", 3: "BF16", 7: "SPLIT", 8: "BF16_RANDOM"}
 WORDS = 21
-#: What may follow the rule, by the arrays that it keeps, as numbered in step.cu.
+#: What may follow the rule, by the first of the arrays that it keeps, as numbered in step.cu.
 _AFTER = ("MASTER", "AVERAGE", "LOOKAHEAD", "REMAINDER")
 #: What states in fewer bytes are, by the dtype of their arrays, as named in compact.cu.
 _COMPACT = {"uint16": "BFLOAT16", "int8": "SIGNED8", "uint8": "UNSIGNED8"}
@@ -647,7 +647,7 @@ class Engine:
 
 def _stages(kept: Words) -> tuple[str, ...]:
     """Name the stages that some parameter has an array for."""
-    there = kept.reshape(-1, len(_AFTER), WORDS)[:, :, 0]
+    there = kept.reshape(-1, len(_core.KEPT), WORDS)[:, :, 0]
     return tuple(stage for i, stage in enumerate(_AFTER) if there[:, i].any())
 
 
