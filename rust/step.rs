@@ -377,7 +377,7 @@ pub enum NonFinite {
 pub struct Options {
     /// Each element of a gradient is cut off at ± this.
     pub clip_value: Option<f64>,
-    /// All gradients together are scaled down to this norm.
+    /// All gradients together are scaled down to this norm; if it is infinite, it is only measured.
     pub clip_norm: Option<f64>,
     /// Added to the norm that `clip_norm` divides by.
     pub clip_eps: f64,
@@ -388,12 +388,16 @@ pub struct Options {
 impl Options {
     /// Whether the limits may have these values.
     pub fn check(&self) -> Result<(), Error> {
-        for (name, limit) in [("clip_value", self.clip_value), ("clip_norm", self.clip_norm)] {
-            if let Some(got) = limit
-                && !(got > 0.0 && got < f64::INFINITY)
-            {
-                return Err(Error::OutOfRange { name: name.into(), got, expected: "a finite number > 0, or None" });
-            }
+        if let Some(got) = self.clip_value
+            && !(got > 0.0 && got < f64::INFINITY)
+        {
+            return Err(Error::OutOfRange { name: "clip_value".into(), got, expected: "a finite number > 0, or None" });
+        }
+        if let Some(got) = self.clip_norm
+            && !(got > 0.0)
+        {
+            let expected = "a number > 0, infinity to measure only, or None";
+            return Err(Error::OutOfRange { name: "clip_norm".into(), got, expected });
         }
         if !(0.0..f64::INFINITY).contains(&self.clip_eps) {
             let expected = "a finite number >= 0";
@@ -631,8 +635,8 @@ fn largest(compute: Dtype) -> f64 {
 
 /// What gradients of this norm are multiplied by; None for those that are short enough.
 fn clip_scale(max_norm: f64, norm: f64, eps: f64) -> Option<f64> {
-    // Not `norm > max_norm`: the step of a NaN norm is NaN everywhere, not unclipped.
-    (!(norm + eps <= max_norm)).then(|| max_norm / (norm + eps))
+    // Not `norm > max_norm`: the step of a NaN norm is NaN everywhere, not unclipped; if anything is clipped at all.
+    (max_norm < f64::INFINITY && !(norm + eps <= max_norm)).then(|| max_norm / (norm + eps))
 }
 
 /// # Safety

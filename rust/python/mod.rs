@@ -67,6 +67,8 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        simd::asked()?;
+        pool::asked()?;
         module.add("KEPT", crate::after::KEPT)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
