@@ -419,6 +419,14 @@ pub fn check_scale(name: &str, got: f64) -> Result<(), Error> {
     Err(Error::OutOfRange { name: name.to_owned(), got, expected: "a number from 2**-126 to 2**126" })
 }
 
+/// Whether a micro-batch may have this weight: with 0 it is checked, and left out.
+pub fn check_weight(got: f64) -> Result<(), Error> {
+    if got == 0.0 || SCALES.contains(&got) {
+        return Ok(());
+    }
+    Err(Error::OutOfRange { name: "weight".to_owned(), got, expected: "0, or a number from 2**-126 to 2**126" })
+}
+
 /// The hyperparameters of some of the parameters.
 #[derive(Clone, Debug)]
 struct Group {
@@ -465,7 +473,7 @@ pub struct Info {
     pub lr: f64,
     /// The norm of all gradients, after clipping by value and before clipping by norm; if it was needed.
     pub grad_norm: Option<f64>,
-    /// Whether nothing was done because of gradients that are not finite.
+    /// Whether nothing was done: gradients were not finite, or all micro-batches of weight 0.
     pub skipped: bool,
     /// If it was checked: tensor, how many elements are not finite, the C-order index of the first.
     pub nonfinite: Option<Vec<(usize, usize, usize)>>,
@@ -1095,6 +1103,13 @@ impl Step {
         self.steps += 1;
         info.step = self.steps;
         Ok(info)
+    }
+
+    /// What a step reports that has nothing to take a mean of: it does not happen, and nothing was measured.
+    pub fn left_out(&self, nonfinite: NonFinite) -> Info {
+        let lr = self.groups.first().map_or(0.0, |group| group.hyper[0]);
+        let nonfinite = (nonfinite != NonFinite::Propagate).then(Vec::new);
+        Info { step: self.steps, lr, grad_norm: None, skipped: true, nonfinite }
     }
 
     /// Fills in the norm of the gradients and what is not finite in them.

@@ -181,13 +181,14 @@ def rest_beside(average: Any, rest: Any) -> np.ndarray[Any, Any]:
 
     What a sum of float32 numbers loses is less than 2 of its last bits, even where the average was the smaller of them.
     """
-    a = cpu.put(average)
+    a: np.ndarray[Any, Any] = cpu.put(average)
     if rest is None:
         return np.zeros_like(a)
     rest = cpu.put(rest)
     with np.errstate(all="ignore"):
         own = (abs(rest) <= 2 * np.spacing(abs(a))) | ~np.isfinite(a)
-    return np.where(own, rest, np.zeros_like(rest))
+    still: np.ndarray[Any, Any] = np.where(own, rest, np.zeros_like(rest))
+    return still
 
 
 def _check_counts(start: int, every: int) -> None:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import operator
 import os
 import stat
@@ -224,8 +225,10 @@ def _group_values(opt: Optimizer, group: int) -> dict[str, Any]:
 
 
 def _options(opt: Optimizer) -> dict[str, Any]:
+    # JSON has no infinity.
     return {
-        name: value if value is None or isinstance(value, str) else float(value) for name, value in opt._options.items()
+        name: value if value is None or isinstance(value, str) else float(value) if value < math.inf else "inf"
+        for name, value in opt._options.items()
     }
 
 

@@ -63,7 +63,8 @@ class OptionsButDecay(TypedDict, total=False):
         l2: coupled decay λ ≥ 0: g ← g + λ·w, before the rule sees g.
         maximize: ascend instead: g ← −g.
         clip_value: cut each element of the gradients off at ± this, > 0.
-        clip_norm: scale all gradients together down to this global norm, > 0.
+        clip_norm: scale all gradients together down to this global norm, > 0; ``math.inf`` only measures it, for
+            ``info.grad_norm``.
         nonfinite: ``"propagate"``, ``"skip"`` (the step does not happen) or ``"raise"``, for gradients that hold NaN,
             inf or, in rules that square them, more than the root of the largest number.
         groups: ``[(pattern, {name: value})]``: values that differ for the parameters whose names match.
@@ -205,7 +206,8 @@ class Optimizer:
         Args:
             grads: arrays in the same nesting as the parameters, of their shapes; only read. ``None`` in the place of an
                 array leaves that parameter, its states and its update count as they are. :class:`RowSparse` is the
-                gradient of some rows. Left out: the mean of what `accumulate` was given since the last step.
+                gradient of some rows. A parameter without axes also takes NumPy's scalars of its dtype, and plain
+                numbers. Left out: the mean of what `accumulate` was given since the last step.
             grad_scale: s in [2⁻¹²⁶, 2¹²⁶], if the gradients come multiplied by it. Before anything else g ← g·(1/s),
                 with 1/s rounded once to the dtype that is computed in; exact for powers of two, but for results below
                 the smallest normal number. A :class:`DynamicLossScale` gives its value, leaves the step out if a
@@ -213,7 +215,8 @@ class Optimizer:
 
         Returns:
             step (completed steps), lr (of the first parameter's group), grad_norm (unscaled, after clipping by value,
-            before clipping by norm; None unless ``clip_norm`` is set), skipped, nonfinite (None unless checked; else
+            before clipping by norm; None unless ``clip_norm`` is set), skipped (gradients that are not finite, or
+            accumulated ones that all weigh 0: nothing was changed), nonfinite (None unless checked; else
             name → how many elements, C-order index of the first).
 
         Raises:
@@ -328,7 +331,10 @@ class Optimizer:
         Args:
             grads: as of `step`; free to be overwritten afterwards. None adds nothing, but its weight counts; a
                 parameter that never had a gradient has none in the step.
-            weight: n, from 2⁻¹²⁶ to 2¹²⁶ (1): where the gradients are means, how many examples the micro-batch has.
+            weight: n, 0 or from 2⁻¹²⁶ to 2¹²⁶ (1): where the gradients are means, how many examples there were. With
+                0, such as of a micro-batch that is masked as a whole, names, shapes and dtypes are checked; no number
+                is read, so NaN does no harm, and the others' mean is as if it had not come. Where all are 0, the step
+                is left out: it changes nothing, t and loss scale included, and says so in ``info.skipped``.
 
         Raises:
             ValueError: names, shapes or memory that do not fit; a weight out of range. Nothing was added.
@@ -464,9 +470,9 @@ class Optimizer:
             lines.append("g ← −g")
         if self._options["clip_value"] is not None:
             lines.append(f"g ← min(max(g, −{self._options['clip_value']}), {self._options['clip_value']})")
-        if self._options["clip_norm"] is not None:
+        if (clip_norm := self._options["clip_norm"]) is not None and clip_norm < math.inf:
             eps = self._options["clip_eps"]
-            lines.append(f"g ← g·min(1, {self._options['clip_norm']}/{f'(‖g‖ + {eps})' if eps else '‖g‖'})")
+            lines.append(f"g ← g·min(1, {clip_norm}/{f'(‖g‖ + {eps})' if eps else '‖g‖'})")
         if values["l2"]:
             lines.append(f"g ← g + {_core.symbol('l2')}·w")
             symbols["l2"] = values["l2"]
@@ -777,7 +783,7 @@ class Optimizer:
         return f"{type(self).__name__}({len(self._engine.names)} parameters, {values})"
 
     def _check_nothing_accumulated(self, doing: str) -> None:
-        if self._engine.accumulated:
+        if self._engine.accumulated is not None:
             raise RuntimeError(
                 f"{doing}: gradients are accumulated, which it would not hold; call it after opt.step(), or drop them "
                 "by opt.discard_accumulated()"

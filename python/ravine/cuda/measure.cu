@@ -152,8 +152,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) judge(const JudgeArgs a) {
     if (threadIdx.x == 0) {
         const double norm = sqrt(squares);
         Verdict verdict = {norm, 1.0, 0, total > 0, 0, unscale_of(a.grad_scale, a.dynamic)};
-        // Not `norm > clip_norm`: the step of a NaN norm is NaN everywhere, not unclipped.
-        if (a.squares && !(norm + a.clip_eps <= a.clip_norm)) {
+        // Not `norm > clip_norm`: the step of a NaN norm is NaN everywhere, not unclipped; if anything is clipped at all.
+        if (a.squares && a.clip_norm < __longlong_as_double(0x7ff0000000000000LL) && !(norm + a.clip_eps <= a.clip_norm)) {
             verdict.scale = a.clip_norm / (norm + a.clip_eps);
             verdict.scales = 1;
         }
