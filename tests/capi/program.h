@@ -448,6 +448,7 @@ static void fault_step(void) {
     g[4] = NAN;
     CHECK(rv_optimizer_step(o, gradients, 1, &info) == RV_OK && isnan(info.grad_norm));
     CHECK(w[0] < before_nan && isnan(w[4]));
+    g[4] = 1;
     rv_optimizer_free(o);
 
     /* Every other element of a buffer, and those between, are two parameters. */
