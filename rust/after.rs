@@ -15,7 +15,11 @@ pub struct After {
     pub lookahead: Option<Lookahead>,
 }
 
-/// The average a of the parameters after the updates `start + every`, `start + 2·every`, …: a ← a + c(w − a).
+/// The average a of the parameters after the updates `start + every`, `start + 2·every`, …: a ← a + x, x = c(w − a).
+///
+/// In float32 that loses every x below half of a's last bit, so what the sum loses is kept and added to the next x:
+/// x = c(w − a) + r, then r ← x − (a⁺ − a) for the new a⁺. Where a is infinite or NaN, r is NaN, until a first point
+/// starts both anew: r is 0 there.
 #[derive(Clone, Copy, Debug)]
 pub struct Average {
     /// Weight of the past, in [0, 1); None: all points weigh the same.
@@ -79,7 +83,7 @@ impl After {
 }
 
 /// The names of the arrays that are kept, in order.
-pub const KEPT: [&str; 4] = ["master", "average", "slow", "remainder"];
+pub const KEPT: [&str; 5] = ["master", "average", "slow", "remainder", "average_rest"];
 
 /// Arrays that are kept for a parameter, one element after the other; but for the remainder in the type that it computes in.
 #[derive(Debug, Default)]
@@ -92,12 +96,15 @@ pub struct Kept {
     pub slow: Option<View>,
     /// The lower halves of a split parameter, whose own view reads and writes them.
     pub remainder: Option<View>,
+    /// What the average has lost to rounding; none where it is float64.
+    pub rest: Option<View>,
 }
 
 impl Kept {
     /// In the order of [`KEPT`].
     pub fn views(&self) -> [Option<&View>; KEPT.len()] {
-        [self.master.as_ref(), self.average.as_ref(), self.slow.as_ref(), self.remainder.as_ref()]
+        let Self { master, average, slow, remainder, rest } = self;
+        [master, average, slow, remainder, rest].map(Option::as_ref)
     }
 
     /// Whether anything happens in an update with these numbers.
@@ -162,9 +169,16 @@ pub(crate) unsafe fn after_rule<A: Arithmetic>(kept: Option<&Kept>, numbers: &Nu
         simd::dispatch(Staged { n, stage: Blend { from, to: p, result: p, weight } });
     }
     if let (Some(average), Some(weight)) = (here(&kept.average), numbers.weight.map(A::constant)) {
+        let rest = here(&kept.rest);
         if weight == one {
             // SAFETY: n elements are in both, which are different arrays.
             unsafe { average.copy_from_nonoverlapping(p, n) };
+            if let Some(rest) = rest {
+                // SAFETY: as above; 0 is all zero bits.
+                unsafe { rest.write_bytes(0, n) };
+            }
+        } else if let Some(rest) = rest {
+            simd::dispatch(Staged { n, stage: Mean { average, rest, to: p, weight } });
         } else {
             simd::dispatch(Staged { n, stage: Blend { from: average, to: p, result: average, weight } });
         }
@@ -246,6 +260,37 @@ impl<A: Arithmetic> Stage for Blend<A> {
         }
         // SAFETY: as above; they may be written.
         unsafe { self.result.wrapping_add(at).cast::<[A; W]>().write(result) };
+    }
+}
+
+/// The same of an average with what it has lost.
+struct Mean<A> {
+    average: *mut A,
+    rest: *mut A,
+    to: *const A,
+    weight: A,
+}
+
+impl<A: Arithmetic> Stage for Mean<A> {
+    #[inline(always)]
+    fn group<const W: usize>(&self, at: usize) {
+        let here = |pointer: *mut A| pointer.wrapping_add(at).cast::<[A; W]>();
+        // SAFETY: at + W ≤ n elements can be read, as `after_rule` asks.
+        let mut average = unsafe { here(self.average).read() };
+        // SAFETY: as above.
+        let mut rest = unsafe { here(self.rest).read() };
+        // SAFETY: as above.
+        let to = unsafe { self.to.wrapping_add(at).cast::<[A; W]>().read() };
+        for i in 0..W {
+            let move_by = self.weight * (to[i] - average[i]) + rest[i];
+            let new = average[i] + move_by;
+            rest[i] = move_by - (new - average[i]);
+            average[i] = new;
+        }
+        // SAFETY: as above; they may be written.
+        unsafe { here(self.average).write(average) };
+        // SAFETY: as above.
+        unsafe { here(self.rest).write(rest) };
     }
 }
 

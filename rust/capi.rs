@@ -38,6 +38,7 @@ fn status_of(error: &Error) -> i32 {
         Error::Busy(_) => 10,
         Error::NoMemory(_) => 11,
         Error::Internal(_) => 12,
+        Error::Environment(_) => 13,
     }
 }
 
@@ -45,8 +46,17 @@ thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::default();
 }
 
-/// Does what a function does; keeps what went wrong for `rv_last_error`, and returns its number.
+/// Does what a function does that returns a status: nothing, where an environment variable has a value that is none.
 fn guard(body: impl FnOnce() -> Result<(), Error>) -> i32 {
+    guard_always(|| {
+        static CHECKED: OnceLock<Result<(), Error>> = OnceLock::new();
+        CHECKED.get_or_init(|| simd::asked().map(drop).and_then(|()| pool::asked().map(drop))).clone()?;
+        body()
+    })
+}
+
+/// Does what a function does; keeps what went wrong for `rv_last_error`, and returns its number.
+fn guard_always(body: impl FnOnce() -> Result<(), Error>) -> i32 {
     // Unwind safe: after a panic nothing is looked at but the handle, whose lock is then poisoned, which `bound` expects.
     let done = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
         let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
@@ -423,7 +433,7 @@ fn names() -> &'static RuleNames {
 /// Names of the rule; null if there is none.
 unsafe fn names_of(rule: *const c_char, list: fn(&RuleNames) -> &[Names]) -> *const *const c_char {
     let mut found = ptr::null();
-    guard(|| {
+    guard_always(|| {
         // SAFETY: the same promise.
         let rule = unsafe { rule_named(rule) }?;
         let at = REGISTRY.iter().position(|entry| ptr::eq(entry, rule));
@@ -436,7 +446,7 @@ unsafe fn names_of(rule: *const c_char, list: fn(&RuleNames) -> &[Names]) -> *co
 #[unsafe(no_mangle)]
 extern "C" fn rv_rules() -> *const *const c_char {
     let mut found = ptr::null();
-    guard(|| {
+    guard_always(|| {
         found = names().rules.0.as_ptr();
         Ok(())
     });
@@ -774,7 +784,7 @@ unsafe extern "C" fn rv_optimizer_new(rule: *const c_char, groups: usize, optimi
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn rv_optimizer_free(optimizer: *mut Optimizer) {
-    guard(|| {
+    guard_always(|| {
         if !optimizer.is_null() {
             // SAFETY: C promises that it is a handle, made by `Box::into_raw`, that nobody uses any more.
             drop(unsafe { Box::from_raw(optimizer) });
@@ -849,7 +859,7 @@ unsafe extern "C" fn rv_optimizer_set_option(optimizer: *mut Optimizer, name: *c
         let limit = (value != f64::INFINITY).then_some(value);
         match name.as_str() {
             "clip_value" => options.clip_value = limit,
-            "clip_norm" => options.clip_norm = limit,
+            "clip_norm" => options.clip_norm = Some(value),
             "grad_scale" => return bound.step.set_grad_scale((value != 1.0).then_some(value)),
             "clip_eps" => options.clip_eps = value,
             "states" => return bound.set_precision(value),
@@ -1079,10 +1089,7 @@ unsafe extern "C" fn rv_clip_by_global_norm(tensors: *const Tensor, n: usize, ma
         if !norm.is_null() {
             check_out(norm, "norm")?;
         }
-        if !(max_norm > 0.0 && max_norm < f64::INFINITY) {
-            let expected = "a finite number > 0";
-            return Err(Error::OutOfRange { name: "max_norm".to_owned(), got: max_norm, expected });
-        }
+        check_number("max_norm", max_norm, max_norm > 0.0, "a number > 0, or infinity to measure only")?;
         // SAFETY: the same promise.
         let arrays = unsafe { Array::all(tensors, n, "tensors") }?;
         check_all_apart(&arrays)?;
@@ -1102,6 +1109,10 @@ unsafe extern "C" fn rv_scale(tensors: *const Tensor, n: usize, factor: f64) -> 
     guard(|| {
         // SAFETY: the same promise.
         let arrays = unsafe { Array::all(tensors, n, "tensors") }?;
+        // Finite in float32 is finite in float64, too.
+        let narrow = arrays.iter().any(|array| array.dtype.compute() == Dtype::F32);
+        let finite = if narrow { (factor as f32).is_finite() } else { factor.is_finite() };
+        check_number("factor", factor, finite, "a finite number, also in what the tensors are computed in")?;
         check_all_apart(&arrays)?;
         check_room_for_sums(&arrays)?;
         // SAFETY: C promises that the memory is alive and this call's alone; none overlaps another, as checked.

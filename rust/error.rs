@@ -43,6 +43,8 @@ pub enum Error {
     NoMemory(usize),
     /// A bug of ravine's.
     Internal(String),
+    /// An environment variable that does not say what it may.
+    Environment(String),
 }
 
 impl fmt::Display for Error {
@@ -58,6 +60,7 @@ impl fmt::Display for Error {
             Self::Internal(text) => write!(f, "a bug in ravine, please report it: {text}"),
             Self::Dtype(text) | Self::Shape(text) | Self::Memory(text) | Self::NotFinite(text) => f.write_str(text),
             Self::Null(text) | Self::Name(text) | Self::Size(text) | Self::Busy(text) => f.write_str(text),
+            Self::Environment(text) => f.write_str(text),
         }
     }
 }

@@ -5,9 +5,11 @@
 //! closed and is not waited for. The pool belongs to a process: a forked child finds another process id, and builds its
 //! own (the parent's is leaked there: its threads do not exist in the child).
 
+use crate::error::Error;
 use crate::simd::DefaultEnvironment;
 use std::cell::{Cell, UnsafeCell};
 use std::hint::spin_loop;
+use std::num::IntErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
@@ -26,7 +28,8 @@ const AWAKE: Duration = Duration::from_micros(200);
 /// 0 until the first use.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 
-/// How many threads a step may use: [`set_num_threads`], else `RAVINE_NUM_THREADS`, else the processors, at most 8.
+/// How many threads a step may use: [`set_num_threads`], else `RAVINE_NUM_THREADS`, else `OMP_NUM_THREADS`, else the
+/// processors, at most 8.
 pub fn num_threads() -> usize {
     match THREADS.load(Ordering::Relaxed) {
         0 => set_num_threads(default_threads()),
@@ -35,8 +38,38 @@ pub fn num_threads() -> usize {
 }
 
 fn default_threads() -> usize {
-    let told = std::env::var("RAVINE_NUM_THREADS").ok().and_then(|text| text.trim().parse().ok()).filter(|n| *n > 0);
+    let told = asked().ok().flatten().or_else(|| {
+        let value = std::env::var("OMP_NUM_THREADS").ok()?;
+        asked_of_openmp(&value)
+    });
     told.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from).min(DEFAULT_MAX_THREADS))
+}
+
+/// What `RAVINE_NUM_THREADS` asks for; nothing if it is not set, or empty.
+pub fn asked() -> Result<Option<usize>, Error> {
+    let Some(value) = std::env::var_os("RAVINE_NUM_THREADS") else { return Ok(None) };
+    asked_by(&value.to_string_lossy())
+}
+
+fn asked_by(value: &str) -> Result<Option<usize>, Error> {
+    if value.trim().is_empty() {
+        return Ok(None);
+    }
+    let wrong = || Error::Environment(format!("RAVINE_NUM_THREADS: expected a whole number >= 1, got {value:?}"));
+    count(value).map(Some).ok_or_else(wrong)
+}
+
+/// The outermost level of a list such as "4,2"; what cannot be read is OpenMP's business.
+fn asked_of_openmp(value: &str) -> Option<usize> {
+    count(value.split(',').next().unwrap_or_default())
+}
+
+/// A whole number of at least 1; more than there can be is as many as there can be.
+fn count(text: &str) -> Option<usize> {
+    match text.trim().parse::<usize>() {
+        Ok(n) => (n > 0).then_some(n),
+        Err(error) => (*error.kind() == IntErrorKind::PosOverflow).then_some(MAX_THREADS),
+    }
 }
 
 /// Uses `n` threads from now on, at least 1 and at most [`MAX_THREADS`]; returns how many. No result depends on it.
@@ -363,6 +396,20 @@ mod tests {
             counts[i].fetch_add(1, Ordering::Relaxed);
         });
         assert!(counts.iter().all(|n| n.load(Ordering::Relaxed) == 1), "{tasks} tasks");
+    }
+
+    #[test]
+    fn environment_variables_say_how_many_threads() {
+        for (value, expected) in [("3", 3), (" 12 ", 12), ("99999999999999999999999", MAX_THREADS)] {
+            assert_eq!(asked_by(value), Ok(Some(expected)));
+        }
+        assert_eq!(asked_by(" "), Ok(None));
+        for value in ["abc", "0", "-1", "2.0", "4,2"] {
+            let text = format!("RAVINE_NUM_THREADS: expected a whole number >= 1, got {value:?}");
+            assert_eq!(asked_by(value), Err(Error::Environment(text)));
+        }
+        let lists = ["4", "4,2", " 4 , 2,1", "", "0", "-3", "abc", ",4", "2.5"].map(asked_of_openmp);
+        assert_eq!(lists, [Some(4), Some(4), Some(4), None, None, None, None, None, None]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Kernels are plain loops. [`dispatch`] compiles each of them once per instruction set and calls the best one, and
 //! because nothing is ever contracted or reassociated, all of them give the same bits.
 
+use crate::error::Error;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// An instruction set that kernels are compiled for.
@@ -70,8 +71,25 @@ pub fn level() -> Level {
 
 #[cold]
 fn first_use() -> Level {
-    let wanted = std::env::var("RAVINE_SIMD").ok().and_then(|name| Level::from_name(&name));
-    set_level(wanted.unwrap_or(Level::Avx512))
+    set_level(asked().ok().flatten().unwrap_or(Level::Avx512))
+}
+
+/// What `RAVINE_SIMD` asks for, in any case; nothing if it is not set, or empty.
+pub fn asked() -> Result<Option<Level>, Error> {
+    let Some(value) = std::env::var_os("RAVINE_SIMD") else { return Ok(None) };
+    asked_by(&value.to_string_lossy())
+}
+
+fn asked_by(value: &str) -> Result<Option<Level>, Error> {
+    let name = value.trim().to_ascii_lowercase();
+    if name.is_empty() {
+        return Ok(None);
+    }
+    let unknown = || {
+        let allowed = Level::ALL.map(Level::name).join(", ");
+        Error::Environment(format!("RAVINE_SIMD: expected one of {allowed}, in any case, got {value:?}"))
+    };
+    Level::from_name(&name).map(Some).ok_or_else(unknown)
 }
 
 /// Uses `wanted` from now on, or the best that the processor has below it; returns which.
@@ -217,6 +235,16 @@ mod tests {
             assert_eq!(Level::from_name(level.name()), Some(level));
         }
         assert_eq!(Level::from_name("sse9"), None);
+    }
+
+    #[test]
+    fn environment_variables_name_a_level_in_any_case() {
+        for (value, expected) in [("AVX2", Level::Avx2), (" Baseline", Level::Baseline), ("avx512", Level::Avx512)] {
+            assert_eq!(asked_by(value), Ok(Some(expected)));
+        }
+        assert_eq!(asked_by(""), Ok(None));
+        let text = "RAVINE_SIMD: expected one of baseline, avx2, avx512, in any case, got \"sse9\"";
+        assert_eq!(asked_by("sse9"), Err(Error::Environment(text.to_owned())));
     }
 
     #[test]

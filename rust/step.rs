@@ -409,7 +409,7 @@ pub enum NonFinite {
 pub struct Options {
     /// Each element of a gradient is cut off at ± this.
     pub clip_value: Option<f64>,
-    /// All gradients together are scaled down to this norm.
+    /// All gradients together are scaled down to this norm; if it is infinite, it is only measured.
     pub clip_norm: Option<f64>,
     /// Added to the norm that `clip_norm` divides by.
     pub clip_eps: f64,
@@ -420,12 +420,16 @@ pub struct Options {
 impl Options {
     /// Whether the limits may have these values.
     pub fn check(&self) -> Result<(), Error> {
-        for (name, limit) in [("clip_value", self.clip_value), ("clip_norm", self.clip_norm)] {
-            if let Some(got) = limit
-                && !(got > 0.0 && got < f64::INFINITY)
-            {
-                return Err(Error::OutOfRange { name: name.into(), got, expected: "a finite number > 0, or None" });
-            }
+        if let Some(got) = self.clip_value
+            && !(got > 0.0 && got < f64::INFINITY)
+        {
+            return Err(Error::OutOfRange { name: "clip_value".into(), got, expected: "a finite number > 0, or None" });
+        }
+        if let Some(got) = self.clip_norm
+            && !(got > 0.0)
+        {
+            let expected = "a number > 0, infinity to measure only, or None";
+            return Err(Error::OutOfRange { name: "clip_norm".into(), got, expected });
         }
         if !(0.0..f64::INFINITY).contains(&self.clip_eps) {
             let expected = "a finite number >= 0";
@@ -445,6 +449,14 @@ pub fn check_scale(name: &str, got: f64) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::OutOfRange { name: name.to_owned(), got, expected: "a number from 2**-126 to 2**126" })
+}
+
+/// Whether a micro-batch may have this weight: with 0 it is checked, and left out.
+pub fn check_weight(got: f64) -> Result<(), Error> {
+    if got == 0.0 || SCALES.contains(&got) {
+        return Ok(());
+    }
+    Err(Error::OutOfRange { name: "weight".to_owned(), got, expected: "0, or a number from 2**-126 to 2**126" })
 }
 
 /// The hyperparameters of some of the parameters.
@@ -518,7 +530,7 @@ pub struct Info {
     pub lr: f64,
     /// The norm of all gradients, after clipping by value and before clipping by norm; if it was needed.
     pub grad_norm: Option<f64>,
-    /// Whether nothing was done because of gradients that are not finite.
+    /// Whether nothing was done: gradients were not finite, or all micro-batches of weight 0.
     pub skipped: bool,
     /// If it was checked: tensor, how many elements are not finite, the C-order index of the first.
     pub nonfinite: Option<Vec<(usize, usize, usize)>>,
@@ -684,7 +696,7 @@ pub unsafe fn clip_by_global_norm(views: &[View], max_norm: f64) -> f64 {
     let _default = DefaultEnvironment::enter();
     let plan = Plan::of(views);
     let norm = norm_of(&plan, views);
-    if let Some(clip) = Clip::new(Norm::plain(max_norm), norm, 0.0) {
+    if let Some(clip) = Clip::to(max_norm, norm, 0.0) {
         // SAFETY: the contract of this function; chunks do not overlap.
         plan.for_each(&|chunk| unsafe { clip_chunk(&views[chunk.tensor], chunk, clip) });
     }
@@ -732,6 +744,11 @@ struct Clip {
 }
 
 impl Clip {
+    /// max_norm/(norm + eps); an infinite one clips nothing, a NaN norm neither.
+    fn to(max_norm: f64, norm: Norm, eps: f64) -> Option<Self> {
+        (max_norm < f64::INFINITY).then(|| Self::new(Norm::plain(max_norm), norm, eps)).flatten()
+    }
+
     /// limit/(norm + eps); None for gradients that are short enough.
     fn new(limit: Norm, norm: Norm, eps: f64) -> Option<Self> {
         let (longest, length) = (limit.value(), norm.value() + eps);
@@ -1007,8 +1024,9 @@ impl Step {
         let (parameter, compute) = (&tensor.parameter, tensor.parameter.dtype().compute());
         let fits = |view: &View| view.len() == parameter.len() && view.is_contiguous();
         assert!(kept.views().into_iter().flatten().all(fits));
-        let Kept { master, average, slow, remainder } = &kept;
-        assert!([master, average, slow].into_iter().flatten().all(|view| view.dtype() == compute));
+        let Kept { master, average, slow, remainder, rest } = &kept;
+        assert!([master, average, slow, rest].into_iter().flatten().all(|view| view.dtype() == compute));
+        assert_eq!(rest.is_some(), average.is_some() && compute == Dtype::F32);
         assert!(master.is_none() || (parameter.dtype().size() == 2 && remainder.is_none()));
         assert_eq!(remainder.is_some(), parameter.dtype() == Dtype::Split);
         tensor.kept = Some(Box::new(kept));
@@ -1271,7 +1289,7 @@ impl Step {
                 return Ok(info);
             }
             let limits = self.options.clip_norm.zip(norm);
-            clip = limits.and_then(|(limit, norm)| Clip::new(Norm::plain(limit), norm, self.options.clip_eps));
+            clip = limits.and_then(|(limit, norm)| Clip::to(limit, norm, self.options.clip_eps));
         }
         // The count repeats after 2³² steps.
         let random = Random { seed: 0, step: self.steps as u32, tensor: 0 };
@@ -1303,6 +1321,13 @@ impl Step {
         self.steps += 1;
         info.step = self.steps;
         Ok(info)
+    }
+
+    /// What a step reports that has nothing to take a mean of: it does not happen, and nothing was measured.
+    pub fn left_out(&self, nonfinite: NonFinite) -> Info {
+        let lr = self.groups.first().map_or(0.0, |group| group.hyper[0]);
+        let nonfinite = (nonfinite != NonFinite::Propagate).then(Vec::new);
+        Info { step: self.steps, lr, grad_norm: None, skipped: true, nonfinite }
     }
 
     /// Fills in the norm of the gradients and what is not finite in them; returns the norm.

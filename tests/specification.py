@@ -1018,7 +1018,8 @@ def step(
         if average := after.get("average"):
             n, rest = divmod(t - average.start, average.every)
             if n >= 1 and rest == 0:
-                kept["average"] = moved(kept["average"], new, new_point(average, n))
+                (c,) = rounded(new, new_point(average, n))
+                kept |= averaged(kept["average"], kept["average_rest"] if new.dtype == np.float32 else None, new, c)
         if "master" in kept:
             kept["master"] = new
         return new.astype(w.dtype), new_states
@@ -1033,6 +1034,16 @@ def moved(a: Array, towards: Array, c: float) -> Array:
     """A part of the way; all of it is there, without rounding."""
     (c,) = rounded(a, c)
     return towards if c == 1 else a + c * (towards - a)
+
+
+def averaged(a: Array, lost: Array | None, w: Array, c: Any) -> dict[str, Array]:
+    """An average after one more point of weight c, and what float32 has lost of it so far."""
+    if lost is None:
+        return {"average": moved(a, w, c)}
+    if c == 1:
+        return {"average": w, "average_rest": np.zeros_like(w)}
+    x = c * (w - a) + lost
+    return {"average": a + x, "average_rest": x - ((a + x) - a)}
 
 
 def new_point(average: Any, n: int) -> float:

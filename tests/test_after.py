@@ -59,7 +59,7 @@ def test_every_rule_equals_the_specification_with_all_that_follows(rule, dtype):
     at, made = w.copy(), engine(rule, w, HYPER[rule], weight_decay=0.13, after=AFTER)
     states = [np.zeros_like(state) for state in made.states[0]]
     kept = {name: np.zeros_like(array) for name, array in made.kept[0].items()}
-    assert list(kept) == ["master", "average", "slow"][dtype.itemsize > 2 :]
+    assert list(kept) == ["master", "average", "slow"][dtype.itemsize > 2 :] + ["average_rest"] * (dtype != F64)
     for t in range(1, 8):
         g = numbers(203, dtype, t)
         if t == 4:  # from outside
@@ -212,6 +212,129 @@ def test_an_average_is_the_weighted_sum_of_the_points_that_count(average, expect
         exact = expected(points)
         np.testing.assert_allclose(state["average"], exact, atol=1e-14 if dtype == F64 else 1e-6)
         assert_same_bits(opt.averages()["w"], state["average"].astype(dtype))
+
+
+#: Averages, how many points at 1 and then at 1 + d, and which part of d their average is above 1, from the weights.
+LONG = {
+    "swa": (rv.SWA(), 20_000, 20_000, 1 / 2),
+    "swa, every second": (rv.SWA(start=11, every=2), 10_011, 20_000, 2 / 3),
+    "ema": (rv.EMA(0.9999, warmup=False), 1, 20_000, 1 - 0.9999**20_000),
+    "ema, every second": (rv.EMA(0.9999, warmup=False, every=2), 2, 20_000, 1 - 0.9999**10_000),
+}
+every_long = pytest.mark.parametrize("average, first, then, part", LONG.values(), ids=LONG)
+
+
+def long_run(w, g, d, average, first, then, **options):
+    """Points at 1, then at 1 + d; by gradients of d and 0, so that a parameter may have a copy that knows better."""
+    opt = rv.SGD({"w": w}, lr=1.0, average=average, **options)
+    nothing, back = {"w": 0 * g}, {"w": g * -d}
+    for i in range(first + then):
+        opt.step(back if i == first else nothing)
+    return opt
+
+
+@every_long
+@pytest.mark.parametrize("d", [1e-3, 4e-4])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_average_keeps_what_float32_loses(average, first, then, part, d, sign):
+    w = np.full(5, sign, np.float32)
+    opt = long_run(w, np.full(5, sign, np.float32), d, average, first, then)
+    np.testing.assert_allclose(w, sign * (1 + d), rtol=1e-7)
+    np.testing.assert_allclose(opt.averages()["w"], sign * (1 + part * d), rtol=1e-7)
+    state = opt.state_dict()["states"]["w"]
+    assert state["average"].dtype == state["average_rest"].dtype == F32
+    assert (abs(state["average_rest"]) <= np.spacing(abs(state["average"]))).all()
+
+
+@every_long
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+@pytest.mark.parametrize("options", [{"master": "float32"}, {"master": "split"}], ids=lambda given: given["master"])
+def test_the_average_of_a_half_precision_parameter_does_so_too(dtype, options, average, first, then, part):
+    if options["master"] == "split" and dtype == F16:
+        dtype, options = F16, {}  # 1 + 2⁻¹⁰ is a float16
+    opt = long_run(np.ones(5, dtype), np.ones(5, dtype), 2.0**-10, average, first, then, **options)
+    np.testing.assert_allclose(opt.state_dict()["states"]["w"]["average"], 1 + part * 2.0**-10, rtol=1e-7)
+
+
+def test_float64_needs_no_such_array():
+    w = np.ones(3)
+    opt = long_run(w, np.ones(3), 1e-3, rv.SWA(), 2000, 2000)
+    np.testing.assert_allclose(opt.averages()["w"], 1.0005, rtol=1e-12)
+    assert sorted(opt.state_dict()["states"]["w"]) == ["average"]
+
+
+def test_whole_matrices_average_so_too():
+    w = {"w": np.ones((2, 2), F32)}
+    opt = rv.Muon(w, lr=0.0, average=rv.SWA())
+    for point in (1.0, 1.001):
+        w["w"][...] = point
+        for _ in range(2000):
+            opt.step({"w": np.ones((2, 2), F32)})
+    np.testing.assert_allclose(opt.averages()["w"], 1.0005, rtol=1e-7)
+
+
+def test_the_first_point_starts_both_anew():
+    w = np.full(3, np.inf, np.float32)
+    opt = rv.SGD(w, lr=1.0, average=rv.SWA(start=1))
+    opt.step(np.zeros(3, np.float32))
+    assert not opt.state_dict()["states"]["params"]["average_rest"].any()
+    w[:] = 1.5
+    opt.step(np.zeros(3, np.float32))
+    opt.step(np.full(3, -1e-9, np.float32))
+    state = opt.state_dict()["states"]["params"]
+    assert (state["average"] == 1.5).all()
+    assert not state["average_rest"].any()
+
+
+def without_rest(opt):
+    """A state as it was before averages kept what they lose."""
+    state = opt.state_dict()
+    for arrays in state["states"].values():
+        arrays.pop("average_rest", None)
+    return state
+
+
+def test_a_state_without_the_rest_starts_it_at_zero():
+    one, other = (run(rv.AdamW(tree(), lr=0.01, **AFTER), 0, 6) for _ in range(2))
+    state = without_rest(one)
+    other.load_state_dict(state)
+    for name, arrays in other.state_dict()["states"].items():
+        rest = arrays.pop("average_rest")
+        assert not rest.any()
+        assert sorted(arrays) == sorted(state["states"][name])
+        for kind, array in arrays.items():
+            assert_same_bits(array, state["states"][name][kind], kind)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_file_without_the_rest_starts_it_at_zero(strict, tmp_path, monkeypatch):
+    one, other = (run(rv.AdamW(tree(), lr=0.01, **AFTER), 0, 6) for _ in range(2))
+    tensors = rv.checkpoint._tensors
+
+    def older(opt, params):
+        return {
+            name: {tensor: array for tensor, array in of.items() if not tensor.startswith("average_rest/")}
+            for name, of in tensors(opt, params).items()
+        }
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rv.checkpoint, "_tensors", older)
+        one.save(tmp_path / "run")
+    loaded = other.load(tmp_path / "run", strict=strict)
+    assert loaded.kept == loaded.left_out == ()
+    assert [kept["average_rest"].any() for kept in other._engine.kept] == [False] * 3
+    assert_same_bits(other._engine.kept[0]["average"], one._engine.kept[0]["average"])
+
+
+@pytest.mark.parametrize("rest", [1e-3, np.nan, np.inf])
+def test_an_average_changed_in_a_state_has_lost_nothing(rest):
+    opt = run(rv.SGD({"w": np.ones(3, F32)}, lr=0.1, average=rv.SWA()), 0, 0)
+    for _ in range(3):
+        opt.step({"w": np.ones(3, F32)})
+    state = opt.state_dict()
+    state["states"]["w"] |= {"average": np.full(3, 2.0, F32), "average_rest": np.array([rest, 0, 2.0**-24], F32)}
+    opt.load_state_dict(state)
+    assert opt.state_dict()["states"]["w"]["average_rest"].tolist() == [0, 0, 2.0**-24]
 
 
 @every_rule

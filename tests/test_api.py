@@ -692,11 +692,65 @@ def test_the_environment_sets_the_number_of_threads(text, expected):
     assert python("import ravine; print(ravine.num_threads())", RAVINE_NUM_THREADS=text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "two"])
-def test_an_environment_without_a_number_leaves_the_default(text):
-    expected = str(min(len(os.sched_getaffinity(0)), 8)) if hasattr(os, "sched_getaffinity") else None
-    printed = python("import ravine; print(ravine.num_threads())", RAVINE_NUM_THREADS=text)
-    assert printed == expected or (expected is None and int(printed) >= 1)
+DEFAULT_THREADS = str(min(len(os.sched_getaffinity(0)), 8)) if hasattr(os, "sched_getaffinity") else None
+
+
+@pytest.mark.parametrize(
+    "ours, openmp, expected",
+    [
+        ("", "", None),
+        (" ", "5", "5"),
+        ("", "5,2,1", "5"),
+        ("", " 6 , 2", "6"),
+        ("3", "5", "3"),
+        ("", "100", "64"),
+        *(("", text, None) for text in ("0", "-1", "two", ",4", "2.5")),
+    ],
+)
+def test_without_our_variable_openmps_sets_the_number_of_threads_and_then_the_machine(ours, openmp, expected):
+    code = "import ravine; print(ravine.num_threads())"
+    printed = python(code, RAVINE_NUM_THREADS=ours, OMP_NUM_THREADS=openmp)
+    assert printed == (expected or DEFAULT_THREADS or printed)
+
+
+@pytest.mark.parametrize(
+    "name, text, expected",
+    [
+        *(("RAVINE_NUM_THREADS", text, "a whole number >= 1") for text in ("abc", "0", "-1", "two", "2.0", "4,2")),
+        *(("RAVINE_SIMD", text, "one of baseline, avx2, avx512, in any case") for text in ("sse9", "avx", "1")),
+    ],
+)
+def test_fault_39_an_environment_variable_that_says_nothing_is_an_error_at_import(name, text, expected):
+    code = """
+        try:
+            import ravine
+        except ValueError as error:
+            print(error)
+    """
+    assert python(code, **{name: text}) == f'{name}: expected {expected}, got "{text}"'
+
+
+def test_the_instruction_set_is_named_in_any_case():
+    code = "import ravine; print(ravine._core.simd_level())"
+    for text in ("AVX2", "Avx512", " baseline ", "BASELINE", ""):
+        assert python(code, RAVINE_SIMD=text) == python(code, RAVINE_SIMD=text.lower().strip())
+    assert python(code, RAVINE_SIMD="BASELINE") == "baseline"
+
+
+@pytest.mark.parametrize("order", ["import ravine, threadpoolctl", "import threadpoolctl, ravine"])
+def test_threadpoolctl_asks_and_limits_our_threads(order):
+    pytest.importorskip("threadpoolctl")
+    printed = python(f"""
+        {order}
+        ravine.set_num_threads(3)
+        own, = [of for of in threadpoolctl.threadpool_info() if of["user_api"] == "ravine"]
+        print(own["num_threads"], own["version"] == ravine.__version__)
+        for limits in (1, {{"ravine": 2}}, {{"openmp": 1}}):
+            with threadpoolctl.threadpool_limits(limits):
+                print(ravine.num_threads())
+        print(ravine.num_threads())
+    """)
+    assert printed.split() == ["3", "True", "1", "2", "3", "3"]
 
 
 def test_the_environment_lowers_the_instruction_set_without_changing_bits():

@@ -55,7 +55,7 @@ def test_a_split_parameter_follows_the_specification_of_its_exact_number(rule, s
     full = states is None or rule not in RULES_WITH
     make = numbers if full else finite
     w = make(600, BF16)
-    at, kept = w.astype(F32), {name: np.zeros(600, F32) for name in ("average", "slow")}
+    at, kept = w.astype(F32), {name: np.zeros(600, F32) for name in ("average", "slow", "average_rest")}
     made = engine(rule, w, HYPER[rule], weight_decay=0.13, states=states, after={**FOLLOWED, "master": "split"})
     arrays = zero_states(rule, (600,), F32, states=states)
     for t in range(1, 8):
@@ -287,7 +287,7 @@ def test_a_parameter_rounded_at_random_follows_the_specification(rule, states):
     kinds, full = list(RULES[rule]["states"].values()), states is None or rule not in RULES_WITH
     make = numbers if full else finite
     w, other = make(600, BF16), make(300, BF16, 1)
-    at, kept = other.copy(), {name: np.zeros(300, F32) for name in ("average", "slow")}
+    at, kept = other.copy(), {name: np.zeros(300, F32) for name in ("average", "slow", "average_rest")}
     pipeline = {"weight_decay": 0.13, "after": FOLLOWED}
     made = engine(rule, [w, other], HYPER[rule], states=states, rounding="stochastic", **pipeline)
     arrays, t = zero_states(rule, (300,), F32, states=states), 0

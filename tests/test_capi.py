@@ -107,6 +107,36 @@ def execute(program, language, library, tool, *arguments):
     run(*(before if tool == "valgrind" else []), built, *arguments, env=os.environ | environment)
 
 
+ENVIRONMENT = """
+import ctypes, sys
+c = ctypes.CDLL(sys.argv[1])
+c.rv_last_error.restype, c.rv_instruction_set.restype = ctypes.c_char_p, ctypes.c_char_p
+c.rv_rules.restype = ctypes.POINTER(ctypes.c_char_p)
+norm, optimizer = ctypes.c_double(-7), ctypes.c_void_p()
+for status in (c.rv_global_norm(None, ctypes.c_size_t(0), ctypes.byref(norm)),
+               c.rv_optimizer_new(b"sgd", ctypes.c_size_t(1), ctypes.byref(optimizer))):
+    print(status, c.rv_last_error().decode())
+c.rv_optimizer_free(optimizer)
+print(norm.value, bool(optimizer), c.rv_rules()[0] is not None, c.rv_num_threads() > 0, c.rv_instruction_set().decode())
+"""
+
+
+@pytest.mark.parametrize(
+    "name, text, expected",
+    [
+        ("RAVINE_SIMD", "sse9", "one of baseline, avx2, avx512, in any case"),
+        ("RAVINE_NUM_THREADS", "abc", "a whole number >= 1"),
+    ],
+)
+def test_an_environment_variable_that_says_nothing_is_a_status_of_every_call(name, text, expected):
+    refused = f'13 {name}: expected {expected}, got "{text}"'
+    printed = run(sys.executable, "-c", ENVIRONMENT, SHARED, env=os.environ | {name: text}).splitlines()
+    assert printed[:2] == [refused, refused]
+    assert printed[2].startswith("-7.0 False True True ")
+    fine = run(sys.executable, "-c", ENVIRONMENT, SHARED, env=os.environ | {"RAVINE_SIMD": "BaseLine"}).splitlines()
+    assert fine == ["0 ", "0 ", "0.0 True True True baseline"]
+
+
 # The calls, as tests/capi/program.h reads them, and what Python says they give
 
 

@@ -408,7 +408,11 @@ def test_fault_05_a_parameter_of_the_wrong_type_is_refused(make, error, words):
         rv.Adam({"fine": fine, "layer": {"w": make()}})
 
 
-@wrong_types
+@pytest.mark.parametrize(
+    "make, error, words",
+    [(m, e, w) for name, (m, e, *w) in WRONG_TYPES.items() if name != "numpy_scalar"],
+    ids=[name for name in WRONG_TYPES if name != "numpy_scalar"],
+)
 def test_fault_05_and_so_is_a_gradient(make, error, words):
     if "longdouble" in words:
         words = [np.dtype(np.longdouble).name if word == "longdouble" else word for word in words]
@@ -416,6 +420,145 @@ def test_fault_05_and_so_is_a_gradient(make, error, words):
     opt = rv.Adam(params)
     with refused(error, "grads['layer.w']", *words, opt=opt, keep=[params]):
         opt.step({"fine": np.ones(4), "layer": {"w": make()}})
+
+
+# 36: what NumPy makes of a result without axes
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+SCALARS = [np.float64, np.float32, np.float16, BF16.type]
+every_scalar = pytest.mark.parametrize("kind", SCALARS, ids=lambda kind: kind.__name__)
+
+
+def with_a_scalar(kind):
+    """Parameters, one of them without axes, with gradients: as arrays, and as NumPy's results are."""
+    params = {"w": values((3, 2), np.dtype(kind)), "b": np.array(0.75, kind)}
+    arrays = {"w": values((3, 2), np.dtype(kind), seed=1), "b": np.array(-0.625, kind)}
+    return params, arrays, {**arrays, "b": kind(-0.625)}
+
+
+def twice(make, first, second, run):
+    """Results of two runs, byte for byte."""
+    results = []
+    for grads in (first, second):
+        params, _, _ = make()
+        opt = run(params, grads)
+        results.append([w.tobytes() for w in params.values()] + [opt.steps])
+    return results
+
+
+RUNS = {
+    "step": lambda opt, grads: opt.step(grads),
+    "step, scaled": lambda opt, grads: opt.step(grads, grad_scale=2.0),
+    "accumulate": lambda opt, grads: (opt.accumulate(grads, weight=2), opt.accumulate(grads), opt.step()),
+    "history": lambda opt, grads: rv.History().step(opt, grads),
+}
+
+
+#: Adafactor takes one gradient a step.
+MADE_AND_RUN = [
+    pytest.param(make, run, id=f"{make.__name__}, {name}")
+    for make in (rv.SGD, rv.AdamW, rv.LAMB, rv.Adafactor)
+    for name, run in RUNS.items()
+    if (make, name) != (rv.Adafactor, "accumulate")
+]
+
+
+@every_scalar
+@pytest.mark.parametrize("make, run", MADE_AND_RUN)
+def test_fault_36_a_scalar_of_numpy_is_the_gradient_of_a_parameter_without_axes(make, run, kind):
+    def stepped(params, grads):
+        opt = make(params, lr=0.1, clip_norm=0.5)
+        for _ in range(2):
+            run(opt, grads)
+        return opt
+
+    _, arrays, scalars = with_a_scalar(kind)
+    assert type(scalars["b"]) is kind
+    numbers = {**arrays, "b": -0.625}
+    for given in (scalars, numbers):
+        one, other = twice(lambda: with_a_scalar(kind), arrays, given, stepped)
+        assert one == other
+
+
+def test_fault_36_a_whole_number_and_the_only_parameter():
+    w = np.array(2.0, np.float32)
+    opt = rv.SGD(w, lr=0.5)
+    opt.step(1)
+    opt.step(np.float32(1))
+    opt.step(0.5)
+    assert w == 0.75
+
+
+def test_fault_36_narrow_scalars_of_wide_parameters_are_widened():
+    w = np.array(2.0, np.float32)
+    opt = rv.SGD(w, lr=1.0)
+    opt.step(np.float16(0.5))
+    opt.step(BF16.type(0.5))
+    assert w == 1.0
+
+
+def test_fault_36_and_beside_rows():
+    params = {"table": np.ones((4, 2)), "b": np.array(1.0)}
+    opt = rv.SGD(params, lr=0.5)
+    for number in (np.float64(1), 1.0):
+        opt.step({"table": rv.RowSparse([1], np.ones((1, 2))), "b": number})
+    assert params["b"] == 0.0
+    assert params["table"][1].tolist() == [0.0, 0.0]
+
+
+def test_fault_36_and_of_functions():
+    p = np.array(1.0)
+    rv.functional.sgd_(p, np.float64(2), lr=0.25)
+    rv.functional.sgd_(p, 1.0, lr=0.25)
+    assert p == 0.25
+    tree = {"w": np.array([3.0]), "b": np.float64(4)}
+    assert rv.global_norm(tree) == 5.0
+    assert rv.tensor_norms(tree) == {"w": 3.0, "b": 4.0}
+    array = np.array(4.0)
+    assert rv.clip_by_global_norm_({"w": np.array([3.0]), "b": array}, 2.5) == 5.0
+    assert array == 2.0
+    for clip in (lambda: rv.clip_by_global_norm_(tree, 1.0), lambda: rv.adaptive_clip_(tree, tree)):
+        with pytest.raises(TypeError, match=r"b.*: expected a NumPy array, got float64; pass np\.asarray"):
+            clip()
+    assert tree["w"] == 3.0
+
+
+@pytest.mark.parametrize(
+    "dtype, got, words",
+    [
+        (np.float32, np.float64(1), ["expected float32 like its parameter, got float64", "astype"]),
+        (np.float64, np.float32(1), ["expected float64 like its parameter, got float32"]),
+        (np.float32, np.int64(1), ["expected float64, float32, float16 or bfloat16, got int64"]),
+        (np.float32, np.bool_(True), ["got bool"]),
+        (np.float32, np.complex128(1), ["got complex128"]),
+        (np.float32, True, ["expected a NumPy array, got bool"]),
+        (np.float32, "1", ["expected a NumPy array, got str"]),
+        (np.float32, np.str_("1"), ["expected a NumPy array, got str"]),
+    ],
+)
+def test_fault_36_a_scalar_of_another_dtype_is_refused_as_an_array_is(dtype, got, words):
+    params = {"b": np.array(1, dtype)}
+    opt = rv.SGD(params, lr=0.5)
+    for run in (opt.step, opt.accumulate, opt._engine.check):
+        with refused(TypeError, "grads['b']", *words, opt=opt, keep=[params]):
+            run({"b": got})
+
+
+@pytest.mark.parametrize("got", [np.float64(1), 1.0], ids=["numpy", "python"])
+def test_fault_36_a_scalar_here_is_no_gradient_of_a_parameter_on_a_device(gpu, got):
+    params = {"b": gpu.asarray(np.array(1.0))}
+    opt = rv.SGD(params, lr=0.5)
+    with pytest.raises(TypeError, match=r"grads\['b'\]: expected a CuPy array, got .*; pass cupy\.asarray"):
+        opt.step({"b": got})
+    opt.step({"b": gpu.asarray(np.array(1.0))})
+    assert params["b"].get() == 0.5
+
+
+def test_fault_36_a_scalar_is_not_broadcast():
+    params = {"w": np.ones(3)}
+    opt = rv.SGD(params, lr=0.5)
+    with refused(ValueError, "grads['w']", "expected shape (3,)", "got ()", opt=opt, keep=[params]):
+        opt.step({"w": np.float64(1)})
 
 
 # 6: gradients that do not fit

@@ -588,16 +588,124 @@ def test_a_checkpoint_of_half_a_step_is_refused(tmp_path):
         opt.step()
 
 
-@pytest.mark.parametrize("bad", [0, -1, NAN, INF, 2.0**127, "1", None])
+@pytest.mark.parametrize("bad", [-1, NAN, INF, 2.0**127, 2.0**-127, 5e-324, "1", None])
 def test_a_weight_that_is_none_is_refused_and_nothing_is_added(gpu, bad):
     for xp in (np, gpu):
         w = xp.zeros(2)
         opt = rv.SGD(w, lr=1.0)
         opt.accumulate(xp.ones(2))
-        with pytest.raises((ValueError, TypeError), match="weight: expected a number"):
+        with pytest.raises((ValueError, TypeError), match=r"weight: expected (0, or )?a number"):
             opt.accumulate(xp.ones(2), weight=bad)
         opt.step()
         assert w.tolist() == [-1.0, -1.0]
+
+
+ZERO_WEIGHT_RULES = [rv.SGD, rv.AdamW, rv.LAMB, rv.Lion]
+every_kind_of_rule = pytest.mark.parametrize("make", ZERO_WEIGHT_RULES, ids=lambda make: make.__name__)
+
+
+def half_masked(xp, dtype):
+    """Parameters, gradients, and gradients that would poison whatever reads them."""
+    shapes = {"a": (5000,), "b": (3, 4), "c": ()}
+    w = {name: xp.asarray(normal(shape, dtype, i)) for i, (name, shape) in enumerate(shapes.items())}
+    g = {name: xp.asarray(normal(shape, dtype, 9 + i)) for i, (name, shape) in enumerate(shapes.items())}
+    return w, g, {name: xp.full(shape, NAN, dtype) for name, shape in shapes.items()}
+
+
+@every_kind_of_rule
+@every_dtype
+@pytest.mark.parametrize("where", ["first", "between", "last"])
+def test_a_micro_batch_of_weight_0_is_as_if_it_had_not_come(make, dtype, where):
+    runs = []
+    for weights in ([2.0, 3.0], {"first": [0.0, 2.0, 3.0], "between": [2.0, -0.0, 3.0], "last": [2.0, 3.0, 0]}[where]):
+        w, g, poison = half_masked(np, dtype)
+        opt = make(w, lr=0.1, clip_norm=0.5, nonfinite="raise")
+        for _ in range(2):
+            for weight in weights:
+                opt.accumulate(poison if weight == 0 else {**g, "b": None} if weight == 3 else g, weight=weight)
+            info = opt.step()
+        runs.append([repr(info), opt.steps, [x.tobytes() for x in state_of(opt._engine)]])
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize("policy", ["propagate", "skip", "raise"])
+def test_a_step_whose_micro_batches_all_weigh_0_is_left_out(gpu, policy, clip_norm):
+    for xp in (np, gpu):
+        w, g, poison = half_masked(xp, F32)
+        options = {"nonfinite": policy, "clip_norm": clip_norm, "average": rv.SWA()}
+        opt = rv.AdamW(w, lr=rv.schedules.linear(0.1, 0.3, 3), **options)
+        opt.step(g)
+        before, updates = opt.state_dict(), opt._engine.updates
+        at = rv.trees.map(lambda x: x.copy(), w)
+        for count in (1, 3):
+            for _ in range(count):
+                opt.accumulate(poison, weight=0)
+            with pytest.raises(ValueError, match="accumulated gradients are waiting"):
+                opt.step(g)
+            with pytest.raises(RuntimeError, match="state_dict: gradients are accumulated"):
+                opt.state_dict()
+            info = opt.step()
+            assert (info.skipped, info.step, info.grad_norm) == (True, 1, None)
+            assert info.nonfinite == (None if policy == "propagate" else {})
+            assert (opt.steps, opt._engine.updates) == (1, updates)
+            for name, arrays in opt.state_dict()["states"].items():
+                assert_same_bits(rv.to_host(w[name]), rv.to_host(at[name]), name)
+                for kind, array in arrays.items():
+                    assert_same_bits(rv.to_host(array), rv.to_host(before["states"][name][kind]), kind)
+            with pytest.raises(ValueError, match="none were accumulated since the last step"):
+                opt.step()
+        assert opt.step(g).step == 2
+
+
+def test_a_parameter_whose_gradients_all_weigh_0_has_none(gpu):
+    for xp in (np, gpu):
+        w = {"a": xp.zeros(2), "b": xp.ones(2)}
+        opt = rv.SGD(w, lr=1.0, momentum=0.5, weight_decay=0.5)
+        opt.accumulate({"a": xp.ones(2), "b": xp.full(2, NAN)}, weight=0)
+        opt.accumulate({"a": xp.ones(2), "b": None}, weight=2)
+        opt.step()
+        assert (w["a"].tolist(), w["b"].tolist()) == ([-1.0, -1.0], [1.0, 1.0])
+        assert opt.state_dict()["updates"] == {"a": 1, "b": 0}
+
+
+def test_a_micro_batch_of_weight_0_is_checked_all_the_same(gpu):
+    for xp in (np, gpu):
+        opt = rv.SGD({"w": xp.zeros(2)}, lr=1.0)
+        for grads, error, text in [
+            ({"w": xp.zeros(3)}, ValueError, "expected shape"),
+            ({"v": xp.zeros(2)}, ValueError, "missing 'w'"),
+            ({"w": xp.zeros(2, F32)}, TypeError, "expected float64"),
+        ]:
+            with pytest.raises(error, match=text):
+                opt.accumulate(grads, weight=0)
+        with pytest.raises(ValueError, match="none were accumulated"):
+            opt.step()
+
+
+def test_a_loss_scale_stays_where_nothing_was_weighed(gpu):
+    for xp in (np, gpu):
+        w, scale = xp.zeros(2, F32), rv.DynamicLossScale(2**8, growth_interval=2)
+        opt = rv.SGD(w, lr=1.0)
+        opt.accumulate(xp.full(2, 2.0**8, F16), weight=3)
+        opt.step(grad_scale=scale)
+        for _ in range(3):
+            opt.accumulate(xp.full(2, INF, F16), weight=0)
+            assert opt.step(grad_scale=scale).skipped
+        assert float(scale.value) == 2.0**8
+        opt.accumulate(xp.full(2, 2.0**8, F16))
+        opt.step(grad_scale=scale)
+        assert (w.tolist(), float(scale.value)) == ([-2.0, -2.0], 2.0**9)
+
+
+def test_history_records_a_step_that_was_left_out(gpu):
+    for xp in (np, gpu):
+        w, history = {"w": xp.ones(2)}, rv.History()
+        opt = rv.SGD(w, lr=1.0)
+        opt.accumulate({"w": xp.full(2, NAN)}, weight=0)
+        assert history.step(opt).skipped
+        assert history["skipped"].values.tolist() == [1.0]
+        assert history["update_norm/w"].values.tolist() == [0.0]
 
 
 def test_gradients_that_do_not_fit_are_refused_and_nothing_is_added():

@@ -441,8 +441,8 @@ def test_the_norm_of_the_value_clipped_gradient_is_taken_in_the_compute_dtype(dt
     assert_same_bits(norm, specification.global_norm(g, 0.1))
 
 
-@pytest.mark.parametrize("bad", [0.0, -0.0, -1.0, NAN, -INF, INF])
-def test_a_limit_that_is_not_a_finite_number_above_zero_raises(bad):
+@pytest.mark.parametrize("bad", [0.0, -0.0, -1.0, NAN, -INF])
+def test_a_limit_that_is_not_a_number_above_zero_raises(bad):
     g = np.ones(2)
     with pytest.raises(ValueError, match="max_norm"):
         rv.clip_by_global_norm_(g, bad)
@@ -450,6 +450,61 @@ def test_a_limit_that_is_not_a_finite_number_above_zero_raises(bad):
         with pytest.raises(ValueError, match=option):
             rv.SGD(np.ones(2), lr=0.1, **{option: bad})
     assert_same_bits(g, np.ones(2))
+
+
+def test_values_are_cut_off_at_a_finite_number():
+    with pytest.raises(ValueError, match="clip_value: expected a finite number > 0"):
+        rv.SGD(np.ones(2), lr=0.1, clip_value=INF)
+
+
+@every_dtype
+@pytest.mark.parametrize("case", CLIPPED)
+@pytest.mark.parametrize("eps", [0.0, 1e-6])
+def test_an_infinite_limit_measures_and_clips_nothing(dtype, case, eps):
+    with np.errstate(all="ignore"):
+        gradients = [np.array(values).astype(dtype) for values in CLIPPED[case]]
+    plain, nothing = clipped_by_step(gradients)
+    measured, norm = clipped_by_step(gradients, clip_norm=INF, clip_eps=eps)
+    by_function, of_function = clipped_by_function(gradients, INF)
+    assert nothing is None
+    for value in (norm, of_function):
+        assert_same_bits(np.float64(value), np.float64(specification.global_norm(gradients)))
+    for got, want, untouched, g in zip(measured, plain, by_function, gradients, strict=True):
+        assert_same_bits(got, want)
+        assert_same_bits(untouched, g)
+
+
+@pytest.mark.parametrize("case", ["beyond", "NaN", "inf"])
+def test_so_it_does_on_a_device(gpu, case):
+    gradients = [np.array(values, np.float32) for values in CLIPPED[case]]
+    here, there = ([xp.zeros(g.shape, np.float32) for g in gradients] for xp in (np, gpu))
+    a, b = rv.SGD(here, lr=1.0, clip_norm=INF), rv.SGD(there, lr=1.0, clip_norm=INF)
+    assert repr(b.step([gpu.asarray(g) for g in gradients])) == repr(a.step(gradients))
+    on_device = [gpu.asarray(g) for g in gradients]
+    assert_same_bits(rv.clip_by_global_norm_(on_device, INF).get(), np.float64(rv.global_norm(gradients)))
+    for x, y, g, own in zip(there, here, on_device, gradients, strict=True):
+        assert_same_bits(x.get(), y)
+        assert_same_bits(g.get(), own)
+
+
+@pytest.mark.parametrize("make", [rv.AdamW, rv.LAMB, rv.Muon, rv.Adafactor], ids=lambda make: make.__name__)
+def test_every_optimizer_may_only_measure(make, tmp_path):
+    runs = []
+    for clip_norm in (None, INF):
+        w = {"w": numbers((5, 4), np.float32) * 0 + 1}
+        g = {"w": np.full((5, 4), 3.0, np.float32)}
+        opt = make(w, lr=0.1, clip_norm=clip_norm)
+        norm = opt.step(g).grad_norm
+        opt.save(tmp_path / f"{clip_norm}")
+        opt.load(tmp_path / f"{clip_norm}")
+        opt.step(g)
+        runs.append((w["w"].tobytes(), opt.formula(), norm))
+    assert runs[0][:2] == runs[1][:2]
+    assert (runs[0][2], runs[1][2]) == (None, rv.global_norm(g))
+    with pytest.raises(ValueError, match=r"clip_norm: expected 'inf', got None"):
+        opt.load(tmp_path / "None")
+    with pytest.raises(ValueError, match=r"clip_norm: expected None, got 'inf'"):
+        make(w, lr=0.1).load(tmp_path / "inf")
 
 
 def test_the_function_changes_nothing_if_any_array_is_read_only():

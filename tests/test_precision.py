@@ -173,7 +173,7 @@ def test_all_options_combine(states, dtype):
         gradients[1] = None
     params = [w.astype(dtype), other.astype(dtype)]
     after = {"lookahead": rv.Lookahead(2, 0.3), "average": rv.EMA(0.4, start=1), "master": "float32"}
-    kept = {name: np.zeros(600, np.float32) for name in ("master", "average", "slow")}
+    kept = {name: np.zeros(600, np.float32) for name in ("master", "average", "slow", "average_rest")}
     at, read = params[0].copy(), [np.zeros(600, np.float32)] * 2
     kept["master"] = at.astype(np.float32)
     made = engine("lamb", params, hyper, states=states, after=after, clip_value=0.5)

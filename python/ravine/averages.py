@@ -9,6 +9,15 @@ The n-th point w that counts moves the average a, with c computed in float64 and
 .. math:: a \leftarrow a + c\,(w - a), \qquad c = 1 \text{ for } n = 1
 
 so the first point is the average, whatever the parameter was before.
+
+In float32 a sum of a and something smaller than half of its last bit is a: after thousands of points an average would
+stand still. So a float32 average has an array of its own for what its rounding has lost, r, 0 at the first point:
+
+.. math:: x = c\,(w - a) + r, \qquad a^+ = a + x, \qquad r^+ = x - (a^+ - a)
+
+a is the average, rounded; in states and files it is ``average``, and r is ``average_rest``: 4 bytes more a parameter. A
+state without r starts it at 0, and so does an element of a state whose ``average`` was changed. Where an average is
+infinite or NaN, it stays so, and r with it, as without r: `nonfinite="skip"` keeps such points away.
 """
 
 from __future__ import annotations
@@ -18,7 +27,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from ravine import _core
+from ravine.backends import cpu
+
 __all__ = ["EMA", "SWA", "Lookahead"]
+
+#: Kept arrays that older states and files do not have: they start at 0.
+LATER = frozenset({"average_rest"})
 
 
 @dataclass(frozen=True)
@@ -141,9 +158,15 @@ def after_rule(
     def arrays(parameter: Any, dtype: str) -> list[Any]:
         # Zeros do: a copy counts only where its parameter is its rounding, of a new parameter nothing remains, and the
         # others are written before they are read.
-        there = [master == "float32" and parameter.dtype.itemsize == 2, average, lookahead]
-        remainder = zeros(parameter.shape, "int16") if master == "split" else None
-        return [*(zeros(parameter.shape, dtype) if needed else None for needed in there), remainder]
+        there = {
+            "master": master == "float32" and parameter.dtype.itemsize == 2,
+            "average": average is not None,
+            "slow": lookahead is not None,
+            "remainder": master == "split",
+            "average_rest": average is not None and dtype == "float32",
+        }
+        kinds = {"remainder": "int16"}
+        return [zeros(parameter.shape, kinds.get(name, dtype)) if there[name] else None for name in _core.KEPT]
 
     decay, warmup = (average.decay, average.warmup) if isinstance(average, EMA) else (None, False)
     return (
@@ -151,6 +174,21 @@ def after_rule(
         average and (decay, warmup, average.start, average.every),
         lookahead and (lookahead.k, lookahead.alpha),
     )
+
+
+def rest_beside(average: Any, rest: Any) -> np.ndarray[Any, Any]:
+    """Return what an average has lost, as a state has it: 0 without it, and where the average was changed since.
+
+    What a sum of float32 numbers loses is less than 2 of its last bits, even where the average was the smaller of them.
+    """
+    a: np.ndarray[Any, Any] = cpu.put(average)
+    if rest is None:
+        return np.zeros_like(a)
+    rest = cpu.put(rest)
+    with np.errstate(all="ignore"):
+        own = (abs(rest) <= 2 * np.spacing(abs(a))) | ~np.isfinite(a)
+    still: np.ndarray[Any, Any] = np.where(own, rest, np.zeros_like(rest))
+    return still
 
 
 def _check_counts(start: int, every: int) -> None:

@@ -2,7 +2,8 @@ r"""Checkpoints: what ``opt.save`` writes and ``opt.load`` reads, one file in th
 
 Any reader of that format finds the arrays: ``<rule>/<state>/<parameter>``, such as ``adam/m/hidden.w``, and
 ``params/<parameter>``; where they are kept, ``master/<parameter>`` or ``remainder/<parameter>``,
-``average/<parameter>`` and Lookahead's ``slow/<parameter>``. The metadata have one entry, ``ravine``, in JSON:
+``average/<parameter>``, ``average_rest/<parameter>`` (what float32 has lost of it; a file without it starts it at 0)
+and Lookahead's ``slow/<parameter>``. The metadata have one entry, ``ravine``, in JSON:
 
 ==============  =================================================================================================
 ``checksum``    CRC-32 of the length and the header, its own eight digits read as 0
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import operator
 import os
 import stat
@@ -40,6 +42,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ravine import _core
+from ravine.averages import LATER
 from ravine.backends import cpu, is_array
 from ravine.groups import Past, checked_past
 from ravine.schedules import Schedule
@@ -252,8 +255,10 @@ def _products(header: _Header, keys: Collection[str]) -> dict[str, dict[str, Pas
 
 
 def _options(opt: Optimizer) -> dict[str, Any]:
+    # JSON has no infinity.
     return {
-        name: value if value is None or isinstance(value, str) else float(value) for name, value in opt._options.items()
+        name: value if value is None or isinstance(value, str) else float(value) if value < math.inf else "inf"
+        for name, value in opt._options.items()
     }
 
 
@@ -446,6 +451,7 @@ def load(opt: Optimizer, path: str | os.PathLike[str], params: bool, hyper: bool
             tensors = _tensors(opt, params and not rounded)
             own = {tensor: array for of in fits for tensor, array in tensors[of].items()}
             values = _read(file, header, own)
+            values |= {name: np.zeros(array.shape, array.dtype) for name, array in own.items() if name not in values}
         except (_DamagedError, safetensors.SafetensorError) as error:
             raise ValueError(f"{name}: damaged: {error}. Nothing was loaded{_older(name)}") from error
         except ValueError as error:
@@ -598,6 +604,8 @@ def _differences(opt: Optimizer, header: _Header, params: bool, strict: bool) ->
 
 def _difference(tensor: str, array: Any, header: _Header) -> str | None:
     dtype, shape, *_ = header.tensors.get(tensor, ("nothing", ()))
+    if tensor not in header.tensors and tensor.partition("/")[0] in LATER:
+        return None
     if (dtype, shape) == (_DTYPES[array.dtype.name], array.shape):
         return None
     names = {code: name for name, code in reversed(_DTYPES.items())}

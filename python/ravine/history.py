@@ -12,7 +12,7 @@ import numpy as np
 
 from ravine import _core
 from ravine.backends import array_module, cpu, is_array
-from ravine.backends.foreign import adopt
+from ravine.backends.foreign import adopt, as_array
 from ravine.loss_scale import DynamicLossScale
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ class _Row:
             numbers["lr"] = float(info.lr)
             if info.grad_norm is not None:
                 numbers["grad_norm"] = float(info.grad_norm)
-            if info.nonfinite is not None:
+            if info.nonfinite is not None or info.skipped:
                 numbers["skipped"] = float(info.skipped)
+            if info.nonfinite is not None:
                 numbers["nonfinite"] = float(sum(count for count, _ in info.nonfinite.values()))
         self.numbers = numbers | {name: float(value) for name, value in self.numbers.items()}
         for names, values in self.vectors:
@@ -166,14 +167,15 @@ class History:
         scale: Any = grad_scale.value if isinstance(grad_scale, DynamicLossScale) else grad_scale
         if is_array(scale):
             scale = scale.astype(np.float64)  # a copy: the step changes it
-        sums, divisor = (engine.sums, engine.accumulated) if grads is ... else ([], 1.0)
+        sums, divisor = (engine.sums, engine.accumulated or 1.0) if grads is ... else ([], 1.0)
         parameters = list(zip(engine.names, engine.parameters, strict=True))
         updates = [(name, w.astype(np.float64 if w.dtype == np.float64 else np.float32)) for name, w in parameters]
         info = opt.step(grads, grad_scale=grad_scale)
         for (_, update), (_, w) in zip(updates, parameters, strict=True):
             update -= w.astype(update.dtype, copy=False)
         gradients = dict(zip(engine.names, sums, strict=True)) if grads is ... else dict(_core.flatten(grads))
-        present = [(name, adopt(gradients[name], name, False)) for name in engine.names if gradients[name] is not None]
+        of_each = {name: (gradients[name], w.dtype) for name, w in parameters if gradients[name] is not None}
+        present = [(name, adopt(as_array(g, dtype), name, False)) for name, (g, dtype) in of_each.items()]
         norms = backend.tensor_norms(present)
         norms = norms if divisor == 1.0 else norms / divisor
         norms = norms if scale is None else norms / scale

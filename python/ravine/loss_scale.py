@@ -154,7 +154,8 @@ class DynamicLossScale:
         if backend is cpu:
             (self._value, self._good), self._there = self._read(), None
             info = run(self._value, True)
-            self._update(info.skipped)
+            if not info.skipped or info.nonfinite:  # else all micro-batches had weight 0: nothing overflowed
+                self._update(info.skipped)
         else:
             if self._there is None or self._there.device is not backend.device:
                 value, good = self._read()

@@ -76,13 +76,13 @@ def clip_by_global_norm_(tree: Any, max_norm: float) -> Any:
 
     Args:
         tree: array, or any nesting of dict, list and tuple of writable arrays.
-        max_norm: c > 0.
+        max_norm: c > 0; infinity only measures, and writes nothing.
 
     Returns:
         The norm before, as `global_norm` does.
 
     Raises:
-        ValueError: max_norm not a finite number above 0; a read-only array; two that share memory. Nothing was changed.
+        ValueError: max_norm not above 0; a read-only array; two that share memory. Nothing was changed.
         TypeError: a leaf that is not a float array, named by its path.
 
     Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013, Algorithm 1.
@@ -91,8 +91,8 @@ def clip_by_global_norm_(tree: Any, max_norm: float) -> Any:
     >>> rv.clip_by_global_norm_(g, 2.5), g["w"], g["b"]
     (5.0, array([1.5]), array([2.]))
     """
-    if not 0.0 < max_norm < math.inf:
-        raise ValueError(f"max_norm: expected a finite number > 0, got {max_norm!r}")
+    if not max_norm > 0.0:
+        raise ValueError(f"max_norm: expected a number > 0, infinity to measure only, got {max_norm!r}")
     return backend_for(tree).clip_by_global_norm(_leaves(tree, True), max_norm)
 
 

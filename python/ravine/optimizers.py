@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypedDict, Unpack
 import numpy as np
 
 from ravine import _core, backends, checkpoint, conventions, sparse, trees
-from ravine.averages import EMA, SWA, Lookahead, after_rule
+from ravine.averages import EMA, LATER, SWA, Lookahead, after_rule, rest_beside
 from ravine.groups import GroupList, Past, checked_past, matches
 from ravine.loss_scale import DynamicLossScale
 
@@ -65,7 +65,8 @@ class OptionsButDecay(TypedDict, total=False):
         l2: coupled decay λ ≥ 0: g ← g + λ·w, before the rule sees g.
         maximize: ascend instead: g ← −g.
         clip_value: cut each element of the gradients off at ± this, > 0.
-        clip_norm: scale all gradients together down to this global norm, > 0.
+        clip_norm: scale all gradients together down to this global norm, > 0; ``math.inf`` only measures it, for
+            ``info.grad_norm``.
         nonfinite: ``"propagate"``, ``"skip"`` (the step does not happen) or ``"raise"``, for gradients that hold NaN,
             inf or, in rules that square them, more than the root of the largest number.
         groups: ``[(pattern, {name: value})]``: values that differ for the parameters whose names match.
@@ -220,7 +221,8 @@ class Optimizer:
         Args:
             grads: arrays in the same nesting as the parameters, of their shapes; only read. ``None`` in the place of an
                 array leaves that parameter, its states and its update count as they are. :class:`RowSparse` is the
-                gradient of some rows. Left out: the mean of what `accumulate` was given since the last step.
+                gradient of some rows. A parameter without axes also takes NumPy's scalars of its dtype, and plain
+                numbers. Left out: the mean of what `accumulate` was given since the last step.
             grad_scale: s in [2⁻¹²⁶, 2¹²⁶], if the gradients come multiplied by it. Before anything else g ← g·(1/s),
                 with 1/s rounded once to the dtype that is computed in; exact for powers of two, but for results below
                 the smallest normal number. A :class:`DynamicLossScale` gives its value, leaves the step out if a
@@ -228,7 +230,8 @@ class Optimizer:
 
         Returns:
             step (completed steps), lr (of the first parameter's group), grad_norm (unscaled, after clipping by value,
-            before clipping by norm; None unless ``clip_norm`` is set), skipped, nonfinite (None unless checked; else
+            before clipping by norm; None unless ``clip_norm`` is set), skipped (gradients that are not finite, or
+            accumulated ones that all weigh 0: nothing was changed), nonfinite (None unless checked; else
             name → how many elements, C-order index of the first).
 
         Raises:
@@ -343,7 +346,10 @@ class Optimizer:
         Args:
             grads: as of `step`; free to be overwritten afterwards. None adds nothing, but its weight counts; a
                 parameter that never had a gradient has none in the step.
-            weight: n, from 2⁻¹²⁶ to 2¹²⁶ (1): where the gradients are means, how many examples the micro-batch has.
+            weight: n, 0 or from 2⁻¹²⁶ to 2¹²⁶ (1): where the gradients are means, how many examples there were. With
+                0, such as of a micro-batch that is masked as a whole, names, shapes and dtypes are checked; no number
+                is read, so NaN does no harm, and the others' mean is as if it had not come. Where all are 0, the step
+                is left out: it changes nothing, t and loss scale included, and says so in ``info.skipped``.
 
         Raises:
             ValueError: names, shapes or memory that do not fit; a weight out of range. Nothing was added.
@@ -479,9 +485,9 @@ class Optimizer:
             lines.append("g ← −g")
         if self._options["clip_value"] is not None:
             lines.append(f"g ← min(max(g, −{self._options['clip_value']}), {self._options['clip_value']})")
-        if self._options["clip_norm"] is not None:
+        if (clip_norm := self._options["clip_norm"]) is not None and clip_norm < math.inf:
             eps = self._options["clip_eps"]
-            lines.append(f"g ← g·min(1, {self._options['clip_norm']}/{f'(‖g‖ + {eps})' if eps else '‖g‖'})")
+            lines.append(f"g ← g·min(1, {clip_norm}/{f'(‖g‖ + {eps})' if eps else '‖g‖'})")
         if values["l2"]:
             lines.append(f"g ← g + {_core.symbol('l2')}·w")
             symbols["l2"] = values["l2"]
@@ -569,8 +575,8 @@ class Optimizer:
     def averages(self) -> Any:
         """Return the averages of ``average=``: new arrays, nested as the parameters are, in their dtypes.
 
-        What no point was counted of yet is the parameter itself. Exact averages of float16 and bfloat16 parameters, in
-        float32, are in ``state_dict()``.
+        What no point was counted of yet is the parameter itself. Averages of float16 and bfloat16 parameters in float32
+        are in ``state_dict()``, as ``average``; ``average_rest`` is what that has lost to its own rounding.
 
         Raises:
             ValueError: an optimizer that keeps none.
@@ -770,8 +776,10 @@ class Optimizer:
             if name in uppers:
                 self._backend.assign(parameter, uppers[name])
         for name in names:
+            given = state["states"][name]
             for kind, array in own[name].items():
-                self._backend.assign(array, state["states"][name][kind])
+                rest = kind == "average_rest"
+                self._backend.assign(array, rest_beside(given["average"], given.get(kind)) if rest else given[kind])
         self._round_masters(names)
         products = {
             name: {key: checked_past(past, int(state["updates"][name])) for key, past in pasts.items()}
@@ -846,7 +854,7 @@ class Optimizer:
         return f"{type(self).__name__}({len(self._engine.names)} parameters, {values})"
 
     def _check_nothing_accumulated(self, doing: str) -> None:
-        if self._engine.accumulated:
+        if self._engine.accumulated is not None:
             raise RuntimeError(
                 f"{doing}: gradients are accumulated, which it would not hold; call it after opt.step(), or drop them "
                 "by opt.discard_accumulated()"
@@ -1047,6 +1055,8 @@ def _state_differences(state: Mapping[str, Any], rule: str, own: dict[str, dict[
             wrong.append(f"states[{name!r}][{kind!r}]: expected nothing, got one; {_without(kind)}")
         for kind, array in own[name].items():
             other = given.get(kind)
+            if other is None and kind in LATER:
+                continue
             found = "nothing" if other is None else f"{np.shape(other)} {getattr(other, 'dtype', type(other).__name__)}"
             if found != f"{array.shape} {array.dtype}":
                 wrong.append(f"states[{name!r}][{kind!r}]: expected {array.shape} {array.dtype}, got {found}")
@@ -1055,7 +1065,7 @@ def _state_differences(state: Mapping[str, Any], rule: str, own: dict[str, dict[
 
 def _without(kind: str) -> str:
     """Say what to do about an array that the optimizer does not keep."""
-    option = {"slow": "lookahead", "remainder": "master"}.get(kind, kind)
+    option = {"slow": "lookahead", "remainder": "master", "average_rest": "average"}.get(kind, kind)
     return f"make the optimizer with the same {option}=, or delete the entry"
 
 

@@ -47,7 +47,7 @@ class StepInfo:
 
     @property
     def skipped(self) -> bool:
-        """Whether nothing was done because of gradients that are not finite."""
+        """Whether nothing was done: gradients were not finite, or all micro-batches of weight 0."""
         return bool(self._info.skipped)
 
     @cached_property

@@ -156,7 +156,7 @@ class Driver:
         return kept
 
     #: Σn of the gradients accumulated: none are.
-    accumulated = 0.0
+    accumulated = None
 
     def accumulate(self, *_: Any) -> None:
         """Refuse."""

@@ -72,7 +72,9 @@ enum {
     RV_ERROR_NOT_FINITE = 9, /* gradients that are not finite, under RV_RAISE */
     RV_ERROR_BUSY = 10,      /* another thread is inside a call with this optimizer */
     RV_ERROR_NO_MEMORY = 11, /* not enough memory for the work on arrays of this size */
-    RV_ERROR_INTERNAL = 12   /* a bug in ravine: please report what rv_last_error() says */
+    RV_ERROR_INTERNAL = 12,  /* a bug in ravine: please report what rv_last_error() says */
+    RV_ERROR_ENVIRONMENT = 13 /* RAVINE_NUM_THREADS or RAVINE_SIMD has a value that is none, which rv_last_error() names:
+                                every call that returns rv_status then returns this, and does nothing */
 };
 
 /* What went wrong in the last call of this thread that failed, in English, UTF-8; "" if none has. Never NULL. It is valid
@@ -112,15 +114,17 @@ typedef struct rv_tensor {
 
 /* Threads -------------------------------------------------------------------------------------------------------- */
 
-/* How many threads a call may use: as set last; else the environment variable RAVINE_NUM_THREADS; else the processors, at
- * most 8. */
+/* How many threads a call may use: as set last; else the environment variable RAVINE_NUM_THREADS, a whole number of at
+ * least 1; else the first number of OMP_NUM_THREADS; else the processors, at most 8. Environment variables are read at the
+ * first call; empty ones count as not set. Of a RAVINE_NUM_THREADS that is no such number, see RV_ERROR_ENVIRONMENT. */
 size_t rv_num_threads(void);
 
 /* Uses n threads from now on, in the whole process; at least 1 and at most 64. Returns how many. No result depends on it. */
 size_t rv_set_num_threads(size_t n);
 
-/* The instruction set in use: "baseline", "avx2" or "avx512". The environment variable RAVINE_SIMD lowers it. No result
- * depends on it. */
+/* The instruction set in use: "baseline", "avx2" or "avx512". The environment variable RAVINE_SIMD, one of these in any
+ * case, lowers it; one that the processor lacks is lowered to the best that it has. Of another word, see
+ * RV_ERROR_ENVIRONMENT. No result depends on it. */
 const char *rv_instruction_set(void);
 
 
@@ -194,7 +198,7 @@ enum {
 
 /* Sets an option from the next step on:
  *     "clip_value"  cuts each element of the gradients off at ± value > 0; off at first, and with INFINITY
- *     "clip_norm"   scales all gradients together down to this norm > 0; off at first, and with INFINITY
+ *     "clip_norm"   scales all gradients together down to this norm > 0; off at first; INFINITY only measures the norm
  *     "clip_eps"    is added to the norm that clip_norm divides by, >= 0; 0 at first
  *     "nonfinite"   RV_PROPAGATE (at first), RV_SKIP or RV_RAISE
  *     "grad_scale"  what the gradients come multiplied by, from 2^-126 to 2^126: each is first multiplied by 1 / value,
@@ -224,7 +228,8 @@ rv_status rv_optimizer_add(rv_optimizer *optimizer, size_t group, const rv_tenso
 typedef struct rv_step_info {
     uint64_t step;       /* steps completed, this one included */
     double lr;           /* the learning rate of group 0 */
-    double grad_norm;    /* the norm of all gradients, unscaled, after clip_value and before clip_norm; NaN if that is off */
+    double grad_norm;    /* the norm of all gradients, unscaled, after clip_value and before clip_norm; NaN if that was not
+                            set */
     size_t nonfinite;    /* of how many parameters the gradient was not finite; 0 under RV_PROPAGATE, which does not look */
     int32_t skipped;     /* 1 if the step did not happen because of them, else 0 */
     uint32_t reserved[9]; /* 0; room for later versions */
@@ -271,12 +276,13 @@ rv_status rv_optimizer_set_products(rv_optimizer *optimizer, const rv_product *p
 /* The Euclidean norm of all elements of all n tensors, which are only read and may overlap; 0 of none. */
 rv_status rv_global_norm(const rv_tensor *tensors, size_t n, double *norm);
 
-/* Scales all n tensors so that their norm is at most max_norm, finite and > 0, as "clip_norm" does; they share no memory.
+/* Scales all n tensors so that their norm is at most max_norm > 0, as "clip_norm" does; INFINITY only measures. They share
+ * no memory.
  * norm: the norm before; may be NULL. */
 rv_status rv_clip_by_global_norm(const rv_tensor *tensors, size_t n, double max_norm, double *norm);
 
-/* Multiplies all elements by a factor, which is first rounded to what each tensor is computed in; they share no memory.
- * One pass. */
+/* Multiplies all elements by a factor, which is first rounded to what each tensor is computed in, and must be finite then;
+ * they share no memory. One pass. RV_ERROR_RANGE. */
 rv_status rv_scale(const rv_tensor *tensors, size_t n, double factor);
 
 /* How many elements are NaN or infinite; the tensors are only read and may overlap. One pass. */

@@ -10,7 +10,7 @@ use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMet
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyFloat, PyInt};
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -56,6 +56,18 @@ pub(crate) fn adopt<'py>(
     }
     let adopt = ADOPT.import(object.py(), "ravine.backends.foreign", "adopt")?;
     adopt.call1((object, name(), written))
+}
+
+/// Whether it is a Python number: it has no dtype of its own, and takes the other operand's, as everywhere in NumPy.
+pub(crate) fn is_number(object: &Bound<'_, PyAny>) -> bool {
+    object.is_exact_instance_of::<PyFloat>() || object.is_exact_instance_of::<PyInt>()
+}
+
+/// A Python number as an array of no axes, in the dtype of another array.
+pub(crate) fn number_as<'py>(number: &Bound<'py, PyAny>, like: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    static ARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let dtype = like.getattr(intern!(like.py(), "dtype"))?;
+    ARRAY.import(number.py(), "numpy", "array")?.call1((number, dtype))
 }
 
 /// An array whose header has been read and whose dtype is one that ravine computes with.

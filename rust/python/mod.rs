@@ -32,18 +32,18 @@ fn bind_one(
     parameter: &Bound<'_, PyAny>,
     gradient: &Bound<'_, PyAny>,
     states: &[(String, Bound<'_, PyAny>)],
-) -> PyResult<Step> {
+) -> PyResult<(Step, Py<PyAny>)> {
     let options = Options { clip_value: None, clip_norm: None, clip_eps: 0.0, nonfinite: NonFinite::Propagate };
     let mut step = Step::new(find(rule)?, options, 1);
     if t == 0 {
         return Err(PyValueError::new_err("step: expected the number of this update, 1 at the first, got 0"));
     }
-    step.bind_one(place, t, parameter, gradient, states)?;
+    let alive = step.bind_one(place, t, parameter, gradient, states)?;
     // After the parameter, whose type limits them.
     for (name, value) in hyper {
         step.set_hyper(0, &name, value)?;
     }
-    Ok(step)
+    Ok((step, alive))
 }
 
 /// ravine's compiled part.
@@ -68,6 +68,8 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        simd::asked()?;
+        pool::asked()?;
         module.add("KEPT", crate::after::KEPT)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
@@ -183,7 +185,7 @@ mod _core {
         gradient: &Bound<'_, PyAny>,
         states: Vec<(String, Bound<'_, PyAny>)>,
     ) -> PyResult<()> {
-        let mut step = bind_one(Place::Host, rule, hyper, t, parameter, gradient, &states)?;
+        let (mut step, _alive) = bind_one(Place::Host, rule, hyper, t, parameter, gradient, &states)?;
         let elements = step.parameters().map(View::len).sum();
         arrays::detach(py, elements, || step.run())?;
         Ok(())
@@ -200,7 +202,7 @@ mod _core {
         gradient: &Bound<'py, PyAny>,
         states: Vec<(String, Bound<'py, PyAny>)>,
     ) -> PyResult<Bound<'py, PyDict>> {
-        optimizer::tables(py, &bind_one(Place::of(parameter)?, rule, hyper, t, parameter, gradient, &states)?)
+        optimizer::tables(py, &bind_one(Place::of(parameter)?, rule, hyper, t, parameter, gradient, &states)?.0)
     }
 
     /// The Euclidean norm of all elements of all arrays, by the canonical tree; None counts as an array of nothing.

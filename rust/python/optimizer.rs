@@ -94,7 +94,9 @@ struct Sums {
     views: Vec<View>,
     /// Whether a parameter has had a gradient.
     present: Vec<bool>,
-    /// The weights of the micro-batches since the last step; 0: none came.
+    /// Whether a micro-batch came since the last step.
+    given: bool,
+    /// The weights of those; 0: there is nothing in the sums.
     weight: f64,
     /// As they were last described to the device.
     described: Vec<u64>,
@@ -293,6 +295,9 @@ impl Engine {
         skip: bool,
     ) -> PyResult<StepInfo> {
         let mut bound = self.on_host()?;
+        if bound.weighs_nothing(py, grad_scale)? {
+            return self.leave_out(py, &mut bound, values, skip);
+        }
         let scale = bound.take_accumulated(py, grad_scale)?;
         self.run(py, &mut bound, values, Some(scale), skip)
     }
@@ -307,8 +312,13 @@ impl Engine {
         new_sum: &Bound<'py, PyAny>,
     ) -> PyResult<()> {
         let mut bound = self.on_host()?;
-        step::check_scale("weight", weight)?;
+        step::check_weight(weight)?;
         bound.take(py, grads)?;
+        if weight == 0.0 {
+            bound.held.clear();
+            bound.count(weight);
+            return Ok(());
+        }
         bound.make_sums(py, new_sum)?;
         let Binding { step, elements, sums, .. } = &mut *bound;
         let factor = (weight != 1.0).then_some(weight);
@@ -320,7 +330,7 @@ impl Engine {
     }
 
     /// For kernels on a device: checks a micro-batch as `accumulate` does. Returns what the device does not know yet of the
-    /// gradients, as `take` does, and whether this is the first.
+    /// gradients, as `take` does, and whether this is the first; nothing of one that weighs nothing.
     fn take_micro_batch<'py>(
         &self,
         py: Python<'py>,
@@ -329,9 +339,12 @@ impl Engine {
         new_sum: &Bound<'py, PyAny>,
     ) -> PyResult<(Option<Words<'py>>, Option<Words<'py>>, bool)> {
         let mut bound = self.bound()?;
-        step::check_scale("weight", weight)?;
+        step::check_weight(weight)?;
         bound.take(py, grads)?;
         bound.held.clear();
+        if weight == 0.0 {
+            return Ok((None, None, false));
+        }
         bound.make_sums(py, new_sum)?;
         let (addresses, words) = bound.news(py)?;
         Ok((addresses, words, bound.sums.weight == 0.0))
@@ -370,16 +383,34 @@ impl Engine {
         Ok((news, scale))
     }
 
+    /// For kernels on a device: whether all micro-batches since the last step weigh nothing. Then the step is left out: the
+    /// values of (group, name) are set, and the micro-batches forgotten.
+    #[pyo3(signature = (values = Vec::new(), grad_scale = None))]
+    fn leave_out_accumulated(
+        &self,
+        py: Python<'_>,
+        values: Vec<(usize, String, f64)>,
+        grad_scale: Option<f64>,
+    ) -> PyResult<bool> {
+        let mut bound = self.bound()?;
+        let nothing = bound.weighs_nothing(py, grad_scale)?;
+        if nothing {
+            self.leave_out(py, &mut bound, values, true)?;
+        }
+        Ok(nothing)
+    }
+
     /// Forgets the gradients that were accumulated.
     fn discard(&self) -> PyResult<()> {
         self.bound()?.discard();
         Ok(())
     }
 
-    /// The weight of the gradients that were accumulated since the last step; 0: there are none.
+    /// The weight of the gradients that were accumulated since the last step; None: there are none.
     #[getter]
-    fn accumulated(&self) -> PyResult<f64> {
-        Ok(self.bound()?.sums.weight)
+    fn accumulated(&self) -> PyResult<Option<f64>> {
+        let sums = &self.bound()?.sums;
+        Ok(sums.given.then_some(sums.weight))
     }
 
     /// Their sums, in order; None for those that had no gradient.
@@ -575,6 +606,24 @@ impl Engine {
         bound.report(py, info, nonfinite)
     }
 
+    /// The step of micro-batches that all weigh nothing.
+    fn leave_out(
+        &self,
+        py: Python<'_>,
+        bound: &mut Binding,
+        values: Vec<(usize, String, f64)>,
+        skip: bool,
+    ) -> PyResult<StepInfo> {
+        for (group, name, value) in values {
+            bound.step.set_hyper(group, &name, value)?;
+        }
+        let nonfinite = if skip { NonFinite::Skip } else { bound.step.options().nonfinite };
+        let info = bound.step.left_out(nonfinite);
+        bound.discard();
+        self.publish(info.step, info.lr);
+        bound.report(py, info, nonfinite)
+    }
+
     fn publish(&self, steps: u64, lr: f64) {
         self.steps.store(steps, Ordering::Relaxed);
         self.lr.store(lr.to_bits(), Ordering::Relaxed);
@@ -705,15 +754,17 @@ fn kept_of<'py>(
     let (average, slow) =
         (view(&arrays[1], average.is_some(), compute)?, view(&arrays[2], lookahead.is_some(), compute)?);
     let remainder = view(&arrays[3], arrays[3].is_some() && master.is_none(), Dtype::Split)?;
+    let rest = view(&arrays[4], average.is_some() && compute == Dtype::F32, compute)?;
     if right {
-        Ok((arrays, Kept { master, average, slow, remainder }))
+        Ok((arrays, Kept { master, average, slow, remainder, rest }))
     } else {
         Err(PyValueError::new_err("kept: not the arrays that what follows the rule needs"))
     }
 }
 
 impl Step {
-    /// Binds one array for update number t, with states that the caller keeps and whose arrays outlive the use of `self`.
+    /// Binds one array for update number t, with states that the caller keeps and whose arrays outlive the use of `self`;
+    /// so must what is returned.
     pub(crate) fn bind_one(
         &mut self,
         place: Place,
@@ -721,7 +772,7 @@ impl Step {
         parameter: &Bound<'_, PyAny>,
         gradient: &Bound<'_, PyAny>,
         states: &[(String, Bound<'_, PyAny>)],
-    ) -> PyResult<()> {
+    ) -> PyResult<Py<PyAny>> {
         let written =
             std::iter::once(("p", parameter)).chain(states.iter().map(|(name, state)| (name.as_str(), state)));
         let written: Vec<_> = written.collect();
@@ -766,16 +817,15 @@ impl Step {
         };
         let ranges = views.iter().filter_map(View::extent).map(|(low, high)| (low, high, 0)).collect();
         let (names, called) = (["p".to_owned()], || "g".to_owned());
-        // The caller keeps the gradient, too.
-        let (gradient, _) =
+        let (gradient, alive) =
             checked_gradient(place, &[bond], 0, &|_, _| false, &names, &called, &Occupied::new(ranges), gradient)?;
         let parameter = views.remove(0);
         // SAFETY: the arrays are alive as long as `self` is used, writable, of the same shape, and none overlaps another.
         unsafe { self.bind(parameter, views, 0) };
         self.set_updates(&[t - 1]);
-        // SAFETY: checked against all that is written; alive as long as `self` is used.
+        // SAFETY: checked against all that is written; alive as long as `self` is used, as the caller keeps it.
         unsafe { self.set_gradient(0, gradient) };
-        Ok(())
+        Ok(alive)
     }
 }
 
@@ -881,15 +931,19 @@ impl Binding {
     /// One more micro-batch was added up.
     fn count(&mut self, weight: f64) {
         let _default = DefaultEnvironment::enter();
+        self.sums.given = true;
+        if weight == 0.0 {
+            return;
+        }
         self.sums.weight += weight;
         for (present, gradient) in self.sums.present.iter_mut().zip(self.step.gradients()) {
             *present |= gradient.is_some();
         }
     }
 
-    /// Takes the sums as gradients; returns what they come multiplied by.
-    fn take_accumulated(&mut self, py: Python<'_>, grad_scale: Option<f64>) -> PyResult<f64> {
-        if self.sums.weight == 0.0 {
+    /// Whether there is nothing to take a mean of, for all micro-batches have a weight of 0; checks what a step would.
+    fn weighs_nothing(&self, py: Python<'_>, grad_scale: Option<f64>) -> PyResult<bool> {
+        if !self.sums.given {
             return Err(PyValueError::new_err(
                 "step: expected gradients, or opt.accumulate(grads) before; none were accumulated since the last step",
             ));
@@ -898,12 +952,18 @@ impl Binding {
         for (bond, name) in self.bonds.iter().zip(&self.tree.names) {
             check_in_place(self.place, bond, name, bond.given.bind(py))?;
         }
+        grad_scale.map_or(Ok(()), |scale| step::check_scale("grad_scale", scale))?;
+        Ok(self.sums.weight == 0.0)
+    }
+
+    /// Takes the sums as gradients; returns what they come multiplied by.
+    fn take_accumulated(&mut self, py: Python<'_>, grad_scale: Option<f64>) -> PyResult<f64> {
+        if self.weighs_nothing(py, grad_scale)? {
+            return Err(PyValueError::new_err("step: expected a micro-batch of a weight other than 0"));
+        }
         let _default = DefaultEnvironment::enter();
         let scale = match grad_scale {
-            Some(scale) => {
-                step::check_scale("grad_scale", scale)?;
-                scale * self.sums.weight
-            }
+            Some(scale) => scale * self.sums.weight,
             None => self.sums.weight,
         };
         step::check_scale("grad_scale times the weights of the micro-batches", scale)?;
@@ -915,12 +975,12 @@ impl Binding {
     }
 
     fn discard(&mut self) {
-        self.sums.weight = 0.0;
+        (self.sums.given, self.sums.weight) = (false, 0.0);
         self.sums.present.fill(false);
     }
 
     fn check_nothing_pending(&self) -> PyResult<()> {
-        if self.sums.weight == 0.0 {
+        if !self.sums.given {
             return Ok(());
         }
         Err(PyValueError::new_err(
@@ -1007,7 +1067,7 @@ impl Binding {
                 Ok::<_, PyErr>(dict)
             })
             .transpose()?;
-        if skipped && policy == NonFinite::Raise {
+        if skipped && policy == NonFinite::Raise && nonfinite.as_ref().is_some_and(|found| !found.is_empty()) {
             let found = nonfinite.map_or_else(|| Ok(String::new()), |found| found.repr()?.extract::<String>())?;
             return Err(Error::NotFinite(format!(
                 "grads: not finite, or beyond what the states can hold: {found} (name: count, first index in C order); \
@@ -1042,7 +1102,12 @@ fn checked_gradient(
     if leaf.is_none() {
         return Ok((None, py.None()));
     }
-    let leaf = &arrays::adopt(leaf, called, false)?;
+    let leaf = &match place {
+        Place::Host if bond.shape.is_empty() && arrays::is_number(leaf) => {
+            arrays::number_as(leaf, bond.array.bind(py))?
+        }
+        _ => arrays::adopt(leaf, called, false)?,
+    };
     let gradient = arrays::array_at(place, leaf, called)?;
     if gradient.shape() != bond.shape {
         let mut text = format!(

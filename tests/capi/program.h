@@ -350,6 +350,10 @@ static void fault_tensors(void) {
     CHECK_ERROR(rv_clip_by_global_norm(two, 1, 0, NULL), RV_ERROR_RANGE, "max_norm");
     CHECK_ERROR(rv_clip_by_global_norm(two, 1, NAN, NULL), RV_ERROR_RANGE, "max_norm");
     CHECK_ERROR(rv_count_nonfinite(two, 2, NULL), RV_ERROR_NULL, "count");
+    CHECK_ERROR(rv_scale(two, 1, NAN), RV_ERROR_RANGE, "factor: expected a finite number");
+    CHECK_ERROR(rv_scale(two, 1, INFINITY), RV_ERROR_RANGE, "factor");
+    CHECK_ERROR(rv_scale(two, 1, -1e39), RV_ERROR_RANGE, "factor"); /* -inf as a float */
+    CHECK(rv_clip_by_global_norm(two, 1, INFINITY, &norm) == RV_OK && fabs(norm - sqrt(91.0)) < 1e-12);
     for (int i = 0; i < N; i++) CHECK(x[i] == (float)(i + 1));
     /* Nothing to do. */
     CHECK(rv_global_norm(NULL, 0, &norm) == RV_OK && norm == 0);
@@ -442,6 +446,17 @@ static void fault_step(void) {
     gradients[0].dtype = RV_NONE;
     CHECK(rv_optimizer_step(o, gradients, 1, NULL) == RV_OK && w[0] == 0.5F);
     CHECK(rv_optimizer_get_counters(o, &steps, updates, 1) == RV_OK && steps == 2 && updates[0] == 1);
+
+    /* An infinite limit measures, and clips nothing: not even where the norm is NaN. */
+    CHECK(rv_optimizer_set_option(o, "clip_norm", INFINITY) == RV_OK);
+    gradients[0].dtype = RV_FLOAT32;
+    CHECK(rv_optimizer_step(o, gradients, 1, &info) == RV_OK && fabs(info.grad_norm - sqrt(6.0)) < 1e-12);
+    CHECK(rv_optimizer_set_option(o, "nonfinite", RV_PROPAGATE) == RV_OK);
+    const float before_nan = w[0];
+    g[4] = NAN;
+    CHECK(rv_optimizer_step(o, gradients, 1, &info) == RV_OK && isnan(info.grad_norm));
+    CHECK(w[0] < before_nan && isnan(w[4]));
+    g[4] = 1;
     rv_optimizer_free(o);
 
     /* Every other element of a buffer, and those between, are two parameters. */

@@ -9,7 +9,7 @@ import numpy as np
 
 from ravine.backends import cuda
 
-__all__ = ["adopt", "gpu_of"]
+__all__ = ["adopt", "as_array", "gpu_of"]
 
 #: DLPack's numbers for memory that the CPU reads: its own, and such that a GPU has pinned.
 _HOST = (1, 3, 11)
@@ -30,7 +30,7 @@ def adopt(x: Any, name: str, written: bool) -> Any:
     """Return NumPy's or CuPy's array over the memory of x, without a copy; what is no array comes back as it is.
 
     Args:
-        x: whatever speaks DLPack, the buffer protocol, or NumPy's array interface.
+        x: whatever speaks DLPack, the buffer protocol, or NumPy's array interface; NumPy's scalars, if only read.
         name: what to call it in errors.
         written: whether it will be written: then a read-only one is refused. So is, by NumPy before 2.1, whatever comes
             by DLPack on the CPU, torch's tensors excepted.
@@ -46,6 +46,8 @@ def adopt(x: Any, name: str, written: bool) -> Any:
     """
     if isinstance(x, np.ndarray):  # quick: nearly always
         return x
+    if isinstance(x, np.generic) and not written and not isinstance(x, np.character):
+        return np.asarray(x)  # what NumPy makes of a result without axes
     torch = sys.modules.get("torch")
     tensor = torch is not None and isinstance(x, torch.Tensor)
     if not tensor and (type(x).__module__.partition(".")[0] == "cupy" or isinstance(x, np.generic | str | bytes)):
@@ -64,6 +66,11 @@ def adopt(x: Any, name: str, written: bool) -> Any:
     if written and not _may_be_written(x, array):
         raise ValueError(f"{name}: a {_kind(x)} that is read-only; pass a writable copy: np.array(x)")
     return array
+
+
+def as_array(x: Any, dtype: Any) -> Any:
+    """Return a Python number as an array of no axes, in the dtype of what it stands beside; all else as it is."""
+    return np.asarray(x, dtype) if type(x) in (float, int) else x
 
 
 def _kind(x: Any) -> str:

@@ -131,8 +131,8 @@ __device__ double ask(const Array &array, const Range range, const double unscal
 __device__ __forceinline__ void judge_norm(Verdict &verdict, const Norm norm, const double clip_norm, const double clip_eps) {
     const Clip clip({clip_norm, 0}, norm, clip_eps);
     verdict.norm = norm.value();
-    verdict.scales = clip.clips;
-    for (unsigned narrow = 0; clip.clips && narrow < 2; ++narrow) {
+    verdict.scales = clip.clips && clip_norm < infinity(); // else a NaN norm is only measured, too
+    for (unsigned narrow = 0; verdict.scales && narrow < 2; ++narrow) {
         const int shift = clip.shift(narrow == 1, verdict.unscale);
         verdict.shift[narrow] = shift;
         verdict.scale[narrow] = clip.factor(shift);

@@ -168,8 +168,9 @@ template <typename A> struct Formula {
     }
 };
 
-// The arrays that are kept of each parameter: its exact copy, its average, Lookahead's slow weights, its remainder.
-constexpr unsigned KEPT = 4;
+// The arrays that are kept of each parameter: its exact copy, its average, Lookahead's slow weights, its remainder, and
+// what a float32 average has lost to rounding.
+constexpr unsigned KEPT = 5;
 
 #ifdef FOLLOWED
 // What follows the rule, for one parameter in one update. Arrays that this update leaves alone are null; the others were
@@ -177,26 +178,27 @@ constexpr unsigned KEPT = 4;
 template <typename P> struct After {
     typedef typename P::Computed A;
     typedef typename P::Stored PS;
-    A *master, *average, *slow;
+    A *master, *average, *slow, *rest;
     short *remainder;
     A weight, alpha;
     bool moves, begins, ends;
 
     // What a thread holds of them.
     template <unsigned W> struct Lanes {
-        Pack<A, W> master, average, slow;
+        Pack<A, W> master, average, slow, rest;
         Pack<short, W> remainder;
     };
 
     __device__ __forceinline__ After(const StepArgs &a, const Row &row, const u64 tensor)
-        : master(nullptr), average(nullptr), slow(nullptr), remainder(nullptr), weight(0), alpha(0), moves(false),
-          begins(false), ends(false) {
+        : master(nullptr), average(nullptr), slow(nullptr), rest(nullptr), remainder(nullptr), weight(0), alpha(0),
+          moves(false), begins(false), ends(false) {
         const Array *const kept = a.kept + tensor * KEPT;
 #ifdef MASTER
         if (sizeof(PS) == 2) master = reinterpret_cast<A *>(kept[0].data);
 #endif
 #ifdef AVERAGE
         if (row.counts) average = reinterpret_cast<A *>(kept[1].data);
+        if (sizeof(A) == 4 && row.counts) rest = reinterpret_cast<A *>(kept[4].data);
         weight = A(row.weight);
         moves = average && weight != A(1.0);
 #endif
@@ -214,6 +216,7 @@ template <typename P> struct After {
     template <unsigned W> __device__ __forceinline__ void load(Lanes<W> &lanes, const u64 i) const {
         if (master) lanes.master = *reinterpret_cast<const Pack<A, W> *>(master + i);
         if (moves) lanes.average = *reinterpret_cast<const Pack<A, W> *>(average + i);
+        if (moves && rest) lanes.rest = *reinterpret_cast<const Pack<A, W> *>(rest + i);
         if (slow && !begins) lanes.slow = *reinterpret_cast<const Pack<A, W> *>(slow + i);
         if (remainder) lanes.remainder = *reinterpret_cast<const Pack<short, W> *>(remainder + i);
     }
@@ -223,6 +226,7 @@ template <typename P> struct After {
     template <unsigned W> __device__ __forceinline__ void load(Lanes<W> &lanes, const u64 i, const unsigned count) const {
         if (master) lanes.master = some<W>(master + i, count);
         if (moves) lanes.average = some<W>(average + i, count);
+        if (moves && rest) lanes.rest = some<W>(rest + i, count);
         if (slow && !begins) lanes.slow = some<W>(slow + i, count);
         if (remainder) lanes.remainder = some<W>(remainder + i, count);
     }
@@ -231,6 +235,7 @@ template <typename P> struct After {
     __device__ __forceinline__ void store(const Lanes<W> &lanes, const u64 i, const unsigned count) const {
         if (master) put(lanes.master, master + i, count);
         if (average) put(lanes.average, average + i, count);
+        if (rest) put(lanes.rest, rest + i, count);
         if (begins) put(lanes.slow, slow + i, count);
         if (remainder) put(lanes.remainder, remainder + i, count);
     }
@@ -249,7 +254,16 @@ template <typename P> struct After {
 
     template <unsigned W> __device__ __forceinline__ void after(A &p, Lanes<W> &lanes, const unsigned j) const {
         if (ends) p = lanes.slow.at[j] + alpha * (p - lanes.slow.at[j]);
-        if (average) lanes.average.at[j] = moves ? lanes.average.at[j] + weight * (p - lanes.average.at[j]) : p;
+        if (moves) {
+            const A old = lanes.average.at[j];
+            A by = weight * (p - old);
+            if (rest) by = by + lanes.rest.at[j];
+            lanes.average.at[j] = old + by;
+            if (rest) lanes.rest.at[j] = by - (lanes.average.at[j] - old);
+        } else if (average) {
+            lanes.average.at[j] = p;
+            lanes.rest.at[j] = A(0);
+        }
         if (master) lanes.master.at[j] = p;
 #ifdef REMAINDER
         if (remainder) lanes.remainder.at[j] = SPLIT::remainder(p);
@@ -259,6 +273,7 @@ template <typename P> struct After {
     template <unsigned W> __device__ __forceinline__ void store(const Lanes<W> &lanes, const u64 i) const {
         if (master) *reinterpret_cast<Pack<A, W> *>(master + i) = lanes.master;
         if (average) *reinterpret_cast<Pack<A, W> *>(average + i) = lanes.average;
+        if (rest) *reinterpret_cast<Pack<A, W> *>(rest + i) = lanes.rest;
         if (begins) *reinterpret_cast<Pack<A, W> *>(slow + i) = lanes.slow;
         if (remainder) *reinterpret_cast<Pack<short, W> *>(remainder + i) = lanes.remainder;
     }

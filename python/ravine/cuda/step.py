@@ -42,7 +42,7 @@ Values: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 #: As numbered in storage.cu, and words of its struct Array.
 _STORAGES = {0: "F64", 1: "F32", 2: "F16", 3: "BF16", 7: "SPLIT", 8: "BF16_RANDOM"}
 WORDS = 21
-#: What may follow the rule, by the arrays that it keeps, as numbered in step.cu.
+#: What may follow the rule, by the first of the arrays that it keeps, as numbered in step.cu.
 _AFTER = ("MASTER", "AVERAGE", "LOOKAHEAD", "REMAINDER")
 #: What states in fewer bytes are, by the dtype of their arrays, as named in compact.cu.
 _COMPACT = {"uint16": "BFLOAT16", "int8": "SIGNED8", "uint8": "UNSIGNED8"}
@@ -208,16 +208,25 @@ class StepInfo:
     """
 
     def __init__(
-        self, engine: Engine, call: int, step: int | None, lr: float, *, measured: bool, checked: bool
+        self,
+        engine: Engine,
+        call: int,
+        step: int | None,
+        lr: float,
+        *,
+        measured: bool,
+        checked: bool,
+        left_out: bool = False,
     ) -> None:
         self._engine, self._call, self._step = engine, call, step
-        self._measured, self._checked = measured, checked
+        self._measured, self._checked, self._left_out = measured, checked, left_out
         self._kept: dict[str, Array] = {}
         self.lr = lr
 
     def keep(self) -> None:
         """Have it remembered for as long as this object lives, without waiting for the device."""
-        self._kept = self._kept or self._engine.copies(self._call)
+        if not self._left_out:
+            self._kept = self._kept or self._engine.copies(self._call)
 
     def _recall(self, name: str) -> np.ndarray[Any, Any]:
         return self._engine.recall(self._call, name, self._kept.get(name))
@@ -237,18 +246,20 @@ class StepInfo:
     @property
     def grad_norm(self) -> float | None:
         """The norm of all gradients, if it was needed."""
-        return float(self._verdict["norm"]) if self._engine.clips else None
+        return float(self._verdict["norm"]) if self._engine.clips and not self._left_out else None
 
     @property
     def skipped(self) -> bool:
-        """Whether nothing was done because of gradients that are not finite."""
-        return bool(self._checked and self._verdict["skip"])
+        """Whether nothing was done: gradients were not finite, or all micro-batches of weight 0."""
+        return self._left_out or bool(self._checked and self._verdict["skip"])
 
     @cached_property
     def nonfinite(self) -> dict[str, tuple[int, int]] | None:
         """If it was checked: name → how many elements, C-order index of the first."""
         if not self._checked:
             return None
+        if self._left_out:
+            return {}
         found = self._recall("found").reshape(-1, 2)
         named = zip(self._engine.names, found.tolist(), strict=True)
         return {name: (count, first) for name, (count, first) in named if count}
@@ -371,20 +382,31 @@ class Engine:
         self, values: Hyper | None = None, grad_scale: float | LossScale | None = None, skip: bool = False
     ) -> StepInfo:
         """Queue one step with the mean of what was accumulated."""
+        scale = None if isinstance(grad_scale, LossScale) else grad_scale
 
         def describe() -> float:
-            scale = None if isinstance(grad_scale, LossScale) else grad_scale
             words, total = self._core.take_accumulated(values or [], scale)
             self._tell("accumulated", None, words)
             return total
 
-        return self._step("accumulated", describe, values, grad_scale, skip)
+        self._lock_or_raise()
+        try:
+            if not self._core.leave_out_accumulated(values or [], scale):
+                return self._locked_step("accumulated", describe, values, grad_scale, skip)
+            checks = skip or self._nonfinite != "propagate"
+            # Waits for the device where only it knows the count: later it would be another.
+            return StepInfo(self, 0, self.steps, self.lr, measured=False, checked=checks, left_out=True)
+        finally:
+            self._lock.release()
 
     def accumulate(self, grads: Any, weight: float, new_sum: Callable[[Any, str], list[Any]]) -> None:
         """Queue the addition of a micro-batch; see `ravine.Optimizer.accumulate`."""
         self._lock_or_raise()
         try:
             addresses, words, first = self._core.take_micro_batch(grads, weight, new_sum)
+            if weight == 0:
+                self._core.count(weight)
+                return
             if "sums of gradients" not in self._arrays:
                 xp = self._device.xp
                 self._arrays["sums of gradients"] = xp.asarray(self._core.sum_tables())
@@ -405,8 +427,8 @@ class Engine:
         self._core.discard()
 
     @property
-    def accumulated(self) -> float:
-        """The weight of what was accumulated since the last step; 0: there is nothing."""
+    def accumulated(self) -> float | None:
+        """The weight of what was accumulated since the last step; None: there is nothing."""
         return self._core.accumulated
 
     @property
@@ -693,7 +715,7 @@ def _may_overflow(storages: Iterable[int]) -> bool:
 
 def _stages(kept: Words) -> tuple[str, ...]:
     """Name the stages that some parameter has an array for."""
-    there = kept.reshape(-1, len(_AFTER), WORDS)[:, :, 0]
+    there = kept.reshape(-1, len(_core.KEPT), WORDS)[:, :, 0]
     return tuple(stage for i, stage in enumerate(_AFTER) if there[:, i].any())
 
 
