@@ -295,16 +295,28 @@ def test_what_cannot_be_loaded_changes_nothing(change, words):
 # What is no array of NumPy
 
 
+class Rows:
+    def __init__(self, values, labels):
+        self.values, self.labels = values, np.array(labels)
+
+    def __getitem__(self, rows):
+        return Labelled(self.values[rows], self.labels[rows])
+
+
 class Labelled:
     """Indexed as pandas' series and frames are: by label for an array, by name of the column for a string."""
 
     def __init__(self, values, labels, by_position=True):
         self.values, self.labels, self.shape, self.loc = values, labels, values.shape, None
         if by_position:
-            self.iloc = values
+            self.iloc = Rows(values, labels)
 
     def __len__(self):
         return len(self.values)
+
+    def reset_index(self, drop):
+        assert drop
+        return Labelled(self.values, range(len(self.values)))
 
     def __getitem__(self, key):
         return self.values[[list(self.labels).index(k) for k in np.atleast_1d(np.arange(6)[key])]]
@@ -316,7 +328,8 @@ def test_rows_are_taken_by_position_whatever_their_labels(rng, shape):
     values = np.arange(math.prod(shape), dtype=float).reshape(shape)
     labelled, plain = Labelled(values, [5, 4, 3, 2, 1, 0]), np.arange(6.0)
     pairs = list(data.minibatches(labelled, plain, batch_size=4, rng=rng))
-    assert all(np.array_equal(a, values[b.astype(int)]) for a, b in pairs)
+    assert all(np.array_equal(a.values, values[b.astype(int)]) for a, b in pairs)
+    assert all(a.labels == range(len(b)) for a, b in pairs)
     assert sorted(np.concatenate([b for _, b in pairs])) == plain.tolist()
     with pytest.raises(TypeError, match=r"arrays\[1\]: Labelled has rows by label \(loc\) but none by position"):
         data.minibatches(plain, Labelled(values, range(6), by_position=False), batch_size=4)
@@ -330,6 +343,7 @@ def test_pandas():
     for a, b, c in data.minibatches(series, frame, plain, batch_size=4, rng=0):
         assert a.to_numpy().tolist() == b[0].tolist() == (-b[1]).tolist() == c.tolist()
         assert b.shape == (len(c), 6)
+        assert (a - c).abs().max() == (a - b[0]).abs().max() == 0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Layers and losses: forward passes against naive loops, backward passes against the loss itself."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -789,3 +791,401 @@ def test_wrong_kinds_are_named(call, error, words):
 def test_a_seed_stands_for_its_generator(make):
     one, other = make(5), make(np.random.default_rng(5))
     assert all(np.array_equal(one.params[name], other.params[name]) for name in one.params)
+
+
+# State, copies and pickles
+
+
+def whole_net():
+    shared = rv.nn.Linear(8, 8, 3)
+    return nn.Sequential(
+        nn.Linear(5, 8, 1),
+        rv.BatchNorm(8),
+        nn.ReLU(),
+        nn.Sequential(shared, rv.LayerNorm(8), nn.Tanh(), shared),
+        rv.BatchNorm(8, affine=False),
+        nn.WeightNormLinear(8, 4, 2),
+        nn.Sigmoid(),
+    )
+
+
+NAMES = [
+    *("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"),
+    *("3.0.weight", "3.0.bias", "3.1.weight", "3.1.bias"),
+    *("4.running_mean", "4.running_var", "5.weight", "5.bias"),
+]
+
+
+def train(net, opt, seeds):
+    """Give the losses' bits of some steps, and those of an evaluation."""
+    seen = []
+    for seed in seeds:
+        draw = np.random.default_rng(seed)
+        x, t = draw.standard_normal((16, 5), np.float32), draw.random((16, 4), np.float32)
+        loss, dy = nn.mean_squared_error(net(x), t)
+        net.backward(dy)
+        opt.step(net.grads)
+        seen.append(loss)
+    return [*seen, net.forward(x, training=False).tobytes()]
+
+
+def test_a_net_goes_on_from_its_state_bit_for_bit_buffers_included():
+    one = whole_net()
+    opt = rv.AdamW(one.params, lr=0.01)
+    train(one, opt, range(5))
+    state, of_opt = one.state_dict(), opt.state_dict()
+    assert list(state) == NAMES
+    assert [name for name in NAMES if "running" not in name] == list(rv.trees.leaves(one.params))
+    expected = train(one, opt, range(5, 9))
+    other = whole_net()
+    for p in rv.trees.leaves(other.params).values():
+        p[...] = 7
+    again = rv.AdamW(other.params, lr=0.01)
+    other.load_state_dict(state)
+    again.load_state_dict(of_opt)
+    assert train(other, again, range(5, 9)) == expected
+
+
+@pytest.mark.parametrize(
+    "layer, names",
+    [
+        (nn.Linear(3, 2, 0), ["weight", "bias"]),
+        (nn.WeightNormLinear(3, 2, 0), ["weight", "bias"]),
+        (nn.TwoTap(0), ["a", "b"]),
+        (nn.ReLU(), []),
+        (nn.Tanh(), []),
+        (nn.Sigmoid(), []),
+        (rv.BatchNorm(3), ["weight", "bias", "running_mean", "running_var"]),
+        (rv.BatchNorm(3, affine=False), ["running_mean", "running_var"]),
+        (rv.LayerNorm(3, scalar=True), ["weight", "bias"]),
+        (rv.LayerNorm(3, affine=False), []),
+        (nn.Sequential(), []),
+    ],
+)
+def test_every_layer_has_a_state_of_its_own_arrays(layer, names):
+    state = layer.state_dict()
+    assert list(state) == names
+    for array in state.values():
+        array += 1
+    assert all(not np.array_equal(layer.state_dict()[name], state[name]) for name in names)
+    layer.load_state_dict(state)
+    assert all(np.array_equal(layer.state_dict()[name], state[name]) for name in names)
+    for array in state.values():
+        array += 1
+    assert all(not np.array_equal(layer.state_dict()[name], state[name]) for name in names)
+
+
+def test_all_that_differs_is_listed_and_nothing_is_loaded():
+    net = whole_net()
+    before = net.state_dict()
+    state = {name: array + 1 for name, array in before.items()}
+    del state["1.running_mean"], state["5.bias"]
+    state |= {"7.weight": np.ones(2), "0.bias": np.zeros(7), "3.0.weight": np.zeros((8, 8)), "3.1.bias": 0.0}
+    state["5.weight"] = state["5.weight"].tolist()
+    with pytest.raises(ValueError) as error:
+        net.load_state_dict(state)
+    for words in (
+        "missing 1.running_mean",
+        "missing 5.bias",
+        "unknown 7.weight",
+        "0.bias: expected float32 of shape (8,), got float64 of shape (7,)",
+        "3.0.weight: expected float32 of shape (8, 8), got float64 of shape (8, 8)",
+        "3.1.bias: expected an array, got float",
+        "5.weight: expected an array, got list",
+        "Nothing was loaded.",
+    ):
+        assert words in str(error.value)
+    assert all(np.array_equal(array, before[name]) for name, array in net.state_dict().items())
+
+
+class Counting(Scale):
+    """A layer with a state that is not only arrays."""
+
+    def __init__(self, fails=False):
+        super().__init__()
+        self.count, self.fails = 0, fails
+
+    def forward(self, x, training=True):
+        self.count += training
+        return super().forward(x, training)
+
+    def state_dict(self):
+        return {"scale": self.params["scale"].copy(), "count": self.count}
+
+    def load_state_dict(self, state):
+        if self.fails and state["count"] == 5:
+            raise ValueError("count: got 5")
+        self.params["scale"][...], self.count = state["scale"], state["count"]
+
+
+def test_layers_of_your_own_save_and_load_themselves_or_their_params():
+    def make():
+        return nn.Sequential(Scale(2.0), Counting(), nn.Sequential(Counting(fails=True)), linear())
+
+    one, other = make(), make()
+    one(np.ones((2, 5)))
+    state = one.state_dict()
+    assert list(state) == ["0.scale", "1.scale", "1.count", "2.0.scale", "2.0.count", "3.weight", "3.bias"]
+    other.load_state_dict(state)
+    assert (other.layers[1].count, other.layers[0].params["scale"][0]) == (1, 2.0)
+    changed = {name: value + 4 for name, value in state.items()}
+    with pytest.raises(ValueError, match="count: got 5"):
+        other.load_state_dict(changed)
+    np.testing.assert_equal(other.state_dict(), state)
+
+
+COPIES = {
+    "pickle": lambda both: pickle.loads(pickle.dumps(both)),
+    "deepcopy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_twin_goes_on_bit_for_bit_and_is_independent(way):
+    net = whole_net()
+    train(net, rv.SGD(net.params, lr=0.1), range(3))
+    twin = COPIES[way](net)
+    assert twin.layers[3].layers[0] is twin.layers[3].layers[3], "shared as in the original"
+    mine, theirs = net.state_dict(), twin.state_dict()
+    expected = train(net, rv.SGD(net.params, lr=0.1), range(3, 6))
+    assert all(np.array_equal(twin.state_dict()[name], theirs[name]) for name in NAMES)
+    assert all(np.array_equal(mine[name], theirs[name]) for name in NAMES)
+    assert train(twin, rv.SGD(twin.params, lr=0.1), range(3, 6)) == expected
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "BatchNorm", "LayerNorm", "Cube", "Weighted"])
+@pytest.mark.parametrize("way", [*COPIES, "copy"])
+def test_a_copied_layer_is_a_twin(name, way):
+    layer = {**LAYERS, **REUSED}[name]()
+    x = rng().standard_normal((4, 5))
+    dx = layer.backward(layer(x)).copy()
+    twin = {**COPIES, "copy": copy.copy}[way](layer)
+    assert type(twin) is type(layer)
+    if name != "Weighted":  # what it keeps beside is its own
+        with pytest.raises(RuntimeError, match="call forward first"):
+            twin.backward(dx)
+    for grads, others in zip(*(rv.trees.leaves(one.grads).items() for one in (layer, twin)), strict=True):
+        assert grads[0] == others[0]
+        assert np.array_equal(grads[1], others[1])
+    mine, theirs = (
+        [one.forward(x).tolist(), one.backward(x @ np.ones((5, 1)) + one.forward(x))] for one in (layer, twin)
+    )
+    assert mine[0] == theirs[0]
+    assert np.array_equal(mine[1], theirs[1])
+    for p in rv.trees.leaves(twin.params).values():
+        p += 1
+    assert layer.forward(x, training=False).tolist() == layer.forward(x, training=False).tolist()
+    assert not any(
+        np.shares_memory(a, b)
+        for a in (*rv.trees.leaves(layer.params).values(), *rv.trees.leaves(layer.grads).values())
+        for b in (*rv.trees.leaves(twin.params).values(), *rv.trees.leaves(twin.grads).values())
+    )
+
+
+@pytest.mark.parametrize(
+    "make", [*LAYERS.values(), *(REUSED[n] for n in ("BatchNorm", "LayerNorm", "Cube")), whole_net]
+)
+def test_a_pickle_is_without_the_last_batch(make):
+    small, large = make(), make()
+    dtype = np.float32 if make is whole_net else np.float64
+    for layer, n in ((small, 2), (large, 5000)):
+        y = layer(rng().standard_normal((n, 5)).astype(dtype))
+        layer.backward(y)
+        layer(rng().standard_normal((n, 5)).astype(dtype))
+    sizes = [len(pickle.dumps(layer)) for layer in (small, large)]
+    assert sizes[0] == sizes[1]
+    assert sizes[1] < 20_000
+
+
+# Gradients: none before a backward, and none twice
+
+
+OPTIMIZERS = {
+    "SGD": lambda params, **options: rv.SGD(params, lr=0.1, **options),
+    "Adam, clipped": lambda params, **options: rv.Adam(params, clip_norm=1.0, **options),
+    "LAMB": rv.LAMB,
+    "with a schedule": lambda params, **options: rv.SGD(params, lr=rv.schedules.constant(0.1), **options),
+    "Adafactor": rv.Adafactor,
+    "Muon": lambda params, **options: rv.Muon(params, **options),
+}
+every_optimizer = pytest.mark.parametrize("kind", OPTIMIZERS)
+
+
+def matrices():
+    """A net that Muon takes, too."""
+    net = nn.Sequential(Product(4, 5), nn.Tanh(), Product(5, 3))
+    return net, rng().standard_normal((6, 4)).astype(np.float32)
+
+
+class Product(nn.Layer):
+    def __init__(self, n_in, n_out):
+        super().__init__(weight=rv.init.xavier_normal((n_in, n_out), 0))
+
+    def _forward(self, x):
+        return x @ self.params["weight"], x
+
+    def _backward(self, dy, x):
+        self.grads["weight"][...] = x.T @ dy
+        return dy @ self.params["weight"].T
+
+
+def unchanged(net, opt):
+    return [p.tobytes() for p in rv.trees.leaves(net.params).values()], opt.steps
+
+
+@every_optimizer
+def test_a_step_before_any_backward_raises(kind):
+    net, x = matrices()
+    opt = OPTIMIZERS[kind](net.params)
+    assert rv.trees.leaves(net.grads) == {"0.weight": None, "2.weight": None}
+    before = unchanged(net, opt)
+    for forward in (False, True):
+        if forward:
+            net(x)
+        with pytest.raises(ValueError, match=r"grads: expected at least one gradient, got None .*; run backward first"):
+            opt.step(net.grads)
+    assert unchanged(net, opt) == before
+    net.backward(net(x))
+    assert opt.step(net.grads).step == 1
+
+
+@every_optimizer
+def test_gradients_that_were_used_are_not_used_again(kind):
+    net, x = matrices()
+    opt, other = OPTIMIZERS[kind](net.params), rv.SGD(net.params, lr=0.1)
+    for step in (1, 2):
+        net.backward(net(x))
+        assert opt.step(net.grads).step == step
+        before = unchanged(net, opt)
+        with pytest.raises(
+            ValueError, match=r"grads\['0.weight'\], grads\['2.weight'\]: used by a step .* run backward"
+        ):
+            opt.step(net.grads)
+        assert unchanged(net, opt) == before
+        assert other.step(net.grads).step == step  # which has not used them
+    assert opt.step([dict(grads) for grads in net.grads]).step == 3
+    assert opt.step([{**grads} for grads in net.grads]).step == 4
+    with pytest.raises(ValueError, match="used by a step"):
+        opt.step(net.grads)
+
+
+def test_stale_gradients_of_one_layer_are_named():
+    a, b = nn.Linear(3, 3, 0), nn.Linear(3, 3, 1)
+    x = np.ones((2, 3), np.float32)
+    opt = rv.SGD({"a": a.params, "b": b.params}, lr=0.1)
+    for layer in (a, b):
+        layer.backward(layer(x))
+    opt.step({"a": a.grads, "b": b.grads})
+    a.backward(a(x))
+    with pytest.raises(ValueError, match=r"^grads\['b.weight'\]: used by a step"):
+        opt.step({"a": a.grads, "b": b.grads})
+    assert opt.step({"a": a.grads, "b": dict.fromkeys(b.grads)}).step == 2
+
+
+def test_a_layer_without_a_backward_is_left_out():
+    a, b = nn.Linear(3, 3, 0), nn.Linear(3, 3, 1)
+    opt = rv.SGD({"a": a.params, "b": b.params}, lr=0.1)
+    for step in (1, 2):
+        a.backward(a(np.ones((2, 3), np.float32)))
+        assert opt.step({"a": a.grads, "b": b.grads}).step == step
+    assert opt.state_dict()["updates"] == {"a.weight": 2, "a.bias": 2, "b.weight": 0, "b.bias": 0}
+
+
+def test_accumulating_counts_as_using():
+    net, x = matrices()
+    opt = rv.SGD(net.params, lr=0.1)
+    opt.accumulate(net.grads)  # a micro-batch may have no gradient
+    with pytest.raises(ValueError, match="expected at least one gradient"):
+        opt.step()
+    opt.discard_accumulated()
+    for _ in range(2):
+        net.backward(net(x))
+        opt.accumulate(net.grads)
+        with pytest.raises(ValueError, match="used by a step"):
+            opt.accumulate(net.grads)
+    assert opt.step().step == 1
+    with pytest.raises(ValueError, match="used by a step"):
+        opt.step(net.grads)
+
+
+def test_skipped_and_raising_steps():
+    net, x = matrices()
+    skipping, raising = (rv.SGD(net.params, lr=0.1, nonfinite=policy) for policy in ("skip", "raise"))
+    scaled = rv.SGD(net.params, lr=0.1)
+    net.backward(net(x))
+    kept = net.grads[0]["weight"].copy()
+    net.grads[0]["weight"][0, 0] = np.inf
+    assert skipping.step(net.grads).skipped
+    assert scaled.step(net.grads, grad_scale=rv.DynamicLossScale(8)).skipped
+    for opt in (skipping, scaled):
+        with pytest.raises(ValueError, match="used by a step"):
+            opt.step(net.grads)
+    for _ in range(2):
+        with pytest.raises(FloatingPointError):
+            raising.step(net.grads)
+    net.grads[0]["weight"][...] = kept  # nothing was changed: mended, they may be used
+    assert raising.step(net.grads).step == 1
+
+
+def test_gradients_with_rows_are_counted_too():
+    class Embedding(nn.Layer):
+        def __init__(self):
+            super().__init__(table=np.ones((4, 2)))
+
+        def _forward(self, rows):
+            return self.params["table"][rows], rows
+
+        def _backward(self, dy, rows):
+            self.grads["table"] = rv.RowSparse(rows, dy)
+            return dy
+
+    layer = Embedding()
+    opt = rv.SGD(layer.params, lr=0.5)
+    for step in (1, 2):
+        layer.backward(layer(np.array([1, 3])))
+        assert opt.step(layer.grads).step == step
+        with pytest.raises(ValueError, match=r"grads\['table'\]: used by a step"):
+            opt.step(layer.grads)
+    assert layer.params["table"].tolist() == [[1, 1], [0.25, 0.25], [1, 1], [0.25, 0.25]]
+
+
+def test_whatever_calls_backward_often_is_not_disturbed():
+    net = nn.Sequential(nn.Linear(4, 3, 0, dtype=np.float64), nn.Tanh(), nn.Linear(3, 1, 1, dtype=np.float64))
+    x, t = rng().standard_normal((8, 4)), np.ones((8, 1))
+
+    def loss_and_grad(params):
+        loss, dy = nn.mean_squared_error(net(x), t)
+        net.backward(dy)
+        return loss, net.grads
+
+    assert rv.check_gradient(loss_and_grad, net.params)
+    assert rv.minimize(loss_and_grad, net.params, lambda p: rv.SGD(p, lr=0.1), max_iterations=5).message
+    assert np.isfinite(rv.hessian.trace(loss_and_grad, net.params, probes=2).value)
+    twin = copy.deepcopy(net)
+    assert rv.Adam(twin.params, lr=0.01).step(twin.grads).step == 1
+
+
+def test_a_failing_first_backward_leaves_no_gradients():
+    class Failing(nn.Layer):
+        def __init__(self):
+            super().__init__(w=np.ones(2))
+
+        def _forward(self, x):
+            return x, x
+
+        def _backward(self, dy, x):
+            raise FloatingPointError
+
+    layer = Failing()
+    layer(np.ones(2))
+    with pytest.raises(FloatingPointError):
+        layer.backward(np.ones(2))
+    assert layer.grads == {"w": None}
+    with pytest.raises(ValueError, match="run backward first"):
+        rv.SGD(layer.params, lr=0.1).step(layer.grads)
+
+
+@pytest.mark.parametrize("name", ["Weighted", "Skip"])
+def test_calling_a_layer_is_its_own_forward(name):
+    layer, x = REUSED[name](), rng().standard_normal((4, 5))
+    assert np.array_equal(layer(x), layer.forward(x))

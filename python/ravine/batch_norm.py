@@ -287,8 +287,6 @@ class BatchNorm(Stateful):
         self._keep((x, saved), training)
         return y
 
-    __call__ = forward
-
     def backward(self, dy: Any, *, out: Any = None) -> Any:
         """Fill ``grads`` and give ∂L/∂x, from ∂L/∂y at the last forward, whose x must be as it was.
 

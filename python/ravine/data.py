@@ -28,7 +28,8 @@ def minibatches(
 
     Args:
         arrays: with one sample per row, all of the same length N: NumPy's, CuPy's, memory maps, sparse matrices of
-            SciPy, series and data frames of pandas (whose rows are taken by position, whatever their labels).
+            SciPy, series and data frames of pandas (whose rows are taken by position, whatever their labels; those of a
+            batch are numbered from 0).
         batch_size: samples in a batch, ≥ 1.
         rng: a Generator that shuffles, or a seed; None keeps the order, and the batches are then views.
         drop_last: leave out the last batch if it is short.
@@ -226,7 +227,8 @@ class _Rows:
         self.frame, self.shape = frame, frame.shape
 
     def __getitem__(self, rows: Any) -> Any:
-        return self.frame.iloc[rows]
+        # Numbered from 0: pandas pairs the numbers of two series by their labels.
+        return self.frame.iloc[rows].reset_index(drop=True)
 
 
 def _by_position(i: int, array: Any) -> Any:

@@ -72,6 +72,14 @@ class Stateful:
     grads: Any
     _kept: Kept | None = None
 
+    def __call__(self, x: Array, training: bool = True) -> Array:
+        """Call ``forward``."""
+        return self.forward(x, training)
+
+    def forward(self, x: Array, training: bool = True) -> Array:
+        """Give the layer's output for x."""
+        raise NotImplementedError
+
     @property
     def kept(self) -> Kept | None:
         """What the last forward keeps for backward; None before any."""

@@ -75,8 +75,6 @@ class Layer(Stateful):
         self._keep((y.shape, kept), training)
         return y
 
-    __call__ = forward
-
     def backward(self, dy: Array) -> Array:
         """Fill ``grads`` and give ∂L/∂x, from ∂L/∂y at the last forward.
 

@@ -94,6 +94,8 @@ class Sequential(Stateful):
         Raises:
             RuntimeError: before any forward.
         """
+        if self._kept is None and any(part.kept is None for part in _parts(self) if _is_ours(part)):
+            raise RuntimeError(f"{type(self).__name__}.backward: nothing to go back through; call forward first")
         tape = [None] * len(self.layers) if self._kept is None or self._by_hand() else self._kept.value
         shared, done = _shared(self.layers), set[int]()
         for layer, kept in zip(reversed(self.layers), reversed(tape), strict=True):
@@ -106,8 +108,6 @@ class Sequential(Stateful):
         if self._kept is not None:
             self._kept.waiting = False
         return dy
-
-    __call__ = forward
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of all layers' parameters and buffers by dotted name; of layers of your own, what theirs gives.
