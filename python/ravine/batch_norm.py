@@ -262,7 +262,7 @@ class BatchNorm(Stateful):
         self.axis, self.eps, self.momentum, self.relu = operator.index(axis), eps, momentum, bool(relu)
         put, ones, zeros = backend_on(device).put, np.ones(n_features, dtype), np.zeros(n_features, dtype)
         self.params: dict[str, Any] = {"weight": put(ones.copy()), "bias": put(zeros.copy())} if affine else {}
-        self.grads = Gradients(self.params)
+        self.grads = Gradients.fromkeys(self.params)
         self.buffers: dict[str, Any] = {"running_mean": put(zeros), "running_var": put(ones)}
         self._space = WorkSpace()
 

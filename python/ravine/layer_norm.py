@@ -191,7 +191,7 @@ class LayerNorm(Stateful):
         self.params: dict[str, Any] = (
             {"weight": put(np.ones(units, dtype)), "bias": put(np.zeros(units, dtype))} if affine else {}
         )
-        self.grads = Gradients(self.params)
+        self.grads = Gradients.fromkeys(self.params)
         self._space = WorkSpace()
 
     def forward(self, x: Any, training: bool = True, *, out: Any = None) -> Any:

@@ -24,18 +24,12 @@ class Gradients(dict[str, Any]):
     ``backward_count`` says how many backwards have filled them. An optimizer refuses gradients that it has used
     already; ``dict(grads)``, which has no count, it takes as they are.
 
-    Args:
-        names: the parameters' names.
-
     >>> layer = rv.nn.Linear(2, 1, 0)
     >>> layer.grads, layer.grads.backward_count
     ({'weight': None, 'bias': None}, 0)
     """
 
     backward_count = 0
-
-    def __init__(self, names: Any = ()) -> None:
-        super().__init__(dict.fromkeys(names))
 
 
 def count_backward(grads: Any) -> None:

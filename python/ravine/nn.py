@@ -62,7 +62,7 @@ class Layer(Stateful):
 
     def __init__(self, **params: Array) -> None:
         self.params: dict[str, Array] = params
-        self.grads: dict[str, Array] = Gradients(params)
+        self.grads: dict[str, Array] = Gradients.fromkeys(params)
 
     def forward(self, x: Array, training: bool = True) -> Array:
         """Give the layer's output for x; ``training`` is for layers that behave differently at test time.
