@@ -514,5 +514,5 @@ def test_a_seed_stands_for_its_generator():
     w = np.array([1.0, 2.0, 3.0])
     with_seed, given = (rv.hessian.trace(loss_and_grad, w, rng=rng) for rng in (0, np.random.default_rng(0)))
     assert with_seed.value == given.value
-    with pytest.raises(TypeError, match="rng: expected a Generator .* or a seed such as 0, got str"):
+    with pytest.raises(TypeError, match=r"rng: expected a Generator .* or a seed such as 0, got str"):
         rv.hessian.trace(loss_and_grad, w, rng="0")
