@@ -247,12 +247,29 @@ def test_more_axes_than_fit_are_refused_before_anything_changes(gpu_device):
 def test_parameters_without_a_gradient_stay_as_they_are(gpu_device):
     params = [numbers((n,), np.float32, n) for n in (5, 4100, 0, 77)]
     g = [gentle(p.shape, np.float32, i + 50) for i, p in enumerate(params)]
-    gradients = [[g[0], None, g[2], g[3]], [None] * 4, g, [None, g[1], None, None], g]
+    gradients = [[g[0], None, g[2], g[3]], [None, None, g[2], None], g, [None, g[1], None, None], g]
     for clip_norm, nonfinite in [(None, "propagate"), (0.7, "propagate"), (0.7, "skip")]:
         made = assert_same_steps(
             gpu_device, "adam", params, gradients, HYPER["adam"], clip_norm=clip_norm, nonfinite=nonfinite
         )
         assert made.steps == 5
+
+
+@pytest.mark.parametrize("make", [rv.AdamW, rv.LAMB, rv.Adafactor])
+def test_a_step_without_gradients_and_one_on_used_gradients_raise(gpu_device, make):
+    layer = rv.nn.Linear(3, 2, 0)
+    params = {name: gpu_device.xp.asarray(p) for name, p in layer.params.items()}
+    layer.params = params
+    opt, x = make(params), gpu_device.xp.asarray(np.ones((4, 3), np.float32))
+    for step in (1, 2):
+        before = [p.get() for p in params.values()]
+        with pytest.raises(ValueError, match="expected at least one gradient" if step == 1 else "used by a step"):
+            opt.step(layer.grads)
+        for p, old in zip(params.values(), before, strict=True):
+            assert_same_bits(p.get(), old)
+        layer.backward(layer(x))
+        assert opt.step(layer.grads).step == step
+    assert opt.step(dict(layer.grads)).step == 3
 
 
 def test_no_parameters_at_all(gpu_device):

@@ -285,9 +285,9 @@ WITHOUT_ARGS = {
     "ravine.nn.ReLU": "takes none; the base class has **params",
     "ravine.nn.Tanh": "as ReLU",
     "ravine.nn.Sigmoid": "as ReLU",
-    "ravine.nn.Sequential": "the one line speaks of the layers",
+    "ravine.sequential.Sequential": "the one line speaks of the layers",
     "ravine.nn.WeightNormLinear": "those of Linear, it says",
-    "ravine.nn.mean_squared_error": "those of squared_error, it says",
+    "ravine.losses.mean_squared_error": "those of squared_error, it says",
 }
 
 

@@ -505,3 +505,14 @@ def test_without_scipy_the_cure_is_named(call, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'ravine\[diagnose\]'"):
         getattr(rv.hessian, call)(quartic, w)
     assert (w == 1).all()
+
+
+def test_a_seed_stands_for_its_generator():
+    def loss_and_grad(w):
+        return float((w**4).sum()), 4 * w**3
+
+    w = np.array([1.0, 2.0, 3.0])
+    with_seed, given = (rv.hessian.trace(loss_and_grad, w, rng=rng) for rng in (0, np.random.default_rng(0)))
+    assert with_seed.value == given.value
+    with pytest.raises(TypeError, match=r"rng: expected a Generator .* or a seed such as 0, got str"):
+        rv.hessian.trace(loss_and_grad, w, rng="0")

@@ -93,13 +93,40 @@ def test_constants_do_not_draw(name, value):
         (((3,), np.random.default_rng(0)), ValueError, r"shape: expected \(..., n_in, n_out\), all >= 1, got \(3,\)"),
         ((3, np.random.default_rng(0)), ValueError, r"got \(3,\)"),
         (((0, 3), np.random.default_rng(0)), ValueError, r"all >= 1, got \(0, 3\)"),
-        (((2, 3), 0), TypeError, r"rng: expected a Generator such as np.random.default_rng\(0\), got int"),
+        (((2, 3), "0"), TypeError, r"rng: expected a Generator such as np.random.default_rng\(0\), .* got str"),
+        (((2, 3), None), TypeError, "rng: expected a Generator .* got NoneType"),
+        (((2, 3), 0.5), TypeError, "rng: expected a Generator .* got float"),
+        (((2, 3), True), TypeError, "rng: expected a Generator .* got bool"),
+        (((2, 3), -1), ValueError, "rng: expected a seed >= 0, got -1"),
+        (((5.5, 3), np.random.default_rng(0)), TypeError, r"shape: expected an integer or .* got \(5.5, 3\)"),
+        (((5, 3.0), np.random.default_rng(0)), TypeError, r"shape: expected an integer or .* got \(5, 3.0\)"),
+        (("ab", np.random.default_rng(0)), TypeError, "shape: expected an integer or .* got 'ab'"),
         (((2, 3), np.random.default_rng(0), int), TypeError, "dtype: expected a floating dtype .* got int64"),
     ],
 )
 def test_wrong_arguments_are_named(name, arguments, error, words):
     with pytest.raises(error, match=words):
         getattr(init, name)(*arguments)
+
+
+@pytest.mark.parametrize("name", [*RANDOM, "zeros", "ones"])
+def test_a_seed_stands_for_its_generator(name):
+    draw = getattr(init, name)
+    for seed in (0, 7, np.int64(7)):
+        assert np.array_equal(draw((2, 3), seed), draw((2, 3), np.random.default_rng(seed)))
+
+
+@pytest.mark.parametrize("name", ["zeros", "ones"])
+@pytest.mark.parametrize("shape", [(5.5, 3), 2.5, np.array([2.0])])
+def test_a_shape_is_never_truncated(name, shape):
+    with pytest.raises(TypeError, match="shape: expected an integer or a tuple of integers"):
+        getattr(init, name)(shape, 0)
+
+
+def test_shapes_of_any_integers():
+    assert init.zeros(np.array([2, 3]), 0).shape == init.zeros([np.int64(2), 3], 0).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"shape: expected lengths >= 0, got \(-1, 2\)"):
+        init.zeros((-1, 2), 0)
 
 
 @pytest.mark.parametrize("gain", [0.0, -1.0, math.inf, math.nan, "gelu"])

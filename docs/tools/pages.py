@@ -49,6 +49,9 @@ ORDER = [
     "init",
     "data",
     "nn",
+    "sequential",
+    "losses",
+    "layers",
     "batch_norm",
     "layer_norm",
 ]

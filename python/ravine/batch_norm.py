@@ -8,14 +8,14 @@ The variance is a second pass, Σ(x−μ)²/M, never E[x²]−E[x]²: a constant
 
 from __future__ import annotations
 
-import math
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
-from ravine.backends import array_module, backend_of, backend_on, is_array
+from ravine.backends import backend_of, backend_on, is_array
+from ravine.layers import Gradients, Stateful, WorkSpace, count_backward
 
 __all__ = ["BatchNorm", "BatchNormSaved", "batch_norm", "batch_norm_backward"]
 
@@ -202,16 +202,17 @@ def _backward(
     return out, dweight, dbias
 
 
-class BatchNorm:
+class BatchNorm(Stateful):
     r"""Batch normalisation as a layer: parameters, running statistics, and work space that is used again.
 
     .. math:: y = \alpha\,\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
 
     ``params`` and ``grads`` are dicts with "weight" (α, ones at first) and "bias" (β, zeros); ``buffers`` holds
-    "running_mean" (zeros) and "running_var" (ones). The arrays are made once and changed in place.
+    "running_mean" (zeros) and "running_var" (ones). The arrays are made once and changed in place; gradients are None
+    before the first ``backward``.
 
-    The results of ``forward`` and ``backward`` are overwritten by the next call with the same shape: copy what
-    must last.
+    In training, ``forward`` and ``backward`` write to an array of an earlier call that nobody holds any more, or to
+    ``out``. Evaluation makes a new one.
 
     Args:
         n_features: channels C.
@@ -253,42 +254,64 @@ class BatchNorm:
         dtype: Any = np.float32,
         device: str = "cpu",
     ) -> None:
+        if not isinstance(n_features, SupportsIndex):
+            raise TypeError(f"n_features: expected an integer, got {n_features!r}")
         if operator.index(n_features) < 1:
             raise ValueError(f"n_features: expected at least 1, got {n_features}")
         check_settings(eps, momentum, dtype)
         self.axis, self.eps, self.momentum, self.relu = operator.index(axis), eps, momentum, bool(relu)
         put, ones, zeros = backend_on(device).put, np.ones(n_features, dtype), np.zeros(n_features, dtype)
         self.params: dict[str, Any] = {"weight": put(ones.copy()), "bias": put(zeros.copy())} if affine else {}
-        self.grads: dict[str, Any] = {name: put(zeros.copy()) for name in self.params}
+        self.grads = Gradients.fromkeys(self.params)
         self.buffers: dict[str, Any] = {"running_mean": put(zeros), "running_var": put(ones)}
         self._space = WorkSpace()
-        self._kept: tuple[Any, BatchNormSaved] | None = None
 
-    def forward(self, x: Any, training: bool = True) -> Any:
-        """Give y, by the statistics of x if ``training``, else by the running ones; see `batch_norm`."""
+    def forward(self, x: Any, training: bool = True, *, out: Any = None) -> Any:
+        """Give y, by the statistics of x if ``training``, else by the running ones; see `batch_norm`.
+
+        Raises:
+            ValueError: x with another number of channels; whatever `batch_norm` raises.
+        """
         x = contiguous(x)
         mean, var = self.buffers["running_mean"], self.buffers["running_var"]
+        if is_array(x) and x.shape[_axis(x, self.axis)] != mean.size:
+            raise ValueError(
+                f"x: expected {mean.size} channels along axis {self.axis}, as BatchNorm({mean.size}) was made for, got "
+                f"{x.shape[_axis(x, self.axis)]} in shape {x.shape}"
+            )
         vectors = [self.params.get("weight"), self.params.get("bias"), mean, var]
-        room, out = self._space.statistics(x, mean.shape), self._space.array("y", x)
+        room = self._space.statistics(x, mean.shape)
+        if out is None and training:
+            out = self._space.array("y", x)
         y, saved = _forward(x, vectors, self.axis, training, self.momentum, self.eps, self.relu, out, **room)
-        self._kept = (x, saved)
+        self._keep((x, saved), training)
         return y
 
-    __call__ = forward
-
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Any, *, out: Any = None) -> Any:
         """Fill ``grads`` and give ∂L/∂x, from ∂L/∂y at the last forward, whose x must be as it was.
+
+        An evaluation is no last forward while one in training waits for its backward.
 
         Raises:
             RuntimeError: before any forward.
         """
         if self._kept is None:
             raise RuntimeError("BatchNorm.backward: nothing to go back through; call forward first")
-        x, saved = self._kept
-        weight, dx = self.params.get("weight"), self._space.array("dx", x, dy)
+        x, saved = self._kept.value
+        weight, dx = self.params.get("weight"), self._space.array("dx", x) if out is None else out
         if weight is None:
-            return batch_norm_backward(dy, x, saved, out=dx)[0]
-        return _backward(dy, x, saved, weight, dx, self.grads["weight"], self.grads["bias"])[0]
+            dx = batch_norm_backward(dy, x, saved, out=dx)[0]
+        else:
+            dweight, dbias = gradient_arrays(self)
+            _backward(dy, x, saved, weight, dx, dweight, dbias)
+            self.grads["weight"], self.grads["bias"] = dweight, dbias
+        self._kept.waiting = False
+        count_backward(self.grads)
+        return dx
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._space = WorkSpace()
 
     def __repr__(self) -> str:
         n = self.buffers["running_mean"].size
@@ -296,40 +319,13 @@ class BatchNorm:
         return f"BatchNorm({n}, axis={self.axis}, eps={self.eps}, momentum={self.momentum}, affine={affine}{relu})"
 
 
-class WorkSpace:
-    """Results that are made once per shape and then used again."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[str, Any] = {}
-        self._statistics: tuple[Any, Any] | None = None
-
-    def array(self, name: str, x: Any, *others: Any) -> Any:
-        """Give the array of that name, a new one if x has another shape, dtype or place than last time.
-
-        A new one, too, if the inputs lie in it because the caller passed an earlier result: that one is now theirs.
-        """
-        if not is_array(x):
-            return None
-        xp, backend, array = array_module(x), backend_of(x), self._arrays.get(name)
-        usable = array is not None and array.shape == x.shape and array.dtype == x.dtype
-        usable = usable and backend_of(array) is backend
-        for used in (x, *others):
-            usable = usable and not (isinstance(used, xp.ndarray) and xp.may_share_memory(array, used))
-        if not usable:
-            array = self._arrays[name] = backend.empty(x.shape, x.dtype)
-        return array
-
-    def statistics(self, x: Any, shape: tuple[int, ...]) -> dict[str, Any]:
-        """Tell a device where means and deviations of this shape go: a captured call must make no arrays.
-
-        Nothing for the CPU.
-        """
-        if isinstance(x, np.ndarray) or not is_array(x):
-            return {}
-        backend, n = backend_of(x), math.prod(shape)
-        if self._statistics is None or self._statistics[0].size != n or backend_of(self._statistics[0]) is not backend:
-            self._statistics = backend.empty((n,), np.float64), backend.empty((n,), np.float64)
-        return {"statistics": self._statistics}
+def gradient_arrays(layer: Any) -> tuple[Any, Any]:
+    """Give the arrays of ∂L/∂α and ∂L/∂β, new ones for a first backward."""
+    (weight, bias), grads = (layer.params[name] for name in ("weight", "bias")), layer.grads
+    if grads["weight"] is not None and grads["bias"] is not None:
+        return grads["weight"], grads["bias"]
+    empty = backend_of(weight).empty
+    return empty(weight.shape, weight.dtype), empty(bias.shape, bias.dtype)
 
 
 def check_settings(eps: float, momentum: float, dtype: Any) -> None:

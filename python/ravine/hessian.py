@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ravine import init
 from ravine.norms import length
 from ravine.objective import Array, LossAndGrad, Objective, Tree, scipy
 from ravine.trees import to_host
@@ -505,12 +506,13 @@ def _ritz(diagonal: Host, beside: Host) -> tuple[Host, Host]:
     return values, vectors
 
 
-def generator(rng: np.random.Generator | None) -> np.random.Generator:
-    """Return rng, or the one that is taken unless given.
+def generator(rng: np.random.Generator | int | None) -> np.random.Generator:
+    """Return rng, that of a seed, or the one that is taken unless given.
 
     Not that of seed 0: many parameters were drawn from it, and the directions would be those parameters once more.
     """
-    return np.random.default_rng(0x7261766E65) if rng is None else rng
+    made: np.random.Generator = init.generator(0x7261766E65 if rng is None else rng)
+    return made
 
 
 def _signs(objective: Objective, rng: np.random.Generator) -> Array:

@@ -1,7 +1,8 @@
 r"""Initial weights: random arrays whose spread keeps signals and gradients at one size from layer to layer.
 
 Every function takes ``(shape, rng, dtype)``. The array lives where ``rng`` draws: a NumPy Generator gives NumPy arrays,
-a CuPy Generator gives CuPy arrays. Numbers are drawn in float64 and rounded once, so each dtype gets the same draws.
+a CuPy Generator gives CuPy arrays; an integer is the seed of a new NumPy Generator. Numbers are drawn in float64 and
+rounded once, so each dtype gets the same draws.
 
 Shapes end in (n_in, n_out), as ``y = x @ weight`` wants them. Axes before these two are a receptive field, as in a
 convolution kernel (height, width, n_in, n_out), and multiply both: fan_in = height·width·n_in. Kernels that put n_out
@@ -14,9 +15,10 @@ activations; it is a number or a name of ``GAINS``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 
@@ -39,14 +41,14 @@ Shape: TypeAlias = int | Sequence[int]
 GAINS: Mapping[str, float] = MappingProxyType({"linear": 1.0, "tanh": 1.0, "sigmoid": 4.0, "relu": math.sqrt(2.0)})
 
 
-def uniform_fan_in(shape: Shape, rng: Generator, dtype: Any = np.float32, *, gain: float | str = 1.0) -> Array:
+def uniform_fan_in(shape: Shape, rng: Generator | int, dtype: Any = np.float32, *, gain: float | str = 1.0) -> Array:
     r"""Draw uniform weights whose bound falls with the number of inputs.
 
     .. math:: w \sim U(-b, b), \qquad b = gain / \sqrt{n_{in}}
 
     Args:
         shape: (n_in, n_out), or a kernel (…, n_in, n_out).
-        rng: a NumPy or CuPy Generator.
+        rng: a NumPy or CuPy Generator, or the seed of a NumPy one.
         dtype: a floating dtype (float32).
         gain: a number > 0, or a name of ``GAINS``: "sigmoid" is 4, "relu" is √2.
 
@@ -55,7 +57,7 @@ def uniform_fan_in(shape: Shape, rng: Generator, dtype: Any = np.float32, *, gai
 
     Raises:
         ValueError: a shape without two axes or with an empty one, or a gain out of range.
-        TypeError: an rng that is no generator, or a dtype that is not floating.
+        TypeError: a shape that is not of integers, an rng that is no generator, a dtype that is not floating.
 
     Source: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010,
     equation 1.
@@ -68,7 +70,7 @@ def uniform_fan_in(shape: Shape, rng: Generator, dtype: Any = np.float32, *, gai
     return _uniform(shape, rng, dtype, _gain(gain) / math.sqrt(fan_in))
 
 
-def xavier_uniform(shape: Shape, rng: Generator, dtype: Any = np.float32, *, gain: float | str = 1.0) -> Array:
+def xavier_uniform(shape: Shape, rng: Generator | int, dtype: Any = np.float32, *, gain: float | str = 1.0) -> Array:
     r"""Draw uniform weights that keep the variance both forward and backward, on average.
 
     .. math:: w \sim U(-b, b), \qquad b = gain \sqrt{6 / (n_{in} + n_{out})}
@@ -85,7 +87,7 @@ def xavier_uniform(shape: Shape, rng: Generator, dtype: Any = np.float32, *, gai
     return _uniform(shape, rng, dtype, _gain(gain) * math.sqrt(6 / sum(_fans(shape))))
 
 
-def xavier_normal(shape: Shape, rng: Generator, dtype: Any = np.float32, *, gain: float | str = 1.0) -> Array:
+def xavier_normal(shape: Shape, rng: Generator | int, dtype: Any = np.float32, *, gain: float | str = 1.0) -> Array:
     r"""Draw normal weights that keep the variance both forward and backward, on average.
 
     .. math:: w \sim N(0, s^2), \qquad s = gain \sqrt{2 / (n_{in} + n_{out})}
@@ -101,7 +103,7 @@ def xavier_normal(shape: Shape, rng: Generator, dtype: Any = np.float32, *, gain
     return _normal(shape, rng, dtype, _gain(gain) * math.sqrt(2 / sum(_fans(shape))))
 
 
-def he_uniform(shape: Shape, rng: Generator, dtype: Any = np.float32, *, gain: float | str = 1.0) -> Array:
+def he_uniform(shape: Shape, rng: Generator | int, dtype: Any = np.float32, *, gain: float | str = 1.0) -> Array:
     r"""Draw uniform weights that keep the variance forward through ReLU layers; the √2 is already inside.
 
     .. math:: w \sim U(-b, b), \qquad b = gain \sqrt{6 / n_{in}}
@@ -117,7 +119,7 @@ def he_uniform(shape: Shape, rng: Generator, dtype: Any = np.float32, *, gain: f
     return _uniform(shape, rng, dtype, _gain(gain) * math.sqrt(6 / fan_in))
 
 
-def he_normal(shape: Shape, rng: Generator, dtype: Any = np.float32, *, gain: float | str = 1.0) -> Array:
+def he_normal(shape: Shape, rng: Generator | int, dtype: Any = np.float32, *, gain: float | str = 1.0) -> Array:
     r"""Draw normal weights that keep the variance forward through ReLU layers; the √2 is already inside.
 
     .. math:: w \sim N(0, s^2), \qquad s = gain \sqrt{2 / n_{in}}
@@ -133,7 +135,7 @@ def he_normal(shape: Shape, rng: Generator, dtype: Any = np.float32, *, gain: fl
     return _normal(shape, rng, dtype, _gain(gain) * math.sqrt(2 / fan_in))
 
 
-def zeros(shape: Shape, rng: Generator, dtype: Any = np.float32) -> Array:
+def zeros(shape: Shape, rng: Generator | int, dtype: Any = np.float32) -> Array:
     """Give zeros where ``rng`` draws, without drawing; right for biases, while equal weights keep units equal.
 
     >>> rv.init.zeros(3, np.random.default_rng(0))
@@ -142,7 +144,7 @@ def zeros(shape: Shape, rng: Generator, dtype: Any = np.float32) -> Array:
     return np.zeros_like(_some(rng), dtype=_floating(dtype), shape=_axes(shape))
 
 
-def ones(shape: Shape, rng: Generator, dtype: Any = np.float32) -> Array:
+def ones(shape: Shape, rng: Generator | int, dtype: Any = np.float32) -> Array:
     """Give ones where ``rng`` draws, without drawing.
 
     >>> rv.init.ones(3, np.random.default_rng(0))
@@ -151,24 +153,30 @@ def ones(shape: Shape, rng: Generator, dtype: Any = np.float32) -> Array:
     return np.ones_like(_some(rng), dtype=_floating(dtype), shape=_axes(shape))
 
 
-def _uniform(shape: Shape, rng: Generator, dtype: Any, bound: float) -> Array:
+def _uniform(shape: Shape, rng: Generator | int, dtype: Any, bound: float) -> Array:
     dtype = _floating(dtype)
-    draws = _generator(rng).random(_axes(shape))
+    draws = generator(rng).random(_axes(shape))
     return ((2 * draws - 1) * bound).astype(dtype)
 
 
-def _normal(shape: Shape, rng: Generator, dtype: Any, deviation: float) -> Array:
+def _normal(shape: Shape, rng: Generator | int, dtype: Any, deviation: float) -> Array:
     dtype = _floating(dtype)
-    return (_generator(rng).standard_normal(_axes(shape)) * deviation).astype(dtype)
+    return (generator(rng).standard_normal(_axes(shape)) * deviation).astype(dtype)
 
 
-def _some(rng: Generator) -> Array:
+def _some(rng: Generator | int) -> Array:
     """An empty array of the rng's library; NumPy's functions on it answer in that library."""
-    return _generator(rng).random(0)
+    return generator(rng).random(0)
 
 
 def _axes(shape: Shape) -> tuple[int, ...]:
-    return tuple(int(n) for n in shape) if isinstance(shape, Sequence) else (int(shape),)
+    try:
+        axes = tuple(map(operator.index, shape if isinstance(shape, Iterable) else (shape,)))
+    except TypeError:
+        raise TypeError(f"shape: expected an integer or a tuple of integers, got {shape!r}") from None
+    if min(axes, default=0) < 0:
+        raise ValueError(f"shape: expected lengths >= 0, got {axes}")
+    return axes
 
 
 def _fans(shape: Shape) -> tuple[int, int]:
@@ -189,10 +197,34 @@ def _gain(gain: float | str) -> float:
     return gain
 
 
-def _generator(rng: Generator) -> Generator:
-    if not (hasattr(rng, "random") and hasattr(rng, "standard_normal")):
-        raise TypeError(f"rng: expected a Generator such as np.random.default_rng(0), got {type(rng).__name__}")
-    return rng
+def generator(rng: Any) -> Generator:
+    """Give the generator itself, or NumPy's of a seed.
+
+    Raises:
+        TypeError: neither a generator nor an integer.
+        ValueError: a negative seed.
+    """
+    if hasattr(rng, "random") and hasattr(rng, "standard_normal"):
+        return rng
+    seed = seed_of(rng)
+    if seed is None:
+        raise TypeError(
+            f"rng: expected a Generator such as np.random.default_rng(0), or a seed such as 0, got {type(rng).__name__}"
+        )
+    return np.random.default_rng(seed)
+
+
+def seed_of(rng: Any) -> int | None:
+    """Give the integer that stands for a generator; None of whatever is no integer.
+
+    Raises:
+        ValueError: a negative seed.
+    """
+    if not isinstance(rng, SupportsIndex) or isinstance(rng, bool | np.ndarray):
+        return None
+    if operator.index(rng) < 0:
+        raise ValueError(f"rng: expected a seed >= 0, got {rng}")
+    return operator.index(rng)
 
 
 def _floating(dtype: Any) -> np.dtype[Any]:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ravine.backends import backend_of, backend_on, is_array
-from ravine.batch_norm import WorkSpace, check_settings, contiguous, dtype_of, output
+from ravine.batch_norm import check_settings, contiguous, dtype_of, gradient_arrays, output
+from ravine.layers import Gradients, Stateful, WorkSpace, count_backward
 
 __all__ = ["LayerNorm", "LayerNormSaved", "layer_norm", "layer_norm_backward"]
 
@@ -134,14 +135,14 @@ def _axes(axes: int) -> int:
     return number
 
 
-class LayerNorm:
+class LayerNorm(Stateful):
     r"""Layer normalisation as a layer: parameters, and work space that is used again.
 
     .. math:: y = \alpha \odot \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta
 
     ``params`` and ``grads`` are dicts with "weight" (α, ones at first) and "bias" (β, zeros), made once and changed in
-    place. The results of ``forward`` and ``backward`` are overwritten by the next call with the same shape: copy what
-    must last.
+    place; gradients are None before the first ``backward``. In training, ``forward`` and ``backward`` write to an array
+    of an earlier call that nobody holds any more, or to ``out``. Evaluation makes a new one.
 
     Args:
         shape: the units: the length of x's last axis, or a tuple of the lengths of its last axes.
@@ -176,7 +177,10 @@ class LayerNorm:
         dtype: Any = np.float32,
         device: str = "cpu",
     ) -> None:
-        self.shape = tuple(shape) if isinstance(shape, (tuple, list)) else (operator.index(shape),)
+        try:
+            self.shape = tuple(map(operator.index, shape if isinstance(shape, (tuple, list)) else (shape,)))
+        except TypeError:
+            raise TypeError(f"shape: expected an integer or a tuple of integers, got {shape!r}") from None
         if not self.shape or min(self.shape) < 1:
             raise ValueError(f"shape: expected the length of one axis or more, each at least 1, got {shape}")
         if scalar and not affine:
@@ -187,37 +191,48 @@ class LayerNorm:
         self.params: dict[str, Any] = (
             {"weight": put(np.ones(units, dtype)), "bias": put(np.zeros(units, dtype))} if affine else {}
         )
-        self.grads: dict[str, Any] = {name: put(np.zeros(units, dtype)) for name in self.params}
+        self.grads = Gradients.fromkeys(self.params)
         self._space = WorkSpace()
-        self._kept: tuple[Any, LayerNormSaved] | None = None
 
-    def forward(self, x: Any, training: bool = True) -> Any:
-        """Give y; ``training`` changes nothing, a sample needs no other. See `layer_norm`."""
+    def forward(self, x: Any, training: bool = True, *, out: Any = None) -> Any:
+        """Give y; ``training`` changes no number, a sample needs no other. See `layer_norm`."""
         x = contiguous(x)
         if is_array(x) and x.shape[-len(self.shape) :] != self.shape:
             expected = ", ".join(map(str, ("...", *self.shape)))
             raise ValueError(f"x: expected shape ({expected}), got {x.shape}; reshape it")
         weight, bias, axes = self.params.get("weight"), self.params.get("bias"), len(self.shape)
-        room, out = self._space.statistics(x, _shape(x)[:-axes]), self._space.array("y", x)
+        room = self._space.statistics(x, _shape(x)[:-axes])
+        if out is None and training:
+            out = self._space.array("y", x)
         y, saved = _forward(x, weight, bias, axes, self.eps, out, **room)
-        self._kept = (x, saved)
+        self._keep((x, saved), training)
         return y
 
-    __call__ = forward
-
-    def backward(self, dy: Any) -> Any:
+    def backward(self, dy: Any, *, out: Any = None) -> Any:
         """Fill ``grads`` and give ∂L/∂x, from ∂L/∂y at the last forward, whose x must be as it was.
+
+        An evaluation is no last forward while one in training waits for its backward.
 
         Raises:
             RuntimeError: before any forward.
         """
         if self._kept is None:
             raise RuntimeError("LayerNorm.backward: nothing to go back through; call forward first")
-        x, saved = self._kept
-        weight, dx = self.params.get("weight"), self._space.array("dx", x, dy)
+        x, saved = self._kept.value
+        weight, dx = self.params.get("weight"), self._space.array("dx", x) if out is None else out
         if weight is None:
-            return layer_norm_backward(dy, x, saved, out=dx)[0]
-        return _backward(dy, x, saved, weight, dx, self.grads["weight"], self.grads["bias"])[0]
+            dx = layer_norm_backward(dy, x, saved, out=dx)[0]
+        else:
+            dweight, dbias = gradient_arrays(self)
+            _backward(dy, x, saved, weight, dx, dweight, dbias)
+            self.grads["weight"], self.grads["bias"] = dweight, dbias
+        self._kept.waiting = False
+        count_backward(self.grads)
+        return dx
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._space = WorkSpace()
 
     def __repr__(self) -> str:
         scalar = bool(self.params) and self.params["weight"].ndim == 0

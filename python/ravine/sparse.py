@@ -165,6 +165,7 @@ def step(
         for part in rows.values():
             part.write_back()
         backend.copy_counters(engine, other)
+        engine.spend(grads)
 
     try:
         gradients = {name: rows[name].gradient if name in rows else given[name] for name in params}
@@ -185,6 +186,7 @@ def _check(opt: Optimizer, grads: Any, values: list[tuple[int, str, float]]) -> 
     dense = trees.map(lambda leaf: None if isinstance(leaf, RowSparse) else leaf, grads)
     try:
         opt._engine.check(dense)
+        opt._engine.check_fresh(grads)
     except (TypeError, ValueError) as error:
         errors.append(error)
     later = {(group, name): value for group, name, value in values}

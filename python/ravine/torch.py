@@ -125,6 +125,8 @@ class _Binding:
         """Update all parameters that have a gradient."""
         with self.stream():
             grads = {slot.name: slot.array() for slot in self.slots}
+            if all(g is None for g in grads.values()):
+                return  # as torch does; the core refuses such a step
             if self.left != self.counts.tobytes():
                 self.engine.set_counters(0, [int(count) for count in self.counts])
             values = []

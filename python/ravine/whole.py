@@ -208,6 +208,14 @@ class Driver:
         """Refuse gradients that do not fit; take none of them."""
         self._core.check(grads)
 
+    def check_fresh(self, grads: Any) -> None:
+        """Refuse gradients that were used by a step before, and that no backward has filled anew."""
+        self._core.check_fresh(grads)
+
+    def spend(self, grads: Any) -> None:
+        """Take note that a step has used these gradients."""
+        self._core.spend(grads)
+
     def step(
         self,
         grads: Any,
@@ -228,7 +236,7 @@ class Driver:
     ) -> StepInfo:
         if self._backend.capturing():
             raise RuntimeError(f"step: {type(self._opt).__name__} cannot be captured; step outside of the graph")
-        self._core.check(grads)
+        self._core.check(grads, True)
         given = dict(_core.flatten(grads))
         prepared, first = self._preparing(given)
         first.check(given)
@@ -247,6 +255,7 @@ class Driver:
             if (skip or self._limits[2] != "propagate") and info.skipped:
                 if self._limits[2] == "raise" and not skip:
                     raise info.error()
+                self.spend(grads)
                 return info
             self._finish(work)
         except KeyboardInterrupt:  # the step finishes, if anything was changed
@@ -294,6 +303,7 @@ class Driver:
             for kind, state in states.items():
                 self._backend.assign(self.named_states[name][kind], state)
         self.set_counters(work.steps, work.updates)
+        self.spend(work.grads)
 
 
 def _nothing(parameter: Any, d: Any, *_: Any) -> tuple[Any, dict[str, Any]]:

@@ -12,8 +12,11 @@ use crate::simd::DefaultEnvironment;
 use crate::step::{self, Info, NonFinite, Options, Step};
 use numpy::PyArray1;
 use pyo3::exceptions::{PyFloatingPointError, PyRuntimeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
+use std::cell::Cell;
+use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, TryLockError};
@@ -102,6 +105,41 @@ struct Sums {
     described: Vec<u64>,
 }
 
+/// Dicts of gradients that count their backwards, as a layer's do: a count that was stepped with is not taken again.
+#[derive(Debug, Default)]
+struct Backwards {
+    /// Those of the gradients at hand, with the count and the number of the leaf that comes next.
+    taken: Vec<(Py<PyDict>, u64, usize)>,
+    /// By the dict's address, which is its own as long as it is held.
+    used: HashMap<usize, (Py<PyDict>, u64)>,
+}
+
+impl Backwards {
+    fn take(&mut self, dict: &Bound<'_, PyDict>, next: usize) {
+        let count = dict.getattr(intern!(dict.py(), "backward_count")).ok().and_then(|count| count.extract().ok());
+        if let Some(count) = count.filter(|_| !dict.is_empty()) {
+            self.taken.push((dict.clone().unbind(), count, next));
+        }
+    }
+
+    /// The numbers of the first leaves whose gradients were used before.
+    fn stale(&self) -> impl Iterator<Item = usize> {
+        let used = |(dict, count, next): &(Py<PyDict>, u64, usize)| {
+            let before = self.used.get(&(dict.as_ptr() as usize))?;
+            // A count of 0: there are no gradients, and that may be said again.
+            (*count != 0 && before.1 == *count).then_some(*next)
+        };
+        self.taken.iter().filter_map(used)
+    }
+
+    /// What was taken was used.
+    fn spend(&mut self) {
+        for (dict, count, _) in self.taken.drain(..) {
+            self.used.insert(dict.as_ptr() as usize, (dict, count));
+        }
+    }
+}
+
 /// A rule bound to the arrays of a nesting.
 #[pyclass(frozen, module = "ravine._core")]
 #[derive(Debug)]
@@ -125,6 +163,8 @@ struct Binding {
     wide: bool,
     /// The gradients of the step that is running: another thread may empty the container they came in.
     held: Vec<Py<PyAny>>,
+    /// Of the gradients that are being taken, and of those taken before.
+    backwards: Backwards,
     /// The gradients as they were last described to the device.
     described: Vec<u64>,
     sums: Sums,
@@ -263,8 +303,8 @@ impl Engine {
             });
         }
         let occupied = Occupied::new(ranges);
-        let (held, described, sums) = (Vec::new(), Vec::new(), Sums::default());
-        let bound = Binding { place, step, tree, bonds, occupied, elements, wide, held, described, sums };
+        let (held, described, sums, backwards) = (Vec::new(), Vec::new(), Sums::default(), Backwards::default());
+        let bound = Binding { place, step, tree, bonds, occupied, elements, wide, held, backwards, described, sums };
         Ok(Self { bound: Mutex::new(bound), steps: AtomicU64::new(0), lr: AtomicU64::new(0) })
     }
 
@@ -282,6 +322,7 @@ impl Engine {
         let mut bound = self.on_host()?;
         bound.check_nothing_pending()?;
         bound.take(py, grads)?;
+        bound.check_some()?;
         self.run(py, &mut bound, values, grad_scale, skip)
     }
 
@@ -455,6 +496,7 @@ impl Engine {
         grad_scale.map_or(Ok(()), |scale| step::check_scale("grad_scale", scale))?;
         bound.take(py, grads)?;
         bound.held.clear();
+        bound.check_some()?;
         let news = bound.news(py)?;
         for (group, name, value) in values {
             bound.step.set_hyper(group, &name, value)?;
@@ -462,12 +504,32 @@ impl Engine {
         Ok(news)
     }
 
-    /// Checks the gradients of a step as `step` does, and takes none of them.
-    fn check<'py>(&self, py: Python<'py>, grads: &Bound<'py, PyAny>) -> PyResult<()> {
+    /// Checks the gradients of a step as `step` does, and takes none of them. `some`: one parameter has a gradient.
+    #[pyo3(signature = (grads, some = false))]
+    fn check<'py>(&self, py: Python<'py>, grads: &Bound<'py, PyAny>, some: bool) -> PyResult<()> {
         let mut bound = self.bound()?;
         bound.check_nothing_pending()?;
         bound.take(py, grads)?;
         bound.held.clear();
+        bound.backwards.taken.clear();
+        if some { bound.check_some() } else { Ok(()) }
+    }
+
+    /// Refuses gradients that were used by a step before, and that no backward has filled anew.
+    fn check_fresh(&self, grads: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut bound = self.bound()?;
+        bound.find_backwards(grads)?;
+        let stale = bound.check_fresh();
+        bound.backwards.taken.clear();
+        stale
+    }
+
+    /// A step has used these gradients, or those that were last taken.
+    #[pyo3(signature = (grads = None))]
+    fn spend(&self, grads: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        let mut bound = self.bound()?;
+        grads.map_or(Ok(()), |grads| bound.find_backwards(grads))?;
+        bound.backwards.spend();
         Ok(())
     }
 
@@ -603,7 +665,9 @@ impl Engine {
         let info = info?;
         bound.discard();
         self.publish(info.step, info.lr);
-        bound.report(py, info, nonfinite)
+        let report = bound.report(py, info, nonfinite)?;
+        bound.backwards.spend();
+        Ok(report)
     }
 
     /// The step of micro-batches that all weigh nothing.
@@ -939,6 +1003,7 @@ impl Binding {
         for (present, gradient) in self.sums.present.iter_mut().zip(self.step.gradients()) {
             *present |= gradient.is_some();
         }
+        self.backwards.spend();
     }
 
     /// Whether there is nothing to take a mean of, for all micro-batches have a weight of 0; checks what a step would.
@@ -961,6 +1026,7 @@ impl Binding {
         if self.weighs_nothing(py, grad_scale)? {
             return Err(PyValueError::new_err("step: expected a micro-batch of a weight other than 0"));
         }
+        check_any(self.sums.present.iter().copied())?;
         let _default = DefaultEnvironment::enter();
         let scale = match grad_scale {
             Some(scale) => scale * self.sums.weight,
@@ -977,6 +1043,34 @@ impl Binding {
     fn discard(&mut self) {
         (self.sums.given, self.sums.weight) = (false, 0.0);
         self.sums.present.fill(false);
+    }
+
+    /// Refuses a step in which no parameter has a gradient.
+    fn check_some(&self) -> PyResult<()> {
+        check_any(self.step.gradients().map(|gradient| gradient.is_some()))
+    }
+
+    /// Refuses what was taken if a step before has used it.
+    fn check_fresh(&self) -> PyResult<()> {
+        let stale: Vec<String> =
+            self.backwards.stale().filter_map(|i| self.tree.names.get(i)).map(|name| gradient_called(name)).collect();
+        if stale.is_empty() {
+            return Ok(());
+        }
+        Err(PyValueError::new_err(format!(
+            "{}: used by a step of this optimizer before, and no backward has run since; run backward before each step \
+             (a plain dict of the same arrays, dict(layer.grads), is taken as it is)",
+            stale.join(", ")
+        )))
+    }
+
+    /// Takes the counts of a nesting's dicts, and nothing else.
+    fn find_backwards(&mut self, grads: &Bound<'_, PyAny>) -> PyResult<()> {
+        let Self { tree, backwards, .. } = self;
+        backwards.taken.clear();
+        let next = Cell::new(0);
+        tree.visit_with(grads, |i, _| next.set(i + 1), |dict| backwards.take(dict, next.get()))?;
+        Ok(())
     }
 
     fn check_nothing_pending(&self) -> PyResult<()> {
@@ -1008,18 +1102,21 @@ impl Binding {
     /// Checks all gradients and then takes them; nothing is taken if anything is wrong.
     fn take<'py>(&mut self, py: Python<'py>, grads: &Bound<'py, PyAny>) -> PyResult<()> {
         self.check_own(py)?;
-        let Self { place, step, tree, bonds, occupied, held, wide, .. } = self;
+        let Self { place, step, tree, bonds, occupied, held, wide, backwards, .. } = self;
         held.clear();
+        backwards.taken.clear();
+        let next = Cell::new(0);
         let takes = |bond: &Bond, dtype| *wide && dtype == bond.dtype.compute();
         let mut wrong: Vec<PyErr> = Vec::new();
         let take = |i: usize, leaf: Bound<'py, PyAny>| {
+            next.set(i + 1);
             if let Some(gradient) = bonds[i].again(*place, &leaf) {
                 held.push(leaf.unbind());
                 // SAFETY: as below; the gradient of a step before this one, or one that cannot be told from it.
                 return unsafe { step.set_gradient(i, Some(gradient)) };
             }
             let name = &tree.names[i];
-            let called = || if name == "params" { "grads".to_owned() } else { format!("grads['{name}']") };
+            let called = || gradient_called(name);
             match checked_gradient(*place, bonds, i, &takes, &tree.names, &called, occupied, &leaf) {
                 Ok((gradient, array)) => {
                     // Only what `Look::again` describes completely may be let through by its address alone.
@@ -1033,7 +1130,7 @@ impl Binding {
                 Err(error) => wrong.push(error),
             }
         };
-        if !tree.visit(grads, take)? {
+        if !tree.visit_with(grads, take, |dict| backwards.take(dict, next.get()))? {
             wrong.clear();
             let differences = format!("grads: {}", tree.differences(grads)?);
             let (given, leaves) = Tree::flatten(grads)?;
@@ -1047,7 +1144,7 @@ impl Binding {
             wrong.insert(0, PyValueError::new_err(differences));
         }
         match wrong.len() {
-            0 => Ok(()),
+            0 => self.check_fresh(),
             1 => Err(wrong.remove(0)),
             _ => {
                 let all: Vec<String> = wrong.iter().map(|error| error.value(py).to_string()).collect();
@@ -1077,6 +1174,21 @@ impl Binding {
         }
         Ok(StepInfo { step, lr, grad_norm, skipped, nonfinite: nonfinite.map(Bound::unbind) })
     }
+}
+
+/// What a gradient is called in errors.
+fn gradient_called(name: &str) -> String {
+    if name == "params" { "grads".to_owned() } else { format!("grads['{name}']") }
+}
+
+/// Refuses a step in which no parameter has a gradient.
+fn check_any(mut there: impl ExactSizeIterator<Item = bool>) -> PyResult<()> {
+    if there.len() == 0 || there.any(|there| there) {
+        return Ok(());
+    }
+    Err(PyValueError::new_err(
+        "grads: expected at least one gradient, got None for every parameter; run backward first",
+    ))
 }
 
 /// What a parameter is called in errors.

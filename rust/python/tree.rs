@@ -42,7 +42,17 @@ impl Tree {
         other: &Bound<'py, PyAny>,
         mut visit: impl FnMut(usize, Bound<'py, PyAny>),
     ) -> PyResult<bool> {
-        walk(&self.node, other.clone(), &mut visit)
+        walk(&self.node, other.clone(), &mut visit, &mut |_| {})
+    }
+
+    /// As [`Self::visit`], and shows each dict that is of a subclass before its leaves.
+    pub(crate) fn visit_with<'py>(
+        &self,
+        other: &Bound<'py, PyAny>,
+        mut visit: impl FnMut(usize, Bound<'py, PyAny>),
+        mut subclass: impl FnMut(&Bound<'py, PyDict>),
+    ) -> PyResult<bool> {
+        walk(&self.node, other.clone(), &mut visit, &mut subclass)
     }
 
     /// Visits the leaves that are in the tree's own containers now.
@@ -117,10 +127,11 @@ fn grow<'py>(
     Ok(Node::Leaf(leaves.len() - 1))
 }
 
-fn walk<'py, V: FnMut(usize, Bound<'py, PyAny>)>(
+fn walk<'py, V: FnMut(usize, Bound<'py, PyAny>), D: FnMut(&Bound<'py, PyDict>)>(
     node: &Node,
     other: Bound<'py, PyAny>,
     visit: &mut V,
+    subclass: &mut D,
 ) -> PyResult<bool> {
     match node {
         Node::Leaf(i) => {
@@ -134,6 +145,9 @@ fn walk<'py, V: FnMut(usize, Bound<'py, PyAny>)>(
             let Some(dict) = other.cast::<PyDict>().ok().filter(|dict| dict.len() == children.len()) else {
                 return Ok(false);
             };
+            if !dict.is_exact_instance_of::<PyDict>() {
+                subclass(dict);
+            }
             // The very keys in the same order, as a rule: then none need be looked up, which takes longer than all other
             // checks. What is visited may run Python code, which may change the dict; its iterator would panic.
             let mut in_order = Some(dict.iter());
@@ -147,7 +161,7 @@ fn walk<'py, V: FnMut(usize, Bound<'py, PyAny>)>(
                     let Some(item) = dict.get_item(key)? else { return Ok(false) };
                     item
                 };
-                if !walk(child, item, visit)? {
+                if !walk(child, item, visit, subclass)? {
                     return Ok(false);
                 }
             }
@@ -160,7 +174,7 @@ fn walk<'py, V: FnMut(usize, Bound<'py, PyAny>)>(
                     return Ok(false);
                 }
                 for (i, child) in children.iter().enumerate() {
-                    if !walk(child, list.get_item(i)?, visit)? {
+                    if !walk(child, list.get_item(i)?, visit, subclass)? {
                         return Ok(false);
                     }
                 }
@@ -171,7 +185,7 @@ fn walk<'py, V: FnMut(usize, Bound<'py, PyAny>)>(
                 return Ok(false);
             }
             for (i, child) in children.iter().enumerate() {
-                if !walk(child, tuple.get_item(i)?, visit)? {
+                if !walk(child, tuple.get_item(i)?, visit, subclass)? {
                     return Ok(false);
                 }
             }

@@ -142,7 +142,12 @@ def _call(function, args, kwargs, *, host_arrays=False):
 
     def wrap(x):
         if isinstance(x, np.ndarray | np.generic):
-            return owners[id(x)] if id(x) in owners else _wrap(x, device)
+            if id(x) in owners:
+                return owners[id(x)]
+            view = _wrap(x, device)
+            of = (owner for owner in owners.values() if x.base is not None and np.may_share_memory(owner._a, x))
+            view.base = next((owner if owner.base is None else owner.base for owner in of), None)
+            return view
         if isinstance(x, list | tuple):
             return type(x)(*map(wrap, x)) if hasattr(x, "_fields") else type(x)(map(wrap, x))
         return x
@@ -183,7 +188,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     nbytes = property(lambda self: self._a.nbytes)
     itemsize = property(lambda self: self._a.itemsize)
     flags = property(lambda self: _Flags(self._a.flags))
-    T = property(lambda self: _wrap(self._a.T, self.device))
+    T = property(lambda self: self.transpose())
+    #: The array that a view is of: CuPy's keeps it alive, too.
+    base = None
     real = property(lambda self: _wrap(self._a.real, self.device))
     imag = property(lambda self: _wrap(self._a.imag, self.device))
 

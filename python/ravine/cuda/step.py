@@ -502,6 +502,7 @@ class Engine:
                 f"grads: not finite, or beyond what the states can hold: {info.nonfinite} (name: count, first index in "
                 "C order); nothing was changed"
             )
+        self._core.spend()
         self._steps += 1
         return info
 
@@ -619,9 +620,17 @@ class Engine:
         if self._calls - call > _REMEMBERED:
             raise RuntimeError(f"info: only the last {_REMEMBERED} steps are remembered; look at it earlier")
 
-    def check(self, grads: Any) -> None:
+    def check_fresh(self, grads: Any) -> None:
+        """Refuse gradients that were used by a step before, and that no backward has filled anew."""
+        self._core.check_fresh(grads)
+
+    def spend(self, grads: Any) -> None:
+        """Take note that a step has used these gradients."""
+        self._core.spend(grads)
+
+    def check(self, grads: Any, some: bool = False) -> None:
         """See ``ravine._core.Engine``, as for all that follows."""
-        self._core.check(grads)
+        self._core.check(grads, some)
 
     def check_hyper(self, name: str, value: float) -> None:
         """Check a value."""
