@@ -491,7 +491,7 @@ def test_more_names_than_a_header_holds_are_refused(path, monkeypatch):
     opt = rv.Adam({"w": np.ones(2)})
     opt.save(path)
     written = path.read_bytes()
-    monkeypatch.setattr(rv.checkpoint, "_LONGEST_HEADER", 100)
+    monkeypatch.setattr(rv.checkpoint.layout, "_LONGEST_HEADER", 100)
     with pytest.raises(ValueError, match=r"the names and checksums take \d+ bytes, the format allows 100"):
         opt.save(path)
     assert path.read_bytes() == written
@@ -1146,5 +1146,5 @@ def test_fault_24_a_read_that_fails_loads_nothing(path, monkeypatch):
     def broken(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(rv.checkpoint, "_read", broken)
+    monkeypatch.setattr(rv.checkpoint.snapshot, "_read", broken)
     refused(opt, path, "Input/output error", error=OSError)
