@@ -2,6 +2,9 @@
 
 import math
 import random
+import signal
+import subprocess
+import sys
 import types
 
 import ml_dtypes
@@ -12,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ravine as rv
+from tests.test_checkpoint import ROOT, python, refused, snapshot
 from tests.test_checkpoint import path as path
-from tests.test_checkpoint import python, refused, snapshot
 
 F32 = np.float32
 
@@ -505,3 +508,22 @@ def test_a_fresh_process_goes_on(path):
         path,
     )
     assert printed == f"{rng.random().hex()} [0.0, 1.0, 2.0] 3 {(0.1).hex()}"
+
+
+def test_fault_34_a_killed_run_goes_on_bit_for_bit_evaluation_included(tmp_path):
+    """With batch norm, noise, an average, a loss scale and a history, from within an epoch, in fresh processes."""
+
+    def process(name, *kill_after):
+        command = [sys.executable, "-m", "tests.killed_runs", tmp_path / name, *map(str, kill_after)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == (-signal.SIGKILL if kill_after else 0), done.stderr
+        return done.stdout, done.stderr
+
+    whole, _ = process("whole.safetensors")
+    for kill_after in (2, 5, 16, 17, 39):
+        _, message = process("killed.safetensors", kill_after)
+    assert "goes on after step 17" in message
+    resumed, message = process("killed.safetensors")
+    assert "goes on after step 38" in message
+    assert resumed == whole
+    assert "History(40 records, steps 1 to 40: lr, grad_norm, skipped, nonfinite, loss)" in whole
