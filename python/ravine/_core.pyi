@@ -8,6 +8,15 @@ KEPT: list[str]
 
 @final
 class StepInfo:
+    def __new__(
+        cls,
+        step: int,
+        lr: float,
+        grad_norm: float | None,
+        skipped: bool,
+        nonfinite: dict[str, tuple[int, int]] | None,
+    ) -> StepInfo: ...
+    def __getnewargs__(self) -> tuple[int, float, float | None, bool, dict[str, tuple[int, int]] | None]: ...
     @property
     def step(self) -> int: ...
     @property

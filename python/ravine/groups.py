@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 if TYPE_CHECKING:
     from ravine.optimizers import Optimizer
@@ -72,6 +73,9 @@ class Group(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # with an optimizer of its own
+
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value!r}" for name, value in self.items() if value is not False)
         return f"Group({self.names}, {values})"
@@ -127,6 +131,9 @@ class GroupList(Sequence[Group]):
 
     def __len__(self) -> int:
         return len(self._groups)
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # with an optimizer of its own
 
     def __repr__(self) -> str:
         return repr(self._groups)

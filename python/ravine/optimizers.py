@@ -682,6 +682,9 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         self._check_own("copy")
+        for name, leaf in _core.flatten(self._params):
+            if isinstance(leaf, memoryview):
+                raise TypeError(f"copy: params[{name!r}]: a memoryview has no copy of its kind; use np.asarray(it)")
         engine, parts = self._engine, {**self._about["hyperparameters"], **_COMMON}
         attributes = {name: value for name, value in vars(self).items() if name not in self._not_copied}
         pending = engine.accumulated and [engine.accumulated, [x if x is None else x.copy() for x in engine.sums]]

@@ -30,6 +30,17 @@ pub(crate) struct StepInfo {
 
 #[pymethods]
 impl StepInfo {
+    #[new]
+    fn new(step: u64, lr: f64, grad_norm: Option<f64>, skipped: bool, nonfinite: Option<Py<PyDict>>) -> Self {
+        Self { step, lr, grad_norm, skipped, nonfinite }
+    }
+
+    /// What a copy is made of; Python's copy and pickle ask.
+    fn __getnewargs__(&self, py: Python<'_>) -> PyResult<(u64, f64, Option<f64>, bool, Option<Py<PyDict>>)> {
+        let nonfinite = self.nonfinite.as_ref().map(|dict| dict.bind(py).copy()).transpose()?;
+        Ok((self.step, self.lr, self.grad_norm, self.skipped, nonfinite.map(Bound::unbind)))
+    }
+
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let lr = self.lr.into_pyobject(py)?.repr()?;
         let norm = self.grad_norm.into_pyobject(py)?.repr()?;
