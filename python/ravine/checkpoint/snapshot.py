@@ -290,10 +290,11 @@ def _cures(opt: Optimizer, header: Header, params: bool, hyper: bool, strict: bo
         fits, _, wrong = _differences(opt, header, params, way["strict"])
         unlike = _numbers(opt, header, fits)[1] if way["hyper"] else []
         if not (wrong or unlike or (extra and way["strict"])):
-            keeps = "make the optimizer as it was, or pass hyper=False to go on with its own numbers"
-            fitting = "strict=False loads what fits"
-            return [keeps if way["strict"] else fitting if way["hyper"] else f"{fitting}, with hyper=False"]
-    return ["no parameter would fit with strict=False"] if strict else []
+            made, fitting = "make the optimizer as it was, or pass", "strict=False loads what fits"
+            if way["strict"] == strict:
+                return [f"{made} hyper=False to go on with its own numbers"]
+            return [fitting if way["hyper"] == hyper else f"{made} hyper=False, too: {fitting}"]
+    return ["make the optimizer as it was" + "; no parameter would fit with strict=False" * strict]
 
 
 def _has_masters_alone(opt: Optimizer, header: Header) -> bool:
