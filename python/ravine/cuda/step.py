@@ -241,7 +241,8 @@ class StepInfo:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be copied as what it says, which waits for the device."""
-        return _core.StepInfo, (self.step, self.lr, self.grad_norm, self.skipped, self.nonfinite)
+        found = None if self.nonfinite is None else dict(self.nonfinite)
+        return _core.StepInfo, (self.step, self.lr, self.grad_norm, self.skipped, found)
 
     def __repr__(self) -> str:
         values = ", ".join(
