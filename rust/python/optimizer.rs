@@ -36,9 +36,9 @@ impl StepInfo {
     }
 
     /// What a copy is made of; Python's copy and pickle ask.
-    fn __getnewargs__(&self, py: Python<'_>) -> PyResult<(u64, f64, Option<f64>, bool, Option<Py<PyDict>>)> {
+    fn __getnewargs__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let nonfinite = self.nonfinite.as_ref().map(|dict| dict.bind(py).copy()).transpose()?;
-        Ok((self.step, self.lr, self.grad_norm, self.skipped, nonfinite.map(Bound::unbind)))
+        (self.step, self.lr, self.grad_norm, self.skipped, nonfinite).into_pyobject(py)
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
