@@ -3,6 +3,7 @@
 The numbers in the tests' names are the lines of the project's table of faults. RAVINE_SLOW=1 runs the long ones, too.
 """
 
+import dis
 import json
 import multiprocessing
 import os
@@ -491,7 +492,7 @@ def test_more_names_than_a_header_holds_are_refused(path, monkeypatch):
     opt = rv.Adam({"w": np.ones(2)})
     opt.save(path)
     written = path.read_bytes()
-    monkeypatch.setattr(rv.checkpoint, "_LONGEST_HEADER", 100)
+    monkeypatch.setattr(rv.checkpoint.layout, "_LONGEST_HEADER", 100)
     with pytest.raises(ValueError, match=r"the names and checksums take \d+ bytes, the format allows 100"):
         opt.save(path)
     assert path.read_bytes() == written
@@ -1146,5 +1147,134 @@ def test_fault_24_a_read_that_fails_loads_nothing(path, monkeypatch):
     def broken(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(rv.checkpoint, "_read", broken)
+    monkeypatch.setattr(rv.checkpoint.snapshot, "_read", broken)
     refused(opt, path, "Input/output error", error=OSError)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 32: Ctrl-C at any moment
+
+#: After these, Python looks whether a signal has come.
+LOOKS = {dis.opmap[name] for name in ("CALL", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD") if name in dis.opmap}
+
+
+def interrupted_at(n, call):
+    """Raise KeyboardInterrupt where Python would handle the n-th signal; say whether there was an n-th place."""
+    left, last = [n], {}
+
+    def trace(frame, event, argument):
+        if not frame.f_code.co_filename.endswith(("durable.py", "snapshot.py", "contextlib.py")):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            code = frame.f_code.co_code
+            if last.get(id(frame)) in LOOKS:
+                left[0] -= 1
+                if left[0] == -1:
+                    raise KeyboardInterrupt
+            last[id(frame)] = code[frame.f_lasti]
+        elif event == "call":
+            last.pop(id(frame), None)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return left[0] < 0
+
+
+@linux
+@pytest.mark.parametrize("keep", [1, 3])
+def test_fault_32_ctrl_c_at_any_moment_of_a_save_locks_nothing_and_leaks_no_descriptor(path, keep):
+    opt = rv.SGD(np.ones(3), lr=0.1)
+    opt.save(path, keep=keep)
+    before, files, n = snapshot(opt), os.listdir("/proc/self/fd"), 0
+    while interrupted_at(n, lambda: opt.save(path, keep=keep)):
+        assert len(os.listdir("/proc/self/fd")) == len(files), n
+        opt.load(path)  # whole, whichever it is
+        opt.save(path, keep=keep)
+        n += 1
+    assert n > 100
+    assert snapshot(opt) == before
+    assert {file.name for file in path.parent.iterdir()} == {path.name, f"{path.name}.1", f"{path.name}.2"} - (
+        {f"{path.name}.1", f"{path.name}.2"} if keep == 1 else set()
+    )
+
+
+@linux
+def test_fault_32_ctrl_c_at_any_moment_of_a_load_loads_all_or_nothing(path):
+    opt = rv.Adam({"w": np.ones(3), "v": np.ones(2)}, lr=0.1)
+    opt.step({"w": np.ones(3), "v": np.ones(2)})
+    extra = {"array": np.ones(3), "rng": np.random.default_rng(1)}
+    opt.save(path, extra=extra)
+    loaded, files, n, found = snapshot(opt)[:3], len(os.listdir("/proc/self/fd")), 0, set()
+    while True:
+        other = rv.Adam({"w": np.zeros(3), "v": np.zeros(2)}, lr=0.1)
+        into = {"array": np.zeros(3), "rng": np.random.default_rng(2)}
+        before = snapshot(other)[:3]
+        if not interrupted_at(n, lambda other=other, into=into: other.load(path, extra=into)):
+            break
+        assert len(os.listdir("/proc/self/fd")) == files, n
+        whole = snapshot(other)[:3] == loaded
+        assert whole or snapshot(other)[:3] == before, n
+        assert into["array"].tolist() == [whole] * 3, n
+        assert (into["rng"].bit_generator.state == extra["rng"].bit_generator.state) == whole, n
+        found.add(whole)
+        n += 1 if SLOW else 3
+    assert found == {True, False}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What an error advises works.
+
+
+def test_an_adamw_file_into_sgd_says_what_can_be_done_and_it_can(path):
+    w = np.linspace(1, 2, 3)
+    opt = rv.AdamW({"w": w}, lr=0.1, clip_norm=1.0)
+    opt.step({"w": w.copy()})
+    opt.save(path)
+    other = np.zeros(3)
+    for options in ({}, {"strict": False}, {"hyper": False}, {"strict": False, "hyper": False}):
+        message = refused(rv.SGD({"w": other}, lr=0.1), path, "rule: expected 'sgd', got 'adam'", **options)
+        assert message.endswith(
+            "load it into the optimizer that it is of, AdamW; its parameters alone are in "
+            "safetensors.numpy.load_file(path), as 'params/<name>'. Nothing was loaded"
+        )
+        assert "hyper" not in message
+        assert "strict" not in message
+    assert safetensors.numpy.load_file(path)["params/w"].tobytes() == w.tobytes()
+    rv.AdamW({"w": other}, lr=0.1, clip_norm=1.0).load(path)
+    assert other.tobytes() == w.tobytes()
+
+
+ADVICE = {
+    "another clip_norm": ({"clip_norm": 2.0}, {"w": (2,)}, {"hyper": False}),
+    "another name": ({}, {"w": (2,), "v": (1,)}, {"strict": False}),
+    "an average": ({"average": rv.EMA(0.9)}, {"w": (2,)}, None),
+    "both": ({"clip_norm": 2.0}, {"w": (2,), "v": (1,)}, {"strict": False, "hyper": False}),
+    "nothing fits": ({}, {"w": (3,)}, None),
+}
+
+
+@pytest.mark.parametrize(("options", "shapes", "cure"), ADVICE.values(), ids=ADVICE)
+def test_an_error_advises_what_works_and_nothing_else(path, options, shapes, cure):
+    rv.Adam({"w": np.ones(2)}, clip_norm=1.0).save(path)
+    params = {name: np.ones(shape) for name, shape in shapes.items()}
+
+    def other():
+        return rv.Adam(params, **{"clip_norm": 1.0} | options)
+
+    message = refused(other(), path)
+    advised = {"strict": False} if "strict=False loads" in message else {}
+    advised |= {"hyper": False} if "hyper=False" in message else {}
+    assert (advised or None) == cure, message
+    if cure:
+        other().load(path, **cure)
+    else:
+        for way in ({"strict": False}, {"hyper": False}, {"strict": False, "hyper": False}):
+            refused(other(), path, **way)

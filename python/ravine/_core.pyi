@@ -8,6 +8,14 @@ KEPT: list[str]
 
 @final
 class StepInfo:
+    def __new__(
+        cls,
+        step: int,
+        lr: float,
+        grad_norm: float | None,
+        skipped: bool,
+        nonfinite: dict[str, tuple[int, int]] | None,
+    ) -> StepInfo: ...
     @property
     def step(self) -> int: ...
     @property

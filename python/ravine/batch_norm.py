@@ -16,6 +16,7 @@ import numpy as np
 
 from ravine.backends import backend_of, backend_on, is_array
 from ravine.layers import Gradients, Stateful, WorkSpace, count_backward
+from ravine.trees import Buffered
 
 __all__ = ["BatchNorm", "BatchNormSaved", "batch_norm", "batch_norm_backward"]
 
@@ -261,7 +262,8 @@ class BatchNorm(Stateful):
         check_settings(eps, momentum, dtype)
         self.axis, self.eps, self.momentum, self.relu = operator.index(axis), eps, momentum, bool(relu)
         put, ones, zeros = backend_on(device).put, np.ones(n_features, dtype), np.zeros(n_features, dtype)
-        self.params: dict[str, Any] = {"weight": put(ones.copy()), "bias": put(zeros.copy())} if affine else {}
+        params = {"weight": put(ones.copy()), "bias": put(zeros.copy())} if affine else {}
+        self.params: dict[str, Any] = Buffered(params)
         self.grads = Gradients.fromkeys(self.params)
         self.buffers: dict[str, Any] = {"running_mean": put(zeros), "running_var": put(ones)}
         self._space = WorkSpace()

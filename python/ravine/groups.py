@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import bisect
+import copy
 import difflib
 import fnmatch
 import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
 if TYPE_CHECKING:
     from ravine.optimizers import Optimizer
@@ -120,6 +121,9 @@ class Group(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # with an optimizer of its own
+
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value!r}" for name, value in self.items() if value is not False)
         return f"Group({self.names}, {values})"
@@ -175,6 +179,9 @@ class GroupList(Sequence[Group]):
 
     def __len__(self) -> int:
         return len(self._groups)
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # with an optimizer of its own
 
     def __repr__(self) -> str:
         return repr(self._groups)

@@ -16,6 +16,8 @@ from ravine.backends.foreign import adopt, as_array
 from ravine.loss_scale import DynamicLossScale
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ravine.optimizers import Optimizer
 
 __all__ = ["Curve", "History"]
@@ -266,6 +268,61 @@ class History:
                 history._rows.append(_Row(_parsed(int, cells[0], where, "step"), None, numbers))
         history._names_here = set(history._rows[-1].numbers) if history._rows else set()
         return history
+
+    def __getstate__(self) -> dict[str, Any]:
+        rows = [_Row(row.step, None, dict(row.numbers)) for row in self._settle()]
+        return vars(self) | {"_rows": rows, "_names_here": set(self._names_here)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all records in lists of numbers; waits for the GPU, if some are there.
+
+        >>> history = rv.History(); history.record(step=3, loss=0.5)
+        >>> history.state_dict()
+        {'format': 1, 'steps': [3], 'names': ['loss'], 'counts': [1], 'rows': [0], 'values': [0.5], 'open': ['loss']}
+        """
+        names, rows = self.names, self._settle()
+        of_name = [[(i, row.numbers[name]) for i, row in enumerate(rows) if name in row.numbers] for name in names]
+        return {
+            "format": 1,
+            "steps": [row.step for row in rows],
+            "names": names,
+            "counts": [len(pairs) for pairs in of_name],
+            "rows": [i for pairs in of_name for i, _ in pairs],
+            "values": [value for pairs in of_name for _, value in pairs],
+            "open": sorted(self._names_here),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have the records of a state, in the place of those that are here.
+
+        Args:
+            state: what `state_dict` returned.
+
+        Raises:
+            ValueError: something else. Nothing was loaded.
+
+        >>> history, other = rv.History(), rv.History(); history.record(step=3, loss=0.5)
+        >>> other.load_state_dict(history.state_dict()); other
+        History(1 records, steps 3 to 3: loss)
+        """
+        try:
+            if state["format"] != 1:
+                raise ValueError(f"format {state['format']!r}")
+            rows = [_Row(operator.index(step), None, {}) for step in state["steps"]]
+            places = zip(map(operator.index, state["rows"]), map(float, state["values"]), strict=True)
+            for name, count in zip(state["names"], state["counts"], strict=True):
+                for _ in range(count):
+                    i, value = next(places)
+                    if i < 0:
+                        raise IndexError(i)
+                    rows[i].numbers[str(name)] = value
+            if next(places, None) is not None:
+                raise ValueError("numbers of no name")
+            names_here = set(map(str, state["open"]))
+        except (KeyError, IndexError, StopIteration, TypeError, ValueError) as error:
+            said = f"{type(error).__name__}: {error}"
+            raise ValueError(f"state: expected what state_dict() returned, got {said}. Nothing was loaded.") from error
+        self._rows, self._settled, self._names_here = rows, len(rows), names_here
 
     def _settle(self) -> list[_Row]:
         """Fetch what still waits; return all records."""

@@ -129,6 +129,11 @@ class DynamicLossScale:
         if self._there is not None:
             self._there.set(value, good)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Give its numbers: a copy belongs to no optimizer yet, and to no GPU."""
+        value, good = self._read()
+        return vars(self) | {"_value": value, "_good": good, "_there": None, "_owner": None}
+
     def __repr__(self) -> str:
         value, good = self._read()
         return f"DynamicLossScale({value!r}, {good} of {self._interval} steps)"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import math
 import os
+import pickle
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias, TypedDict, Unpack
+from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack
 
 import numpy as np
 
 from ravine import _core, backends, checkpoint, conventions, sparse, trees
 from ravine.averages import EMA, LATER, SWA, Lookahead, after_rule, rest_beside
+from ravine.checkpoint.layout import listed
 from ravine.groups import GroupList, Past, checked_past, matches
 from ravine.loss_scale import DynamicLossScale
 
@@ -172,8 +175,10 @@ class Optimizer:
         if correction not in ("product", "current"):
             raise ValueError(f"correction: expected 'product' or 'current', got {correction!r}")
         defaults: dict[str, Any] = {**hyper, **_COMMON, **{k: v for k, v in options.items() if k in _COMMON}}
+        given = params
         params, groups, self._torch_groups = _torch_groups(params, list(options.get("groups") or ()))
         self._rule = rule
+        self._given = given
         self._params = params
         self._values: list[dict[str, Any]] = []
         self._group_of: list[int] = []
@@ -467,6 +472,16 @@ class Optimizer:
         """How many steps were completed."""
         return self._engine.steps
 
+    @property
+    def params(self) -> Any:
+        """The parameters, in the very container that the optimizer was given; of a copied optimizer, copies of them.
+
+        >>> w = {"w": np.ones(2)}; opt = rv.SGD(w, lr=0.5)
+        >>> import copy; opt.params is w, copy.deepcopy(opt).params is w
+        (True, False)
+        """
+        return self._given
+
     def formula(self) -> str:
         """Return the update as configured, from the very rule that runs.
 
@@ -692,6 +707,65 @@ class Optimizer:
             made[name] = there
         return {**state, "states": made}, uppers
 
+    #: What a copy makes anew.
+    _not_copied: frozenset[str] = frozenset({"_engine", "_lock", "_backend"})
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._check_own("copy")
+        for name, leaf in _core.flatten(self._params):
+            if isinstance(leaf, memoryview):
+                raise TypeError(f"copy: params[{name!r}]: a memoryview has no copy of its kind; use np.asarray(it)")
+        engine, parts = self._engine, {**self._about["hyperparameters"], **_COMMON}
+        attributes = {name: value for name, value in vars(self).items() if name not in self._not_copied}
+        pending = engine.accumulated is not None and [
+            engine.accumulated,
+            [x if x is None else x.copy() for x in engine.sums],
+        ]
+        return {
+            "attributes": attributes,
+            "state": self._state(),
+            "numbers": [{part: engine.hyper(group, part) for part in parts} for group in range(len(self._values))],
+            "accumulated": pending,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state["attributes"])
+        self._backend, self._lock = backends.backend_for(self._params), threading.Lock()
+        self._engine = engine = self._new_engine(self._params, lambda names: self._group_of)
+        self._take_state(state["state"])
+        for group, numbers in enumerate(state["numbers"]):
+            for part, number in numbers.items():
+                engine.set_hyper(group, part, number)
+        if state["accumulated"]:
+            weight, sums = state["accumulated"]
+            xp = backends.array_module(engine.parameters[0])
+            rows = zip(engine.parameters, sums, strict=True)
+            zeros = iter([x if x is None else xp.zeros_like(w) for w, x in rows])
+            self.accumulate(trees.map(lambda _: next(zeros), self._params), weight=weight)
+            for here, there in zip(engine.sums, sums, strict=True):
+                if there is not None:
+                    self._backend.assign(here, there)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        for group, name, schedule in self._scheduled:
+            try:
+                pickle.dumps(schedule)
+            except Exception as error:
+                raise pickle.PicklingError(
+                    f"{name} of groups[{group}]: {schedule!r} cannot be pickled ({error}); use a schedule of "
+                    "ravine.schedules, or a function of a module"
+                ) from error
+        return super().__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = memo[id(self)] = object.__new__(type(self))
+        state = self.__getstate__()
+        twin.__setstate__(state | {"attributes": copy.deepcopy(state["attributes"], memo)})
+        return twin
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)
+
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all that a run needs to go on, bit for bit: plain dicts of arrays and numbers.
 
@@ -704,6 +778,9 @@ class Optimizer:
         """
         self._check_own("state_dict")
         self._check_nothing_accumulated("state_dict")
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
         self._settle_masters()
         states = {name: {kind: array.copy() for kind, array in own.items()} for name, own in self._arrays().items()}
         updates = dict(zip(self._engine.names, self._engine.updates, strict=True))
@@ -771,24 +848,35 @@ class Optimizer:
         state, uppers = self._with_masters_as_here(state, own)
         wrong = _state_differences(state, self._rule, own) or self._product_differences(state)
         if wrong:
-            raise ValueError("state: " + "; ".join(wrong) + ". Nothing was loaded.")
+            raise ValueError(f"state: {listed(wrong)}. Nothing was loaded.")
         for parameter, name in zip(self._engine.parameters, names, strict=True):
             if name in uppers:
                 self._backend.assign(parameter, uppers[name])
-        for name in names:
+        self._take_state(state)
+        self._round_masters(names)
+        self._start()
+
+    def _take_state(self, state: Mapping[str, Any]) -> None:
+        """Write arrays and counts of a state that fits."""
+        for name, own in self._arrays().items():
             given = state["states"][name]
-            for kind, array in own[name].items():
+            for kind, array in own.items():
                 rest = kind == "average_rest"
                 self._backend.assign(array, rest_beside(given["average"], given.get(kind)) if rest else given[kind])
-        self._round_masters(names)
         products = {
             name: {key: checked_past(past, int(state["updates"][name])) for key, past in pasts.items()}
             for name, pasts in state.get("products", {}).items()
         }
         self._set_counters(int(state["step"]), state["updates"], products)
-        self._start()
 
-    def save(self, path: str | os.PathLike[str], *, keep: int = 1, params: bool = True) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        keep: int = 1,
+        params: bool = True,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write all that a run needs to go on, bit for bit, to one safetensors file: whole, or not at all.
 
         The file is written beside its place, brought to the disk and renamed: killed, out of space or out of power, you
@@ -799,9 +887,13 @@ class Optimizer:
             keep: how many files to have in the end, ≥ 1 (1): with 3, what was ``path`` becomes ``path.1``, and what was
                 that ``path.2``. Files with higher numbers are left alone.
             params: whether the parameters are saved, too.
+            extra: what else the run needs, by names of your own: objects with ``state_dict()`` and
+                ``load_state_dict(state)`` (nets with buffers, loss scales, `History`, …), NumPy's random generators,
+                arrays, numbers, texts, None, and dicts and lists of these. Numbers come back with the same bits.
 
         Raises:
             OSError: the file could not be written. Unless it says otherwise, what was saved before is still there.
+            TypeError: something in ``extra`` that no file holds, named by its path. Nothing was written.
             ValueError: keep < 1; a parameter that was replaced in its container.
             RuntimeError: someone else saves to this path now, or steps meanwhile; gradients are accumulated, which no
                 file holds. Nothing was written.
@@ -815,10 +907,16 @@ class Optimizer:
         self._check_own("save")
         self._check_nothing_accumulated("save")
         self._settle_masters()
-        checkpoint.save(self, path, keep, params)
+        checkpoint.save(self, path, keep, params, extra)
 
     def load(
-        self, path: str | os.PathLike[str], *, params: bool = True, hyper: bool = True, strict: bool = True
+        self,
+        path: str | os.PathLike[str],
+        *,
+        params: bool = True,
+        hyper: bool = True,
+        strict: bool = True,
+        extra: Mapping[str, Any] | None = None,
     ) -> checkpoint.Loaded:
         """Go on from a file that `save` wrote, matched by the parameters' names: bit for bit as if uninterrupted.
 
@@ -832,22 +930,31 @@ class Optimizer:
             hyper: whether numbers become those of the file, also those set while it ran. Schedules cannot be read from
                 a file: the optimizer must have been made with the same. False keeps all of the optimizer's own.
             strict: False leaves out what has another name, shape or dtype; the result tells what.
+            extra: what to load besides, by the names that `save` was given: objects, generators and arrays are changed
+                in place. A number, a text or None only asks for a value: all values of the file are in the result's
+                ``extra``, asked for or not. An object whose state has other names, shapes or dtypes than the file's is
+                refused; lists of numbers may have grown. If one raises while it loads, all get back what they had.
 
         Returns:
-            path, step, what changed and what was left out, and a ``message`` in words.
+            path, step, what changed and what was left out, values that were saved as ``extra``, and a ``message`` in
+            words.
 
         Raises:
             ValueError: a file that is damaged or of another format version; another rule, other names, shapes or
-                dtypes; with ``hyper``, another schedule, group, formula or clipping. All of it listed, nothing changed.
+                dtypes; with ``hyper``, another schedule, group, formula or clipping; extras that are missing or do not
+                fit. All of it listed, nothing changed.
             OSError: the file cannot be read. Nothing was changed.
             ModuleNotFoundError: safetensors is not installed; ``pip install 'ravine[io]'``.
 
         >>> w = np.array([1.0, 2.0]); opt = rv.SGD(w, lr=0.5); opt.save("run.safetensors")
         >>> rv.SGD(np.zeros(2), lr=0.25).load("run.safetensors").restored
         ('lr: 0.5, was 0.25',)
+        >>> rng = np.random.default_rng(0); opt.save("run.safetensors", extra={"rng": rng, "epoch": 3})
+        >>> first = rng.random(); opt.load("run.safetensors", extra={"rng": rng}).extra, rng.random() == first
+        ({'epoch': 3}, True)
         """
         self._check_own("load")
-        return checkpoint.load(self, path, params, hyper, strict)
+        return checkpoint.load(self, path, params, hyper, strict, extra)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value!r}" for name, value in self._values[0].items() if value is not False)

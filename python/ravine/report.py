@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
+from ravine import _core
+
 __all__ = ["StepInfo"]
 
 
@@ -67,6 +69,11 @@ class StepInfo:
             f"grads: not finite, or beyond what the states can hold: {self.nonfinite} (name: count, first index in "
             "C order); nothing was changed"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be copied as what it says; the places are functions."""
+        found = None if self.nonfinite is None else dict(self.nonfinite)
+        return _core.StepInfo, (self.step, self.lr, self.grad_norm, self.skipped, found)
 
     def __repr__(self) -> str:
         names = ("step", "lr", "grad_norm", "skipped", "nonfinite")

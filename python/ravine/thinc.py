@@ -13,9 +13,10 @@ like any other, which ``gradient *= 0`` does not do. thinc itself is not importe
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from ravine import _core
 from ravine.backends import array_module, backend_of, new_states
@@ -114,6 +115,9 @@ class Optimizer:
         if self.averages is not None:
             self._average(key, weights, t)
         return weights, gradient
+
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)  # the states are its own
 
     def _average(self, key: Any, weights: Any, t: int) -> None:
         assert self.averages is not None

@@ -10,7 +10,33 @@ import numpy as np
 from ravine import _core
 from ravine.backends import backend_on, is_array
 
-__all__ = ["leaves", "map", "to_device", "to_host"]
+__all__ = ["Buffered", "buffered", "leaves", "map", "to_device", "to_host"]
+
+
+class Buffered(dict[str, Any]):
+    """The parameters of a layer that has buffers, too: arrays that training changes without gradients.
+
+    A dict, but for `buffered`: where a checkpoint was saved without the layer, ``opt.load`` says so.
+
+    >>> rv.trees.buffered({"norm": rv.trees.Buffered(weight=np.ones(2)), "out": {"w": np.ones(2)}})
+    ['norm']
+    """
+
+
+def buffered(tree: Any) -> list[str]:
+    """Return the dotted names of the layers in a nesting that have buffers.
+
+    >>> rv.trees.buffered([{"w": np.ones(2)}])
+    []
+    """
+
+    def walk(node: Any, path: list[str]) -> list[str]:
+        if isinstance(node, Buffered):
+            return [".".join(path) or "params"] if node else []
+        pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list | tuple) else ()
+        return [name for key, item in pairs for name in walk(item, [*path, str(key)])]
+
+    return walk(tree, [])
 
 
 def leaves(tree: Any) -> dict[str, Any]:

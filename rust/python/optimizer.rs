@@ -34,6 +34,17 @@ pub(crate) struct StepInfo {
 
 #[pymethods]
 impl StepInfo {
+    #[new]
+    fn new(step: u64, lr: f64, grad_norm: Option<f64>, skipped: bool, nonfinite: Option<Py<PyDict>>) -> Self {
+        Self { step, lr, grad_norm, skipped, nonfinite }
+    }
+
+    /// What a copy is made of; Python's copy and pickle ask.
+    fn __getnewargs__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let nonfinite = self.nonfinite.as_ref().map(|dict| dict.bind(py).copy()).transpose()?;
+        (self.step, self.lr, self.grad_norm, self.skipped, nonfinite).into_pyobject(py)
+    }
+
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let lr = self.lr.into_pyobject(py)?.repr()?;
         let norm = self.grad_norm.into_pyobject(py)?.repr()?;

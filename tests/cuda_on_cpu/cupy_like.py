@@ -316,6 +316,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
             raise AttributeError(f"the stand-in has no attribute {name!r}")
         return lambda *args, **kwargs: _call(getattr(np.ndarray, name), (self, *args), kwargs)
 
+    def __reduce__(self):
+        return _array, (self.get(),)
+
     def __copy__(self):
         return _call(np.copy, (self,), {})
 

@@ -264,6 +264,11 @@ class StepInfo:
         named = zip(self._engine.names, found.tolist(), strict=True)
         return {name: (count, first) for name, (count, first) in named if count}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be copied as what it says, which waits for the device."""
+        found = None if self.nonfinite is None else dict(self.nonfinite)
+        return _core.StepInfo, (self.step, self.lr, self.grad_norm, self.skipped, found)
+
     def __repr__(self) -> str:
         values = ", ".join(
             f"{name}={getattr(self, name)!r}" for name in ("step", "lr", "grad_norm", "skipped", "nonfinite")
