@@ -136,7 +136,9 @@ def _array(end: Any, none: float, name: str, array: Array) -> np.ndarray[Any, An
     try:
         return np.broadcast_to(np.asarray(none if end is None else end, np.float64), array.shape)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"bounds: {name}: expected numbers of shape {array.shape}, got {end!r:.60}: {error}") from error
+        raise ValueError(
+            f"bounds: {name}: expected numbers of shape {array.shape}, got {end!r:.60}: {error}"
+        ) from error
 
 
 def _inwards(end: np.ndarray[Any, Any], dtype: Any, towards: float) -> np.ndarray[Any, Any]:

@@ -125,7 +125,9 @@ class Line:
         """Whether the loss falls enough; or not at all, being rounded, where the gradient does."""
         if not self.falls(alpha):
             return False
-        return self.trials[alpha][0] < self.loss or self._place(self._point(alpha), 0.0, gradient).norm < self.start.norm
+        return (
+            self.trials[alpha][0] < self.loss or self._place(self._point(alpha), 0.0, gradient).norm < self.start.norm
+        )
 
     def place(self, wolfe: float | None = None) -> Place | None:
         """Go to the last step, if that is the one that is given, or else to the best so far; return what is there."""

@@ -307,9 +307,7 @@ class _Run:
         }
 
     def _plain(self, place: Place) -> dict[str, Any]:
-        x = {
-            name: trees.to_host(part) for name, part in trees.leaves(self.objective.tree(place.x)).items()
-        }
+        x = {name: trees.to_host(part) for name, part in trees.leaves(self.objective.tree(place.x)).items()}
         return {"x": x, "loss": place.loss, "gradient": trees.to_host(place.gradient).copy()}
 
     def _resume(self, state: Mapping[str, Any]) -> None:
@@ -517,7 +515,9 @@ def _limits(given: dict[str, tuple[Any, dict[str, Any], Any]]) -> list[Any]:
             raise TypeError(f"{names[1]}: another name of {name}, which is given too; pass one of them")
         value = next((v for v in (value, *others.values()) if v is not None), default)
         if name.startswith("max_"):
-            found.append(value if value is None else _integer(*names[:1] or [name], value, int(name == "max_evaluations")))
+            found.append(
+                value if value is None else _integer(*names[:1] or [name], value, int(name == "max_evaluations"))
+            )
         elif not 0 <= value < math.inf:
             raise ValueError(f"{names[0]}: expected a finite number >= 0, got {value!r}")
         else:
