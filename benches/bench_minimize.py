@@ -126,7 +126,10 @@ def ours(function, start, method, bounds=None):
 
 def largest(x, gradient, bounds):
     """Return the largest element of the projected gradient."""
-    return float(abs(gradient if bounds is None else x - np.clip(x - gradient, *bounds)).max())
+    if bounds is not None:
+        low, high = bounds
+        gradient = np.where(gradient > 0, np.minimum(gradient, x - low), np.maximum(gradient, x - high))
+    return float(abs(gradient).max())
 
 
 def scipys(function, start, method, bounds=None):

@@ -576,12 +576,20 @@ def test_a_gradient_that_is_not_the_losss_is_no_success(function, method):
 # Every scale, and no success without a reason
 
 
+def quiet(function):
+    def loss(w):
+        with np.errstate(all="ignore"):
+            return function(w)
+
+    return loss
+
+
 def scaled_square(c, weights=1.0):
-    return lambda w: (c * (weights * (w - 3) ** 2).sum(), 2 * c * weights * (w - 3))
+    return quiet(lambda w: (c * (weights * (w - 3) ** 2).sum(), 2 * c * weights * (w - 3)))
 
 
 @pytest.mark.parametrize(
-    "c", [1e-300, 1e-200, 1e-155, 1e-100, 1e-20, 1e-5, 1.0, 1e20, 1e100, 1e155, 1e200, 1e300, 1e306]
+    "c", [1e-300, 1e-200, 1e-155, 1e-100, 1e-20, 1e-5, 1.0, 1e20, 1e100, 1e155, 1e200, 1e300, 1e304]
 )
 @pytest.mark.parametrize("weights", [1.0, np.array([1.0, 10.0, 100.0])], ids=["round", "long"])
 @pytest.mark.parametrize("method", METHODS)
@@ -597,7 +605,7 @@ def test_a_loss_of_any_scale_is_minimised(c, weights, method):
 def test_the_minimum_is_found_through_hundreds_of_orders_of_magnitude(start, method):
     """exp(w²) is 1e173 at 20, and its gradient's square is beyond float64."""
     w = np.array([start])
-    result = rv.minimize(lambda w: (float(np.exp(w[0] ** 2)), 2 * w * np.exp(w**2)), w, method)
+    result = rv.minimize(quiet(lambda w: (float(np.exp(w[0] ** 2)), 2 * w * np.exp(w**2))), w, method)
     assert result.success
     assert result.nit > 0
     assert w[0] == pytest.approx(0, abs=1e-5)
@@ -617,14 +625,6 @@ def test_a_gradient_that_the_loss_cannot_show_nearby_is_followed_farther():
     result = rv.minimize(lambda w: (1e-20 * ((w - 1e15) ** 2).sum(), 2e-20 * (w - 1e15)), w, gradient_tolerance=0)
     assert result.nit > 0
     assert w[0] == pytest.approx(1e15)
-
-
-def quiet(function):
-    def loss(w):
-        with np.errstate(all="ignore"):
-            return function(w)
-
-    return loss
 
 
 UNBOUNDED = {
@@ -860,7 +860,7 @@ def test_bounds_belong_to_lbfgs():
 def test_bounds_hold_at_any_scale_of_the_loss(c):
     w = np.zeros(3)
     result = rv.minimize(
-        scaled_square(c), w, bounds=([0, 0, 0], [1, 5, 2]) and (0, np.array([1.0, 5, 2])), gradient_tolerance=0
+        scaled_square(c), w, bounds=(0, np.array([1.0, 5, 2])), gradient_tolerance=0
     )
     assert result.success
     assert w == pytest.approx([1, 3, 2])

@@ -36,8 +36,9 @@ class Box:
 
     def free(self, x: Array, gradient: Array) -> Array:
         """Return the projected gradient, x less the nearest point to x − g: the gradient, as far as bounds let it go."""
-        with np.errstate(over="ignore"):
-            return x - self.clip(x - gradient)
+        # Not by x − g itself, in which a small g is lost.
+        xp = self._xp
+        return xp.where(gradient > 0, xp.minimum(gradient, x - self.low), xp.maximum(gradient, x - self.high))
 
     def diameter(self, among: Array) -> float:
         """Return how far two points can be apart in some elements; 1 where that has no limit, or is 0."""

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ravine.line_search import ldexp, normalized
 from ravine.objective import Array, LossAndGrad, Objective, Tree, holds_float32, rounding_unit, scipy
 from ravine.trees import to_host
 
@@ -575,8 +576,9 @@ def generator(rng: np.random.Generator | int | None) -> np.random.Generator:
 
 
 def length(v: Array) -> float:
-    """Return ‖v‖."""
-    return math.sqrt(float(v @ v))
+    """Return ‖v‖, also where its square is beyond float64."""
+    v, exponent = normalized(v)
+    return ldexp(math.sqrt(float(v @ v)), exponent)
 
 
 def _signs(objective: Objective, rng: np.random.Generator) -> Array:
