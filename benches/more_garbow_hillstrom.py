@@ -1,7 +1,7 @@
 """The 18 problems of unconstrained minimisation of Moré, Garbow and Hillstrom, as sums of squares of residuals.
 
-Source: Moré, Garbow and Hillstrom, "Testing Unconstrained Optimization Software", 1981, section 3; problems that take any
-number of variables have one of the numbers given there.
+Source: Moré, Garbow and Hillstrom, "Testing Unconstrained Optimization Software", 1981, section 3; problems that take
+any number of variables have one of the numbers given there.
 """
 
 import numpy as np

@@ -790,7 +790,7 @@ def test_as_few_calls_under_bounds_as_scipy_takes():
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 def test_bounds_nest_as_parameters_do_on_both_backends(dtype, gpu):
-    """Minima of shifted are 1 to 6, and 7: clipped where they lie outside, as the elements do not depend on each other."""
+    """Minima of shifted are 1 to 6, and 7: clipped where they lie outside, as no element depends on another."""
     low = np.array([[1.5, 0.0], [0.0, 4.25], [0.0, 0.0]])
     bounds = {"w": (low, 5.0), "rest": [(None, 6.1), None]}
     for xp in (np, gpu):
@@ -859,9 +859,7 @@ def test_bounds_belong_to_lbfgs():
 @pytest.mark.parametrize("c", [1e-300, 1e-20, 1e155, 1e300])
 def test_bounds_hold_at_any_scale_of_the_loss(c):
     w = np.zeros(3)
-    result = rv.minimize(
-        scaled_square(c), w, bounds=(0, np.array([1.0, 5, 2])), gradient_tolerance=0
-    )
+    result = rv.minimize(scaled_square(c), w, bounds=(0, np.array([1.0, 5, 2])), gradient_tolerance=0)
     assert result.success
     assert w == pytest.approx([1, 3, 2])
 
@@ -910,8 +908,8 @@ def test_a_bounded_run_of_nested_float32_goes_on_bit_for_bit_on_both_backends(gp
         rv.minimize(shifted, whole, **options)
         state = rv.minimize(shifted, first, max_iterations=2, **options).state
         rv.minimize(shifted, second, state=plain(state), **options)
-        for params in (whole, second):
-            ends.append([array.tobytes() for array in rv.trees.leaves(rv.to_host(params)).values()])
+        hosts = [rv.trees.leaves(rv.to_host(params)) for params in (whole, second)]
+        ends += [[array.tobytes() for array in leaves.values()] for leaves in hosts]
     assert all(end == ends[0] for end in ends)
 
 

@@ -35,7 +35,7 @@ class Box:
         return ((x <= self.low) & (gradient > 0)) | ((x >= self.high) & (gradient < 0))
 
     def free(self, x: Array, gradient: Array) -> Array:
-        """Return the projected gradient, x less the nearest point to x − g: the gradient, as far as bounds let it go."""
+        """Return the projected gradient: x less the nearest point to x − g, the gradient as far as bounds let it go."""
         # Not by x − g itself, in which a small g is lost.
         xp = self._xp
         return xp.where(gradient > 0, xp.minimum(gradient, x - self.low), xp.maximum(gradient, x - self.high))

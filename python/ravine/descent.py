@@ -253,7 +253,7 @@ class NewtonCG:
         self._log_largest = -math.inf
 
     def direction(self, place: Place) -> Array:
-        """Return an inexact solution of Hp = −g, to min(½, √(‖g‖/‖g₀‖))·‖g‖, g₀ the largest so far; 0 where H is flat."""
+        """Return an inexact solution of Hp = −g, to min(½, √(‖g‖/‖g₀‖))·‖g‖, g₀ the largest yet; 0 where H is flat."""
         g, exponent = normalized(place.gradient)
         norm = _norm(g)
         log_norm = math.log2(norm) + exponent if norm > 0 else -math.inf

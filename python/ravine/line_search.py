@@ -219,7 +219,7 @@ def _interpolate(line: Line, trial: float) -> float | None:
             if high is None
             else sorted((low.at, high.at))
         )
-        # Until a step falls enough and the slope turns, what is minimised is the excess over the fall that is asked for.
+        # Until a step falls enough and the slope turns, the excess over the fall that is asked for is minimised.
         excess = DECREASE * line.slope if first_stage and loss <= low.loss and not falls else 0.0
         a, b, c = low.less(excess), here.less(excess), None if high is None else high.less(excess)
         trial = _next(a, b, c, least, most)

@@ -73,25 +73,31 @@ def minimize(
     .. math:: w \leftarrow w + \alpha p, \qquad p = -H g \;\text{(L-BFGS)} \quad\text{or}\quad
         \nabla^2 L\, p \approx -g \;\text{(Newton-CG)}
 
-    L-BFGS and Newton-CG choose α by a line search under the strong Wolfe conditions (scipy's). A loss or gradient that
-    is not finite means that α was too long. They never accept a higher loss. Newton-CG follows negative curvature, and
-    where the gradient is small looks for some from a random start, so that it leaves saddles.
+    L-BFGS and Newton-CG choose α by a line search under the strong Wolfe conditions. A loss or gradient that is not
+    finite means that α was too long. They never accept a higher loss. No step depends on the scale of the
+    loss. Newton-CG follows negative curvature, and where the gradient is small looks for some from a random start, so
+    that it leaves saddles.
 
     Args:
         loss_and_grad: a function of ``params`` that gives (loss, gradients in the nesting of params).
         params: array, or any nesting of dict, list and tuple of arrays (NumPy or CuPy; float64, float32, float16);
             changed in place, and left at the iterate of the lowest loss. If an error is raised they are restored bit
             for bit.
-        method: ``"lbfgs"``; ``"newton-cg"``; the name of an optimizer (``"sgd"``, ``"adam"``, …, in any case); or what
-            makes one from params, such as the class `rv.Adam`.
-        max_iterations: how many steps at most, ≥ 0.
-        max_evaluations: how many calls of loss_and_grad at most, ≥ 1; None for no limit.
-        gradient_tolerance: stop where no element of the gradient is larger, ≥ 0.
+        method: ``"lbfgs"`` (``"L-BFGS-B"``); ``"newton-cg"``; the name of an optimizer (``"sgd"``, ``"adam"``, …), in
+            any case; or what makes one from params, such as the class `rv.Adam`.
+        max_iterations, maxiter: how many steps at most, ≥ 0 (1000), with those before ``state``.
+        max_evaluations: how many calls of loss_and_grad at most, ≥ 1, with those before ``state``; None for no limit.
+        gradient_tolerance, tol: stop where no element of the gradient is larger, ≥ 0 (1e-5).
         loss_tolerance: ≥ 0; stop after a step that changes the loss by at most this times max(|L|, 1); 0 for never.
-        callback: called after each step with an ``OptimizeResult`` of x, fun, jac, gradient_norm, nit and nfev. It may
-            raise StopIteration to stop, and must not change the parameters.
+        bounds: of L-BFGS: (low, high) for all parameters, or a nesting like theirs of such pairs; numbers, arrays, or
+            None for an open end. Also scipy's ``Bounds``, and a list of pairs for the elements of one vector. A start
+            outside is moved to the nearest bound. The projected gradient decides when to stop.
+        callback: called after each step with an ``OptimizeResult`` of x, fun, jac, gradient_norm, nit and nfev; x and
+            jac are copies. It may raise StopIteration to stop.
         hvp: for Newton-CG: ``hvp(params, v)`` gives the Hessian times v; v and the result nest as params do. Without it
             each product is a central difference of two gradients.
+        state: ``state`` of an earlier result, to go on from there as if it had not stopped, bit for bit, with the same
+            arguments; params are overwritten. The first call, at its point, is not counted again.
         options: of L-BFGS: ``memory`` (10), how many pairs are kept. Of Newton-CG: ``max_products`` (250, at most twice
             the number of elements), Hessian-vector products of a step; ``saddle_products`` (10, at most the number of
             elements), those of the look for negative curvature, 0 for none; ``seed`` (0) of its start. Otherwise
@@ -100,18 +106,21 @@ def minimize(
     Returns:
         scipy's ``OptimizeResult``: x is params itself; fun the loss and jac the gradient there (float64, as params
         nest); nit, nfev, njev (equal to nfev), nhev (Hessian-vector products; two evaluations each without hvp);
-        history, a `History` of ``loss`` and ``gradient_norm`` (the largest absolute element) by iteration; success,
-        status and message: 0 the gradient is small, 1 so is the loss's change, 2 no further decrease within the
-        parameters' precision (these three are success), 3 max_iterations, 4 max_evaluations, 5 the callback, 6 the line
-        search found no lower loss where the gradient promises one, 7 loss or gradient not finite after the next step.
+        history, a `History` of ``loss`` and ``gradient_norm`` (the largest absolute element) by iteration; state, plain
+        dicts of arrays, numbers and strings; success, status and message: 0 the gradient is small, 1 so is the loss's
+        change, 2 no further decrease within the precision of the coarsest of parameters, loss and gradient (these three
+        are success), 3 max_iterations, 4 max_evaluations, 5 the callback, 6 the line search found no lower loss where
+        the gradient promises one, 7 loss or gradient not finite after the next step, 8 the loss is unbounded, 9 it
+        overflows after every step, 10 the gradient is exactly 0 at the start, which shows no way down.
 
     Raises:
         TypeError: a parameter that is no writable floating array of 16, 32 or 64 bits, or an unknown option.
-        ValueError: gradients of another nesting or shape, a start that is not finite, an argument out of range.
+        ValueError: gradients of another nesting or shape, a start that is not finite, bounds without a point between
+            them, a state of other parameters or of another loss, an argument out of range.
         ModuleNotFoundError: scipy is not installed; ``pip install 'ravine[diagnose]'``.
 
-    Source: Nocedal and Wright, "Numerical Optimization", 2nd ed., 2006, Algorithms 7.1, 7.4 and 7.5, and 3.5 for the
-    line search.
+    Source: Nocedal and Wright, "Numerical Optimization", 2nd ed., 2006, Algorithms 7.1, 7.4 and 7.5; for the line
+    search Moré and Thuente, 1994; for bounds Byrd, Lu, Nocedal and Zhu, 1995, and Morales and Nocedal, 2011.
 
     >>> w = {"a": np.array([3.0, -1.0])}
     >>> result = rv.minimize(lambda w: ((w["a"] ** 2).sum(), {"a": 2 * w["a"]}), w)
@@ -506,23 +515,21 @@ def _sizes(options: dict[str, Any], **known: tuple[int, int]) -> dict[str, int]:
     }
 
 
-def _limits(given: dict[str, tuple[Any, dict[str, Any], Any]]) -> list[Any]:
+def _limits(given: dict[str, tuple[Any, dict[str, Any], Any]]) -> tuple[int, int | None, float, float]:
     """Return the limits, by their own names or by scipy's, checked."""
     found = []
-    for name, (value, others, default) in given.items():
-        names = [n for n, v in {name: value, **others}.items() if v is not None]
-        if len(names) > 1:
-            raise TypeError(f"{names[1]}: another name of {name}, which is given too; pass one of them")
-        value = next((v for v in (value, *others.values()) if v is not None), default)
-        if name.startswith("max_"):
-            found.append(
-                value if value is None else _integer(*names[:1] or [name], value, int(name == "max_evaluations"))
-            )
-        elif not 0 <= value < math.inf:
-            raise ValueError(f"{names[0]}: expected a finite number >= 0, got {value!r}")
-        else:
-            found.append(value)
-    return found
+    for name, (own, others, default) in given.items():
+        values = {n: v for n, v in {name: own, **others}.items() if v is not None}
+        if len(values) > 1:
+            raise TypeError(f"{list(values)[1]}: another name of {name}, which is given too; pass one of them")
+        said, value = next(iter(values.items()), (name, default))
+        if name.startswith("max_") and value is not None:
+            value = _integer(said, value, int(name == "max_evaluations"))
+        elif value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{said}: expected a finite number >= 0, got {value!r}")
+        found.append(value)
+    iterations, evaluations, gradient, loss = found
+    return iterations, evaluations, gradient, loss
 
 
 def _check_state(state: Mapping[str, Any] | None, method: str, objective: Objective) -> None:
@@ -537,9 +544,9 @@ def _check_state(state: Mapping[str, Any] | None, method: str, objective: Object
     if state["method"] != method:
         raise ValueError(f"state: expected one of method {method!r}, got one of {state['method']!r}")
     shapes = {name: array.shape for name, array in objective.leaves.items()}
-    got = {name: np.shape(array) for name, array in state["place"]["x"].items()}
-    if got != shapes:
-        raise ValueError(f"state: expected parameters {shapes}, got one of {got}")
+    theirs = {name: np.shape(array) for name, array in state["place"]["x"].items()}
+    if theirs != shapes:
+        raise ValueError(f"state: expected parameters {shapes}, got one of {theirs}")
 
 
 def _integer(name: str, value: Any, least: int) -> int:
