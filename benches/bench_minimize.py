@@ -1,6 +1,6 @@
 """rv.minimize beside scipy.optimize.minimize: calls of the loss, and the gradient that is left.
 
-python benches/bench_minimize.py --output benches/record/minimize.md
+python -m benches.bench_minimize --output benches/record/minimize.md
 
 Both stop where no element of the gradient is above 1e-5 (scipy's Newton-CG, which has no such option, by a callback),
 or after 1000 iterations. scipy's L-BFGS-B is given the memory of ours, 10 pairs, and no tolerance of the loss.
@@ -16,8 +16,12 @@ import scipy
 import scipy.optimize
 
 import ravine as rv
+from benches.more_garbow_hillstrom import PROBLEMS as STANDARD
+from benches.more_garbow_hillstrom import squares
 
 TOLERANCE = 1e-5
+#: Where scipy's L-BFGS-B ends with a small gradient before it is at the minimum.
+ELSEWHERE = "Powell badly scaled"
 METHODS = {"lbfgs": "L-BFGS-B", "newton-cg": "Newton-CG"}
 
 
@@ -86,13 +90,49 @@ def problems():
     yield "logistic regression, breast cancer", logistic_regression(), np.zeros(31), None
 
 
-def ours(function, start, method):
+def bounded_problems():
+    """Give (name, loss_and_grad, start, low, high): the standard ones half way to their minimum, and others."""
+    rng = np.random.default_rng(1)
+    for name, (residuals, start, _) in STANDARD.items():
+        function, start = squares(residuals), np.array(start, float)
+        free = rv.minimize(function, start.copy(), gradient_tolerance=1e-8).x
+        ends = np.sort([start, 0.5 * (start + free)], axis=0)
+        half = rng.random(start.size) < 0.5
+        yield f"{name}, between", function, start, *ends
+        yield f"{name}, half between", function, start, *np.where(half, ends, [[-np.inf], [np.inf]])
+    for condition in (1e2, 1e4, 1e6):
+        shift, of = rng.standard_normal(50), quadratic(condition)
+        name = f"quadratic, n = 50, κ = {condition:.0e}"
+        yield f"{name}, ≥ 0", lambda w, of=of, a=shift: of(w - a), np.ones(50), np.zeros(50), np.full(50, np.inf)
+        yield (
+            f"{name}, in [0, ½]",
+            lambda w, of=of, a=shift: of(w - a),
+            np.full(50, 0.3),
+            np.zeros(50),
+            np.full(50, 0.5),
+        )
+    for n in (2, 10, 100):
+        start = np.clip(np.tile([-1.2, 1.0], n // 2), -1.5, 0.5)
+        yield f"Rosenbrock, n = {n}, in [−1.5, ½]", rosenbrock, start, np.full(n, -1.5), np.full(n, 0.5)
+    limit = np.full(31, 0.3)
+    yield "logistic regression, in ±0.3", logistic_regression(), np.zeros(31), -limit, limit
+
+
+def ours(function, start, method, bounds=None):
     """Return loss, largest gradient, iterations, calls."""
-    result = rv.minimize(function, start.copy(), method, gradient_tolerance=TOLERANCE)
-    return result.fun, float(abs(result.jac).max()), result.nit, result.nfev
+    result = rv.minimize(function, start.copy(), method, gradient_tolerance=TOLERANCE, bounds=bounds)
+    return result.fun, largest(result.x, result.jac, bounds), result.nit, result.nfev
 
 
-def scipys(function, start, method):
+def largest(x, gradient, bounds):
+    """Return the largest element of the projected gradient."""
+    if bounds is not None:
+        low, high = bounds
+        gradient = np.where(gradient > 0, np.minimum(gradient, x - low), np.maximum(gradient, x - high))
+    return float(abs(gradient).max())
+
+
+def scipys(function, start, method, bounds=None):
     calls = 0
 
     def counted(w):
@@ -109,15 +149,55 @@ def scipys(function, start, method):
     callback = stop if method == "Newton-CG" else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = scipy.optimize.minimize(counted, start, jac=True, method=method, options=options, callback=callback)
+        result = scipy.optimize.minimize(
+            counted,
+            start,
+            jac=True,
+            method=method,
+            options=options,
+            callback=callback,
+            bounds=None if bounds is None else scipy.optimize.Bounds(*bounds),
+        )
     loss, gradient = function(result.x)
-    return loss, float(abs(gradient).max()), result.nit, calls
+    return loss, largest(result.x, gradient, bounds), result.nit, calls
 
 
 def rows():
     for name, function, start, minimum in problems():
         for method, peer in METHODS.items():
             yield name, method, minimum, ours(function, start, method), scipys(function, start, peer)
+
+
+def standard_rows():
+    """Give (name, ours, scipy's) of L-BFGS on the problems of Moré, Garbow and Hillstrom."""
+    for name, (residuals, start, _) in STANDARD.items():
+        function, start = squares(residuals), np.array(start, float)
+        yield name, ours(function, start, "lbfgs"), scipys(function, start, "L-BFGS-B")
+
+
+def bounded_rows():
+    for name, function, start, *bounds in bounded_problems():
+        yield name, ours(function, start, "lbfgs", bounds), scipys(function, start, "L-BFGS-B", bounds)
+
+
+def calls(rows, apart=""):
+    """Return both sums of calls, without one problem."""
+    kept = [(mine[3], peers[3]) for name, mine, peers in rows if name != apart]
+    return tuple(map(sum, zip(*kept, strict=True)))
+
+
+def listed(rows, apart=""):
+    """Return the lines of a list of (name, ours, scipy's), with the sums, also without one that ends elsewhere."""
+    rows = list(rows)
+    lines = [
+        f"* {name}: {mine[3]} calls, loss {mine[0]:.6g}, g {mine[1]:.1e}; "
+        f"scipy: {peers[3]}, {peers[0]:.6g}, {peers[1]:.1e}"
+        for name, mine, peers in rows
+    ]
+    for without, words in [("", "all"), (apart, f"without {apart}")][: 2 if apart else 1]:
+        mine, peers = calls(rows, without)
+        lines.append(f"* **{words}: {mine} calls; scipy: {peers}**")
+    return lines
 
 
 def table():
@@ -140,11 +220,24 @@ def main():
             "# rv.minimize beside scipy.optimize.minimize",
             "",
             f"* {platform.machine()}; ravine {rv.__version__}, scipy {scipy.__version__}, NumPy {np.__version__}",
-            "* Command: `python benches/bench_minimize.py`",
+            "* Command: `python -m benches.bench_minimize`",
             "* A call gives loss and gradient. Both stop at max abs g ≤ 1e-5 or after 1000 iterations. The peers are",
             "  scipy's L-BFGS-B (10 pairs) and Newton-CG, without Hessians. Counts, no times: they repeat.",
             "",
             table(),
+            "",
+            "## L-BFGS on the problems of Moré, Garbow and Hillstrom",
+            "",
+            *listed(standard_rows(), ELSEWHERE),
+            "",
+            "On Powell's badly scaled function rounding decides in which step the gradient happens to be small: scipy",
+            "ends before the minimum.",
+            "",
+            "## Bounds",
+            "",
+            "g is the projected gradient.",
+            "",
+            *listed(bounded_rows()),
             "",
         ]
     )

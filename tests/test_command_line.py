@@ -32,10 +32,17 @@ def test_every_optimizer_has_a_formula(capsys):
         assert capsys.readouterr().out == make(np.zeros((1, 1)), lr=0.25).formula() + "\n"
 
 
+@pytest.mark.parametrize("spelling", ["Adam", "ADAM", "adam", "Ad-am"])
+def test_an_optimizer_is_known_in_any_spelling(spelling, capsys):
+    main(["formula", spelling])
+    assert capsys.readouterr().out == rv.Adam(np.zeros((1, 1))).formula() + "\n"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["formula", "adamv"], "invalid choice: 'adamv'"),
+        (["formula", "Adamm"], "invalid choice: 'Adamm'; did you mean adam or "),
         (["formula", "adamw", "weight=1"], "did you mean 'weight_decay'?"),
         (["formula", "adamw", "lr=-1"], "lr: expected a finite number >= 0, got -1.0"),
         (["formula", "adamw", "lr"], "expected name=value, like momentum=0.9, got 'lr'"),

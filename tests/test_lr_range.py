@@ -116,6 +116,48 @@ def test_the_suggestion_is_stable_and_the_explosion_is_where_theory_says(curvatu
     assert (found.losses > best + 3 * (found.losses[0] - best)).tolist() == [False] * (len(best) - 1) + [True]
 
 
+@pytest.mark.parametrize("curvatures", [[0.01], [1.0], [100.0], [1.0, 100.0], [0.01, 1.0, 100.0]])
+@pytest.mark.parametrize("steps", [5, 10, 30, 100])
+@pytest.mark.parametrize("start", [1.0, 1e3])
+def test_the_suggestion_trains_on_quadratics_however_few_rates_are_tried(curvatures, steps, start):
+    """The loss that belongs to a rate is the one after its step: gradient descent grows above 2/λ."""
+    c = np.array(curvatures)
+    w = start / c
+    found = rv.lr_range_test(lambda w: (0.5 * float(c @ (w * w)), c * w), w, rv.SGD(w, lr=0.1), steps=steps)
+    assert found.suggested < 2 / c.max()
+
+
+RULES = {
+    "momentum": lambda w, lr: rv.SGD(w, lr=lr, momentum=0.9),
+    "adam": lambda w, lr: rv.Adam(w, lr=lr),
+    "rmsprop": lambda w, lr: rv.RMSprop(w, lr=lr),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("steps", [10, 100])
+def test_other_rules_train_at_their_suggestion(rule, steps):
+    c, w = np.array([1.0, 100.0]), np.array([1.0, 1.0])
+
+    def loss_and_grad(w):
+        return 0.5 * float(c @ (w * w)), c * w
+
+    found = rv.lr_range_test(loss_and_grad, w, RULES[rule](w, 0.1), steps=steps)
+    opt, before = RULES[rule](w, found.suggested), loss_and_grad(w)[0]
+    for _ in range(200):
+        opt.step(loss_and_grad(w)[1])
+    assert loss_and_grad(w)[0] <= before
+
+
+def test_a_rate_that_falls_at_first_and_then_explodes_is_not_suggested():
+    """The steep direction, small at the start, has grown where the flat one falls fastest; 50 steps show it."""
+    c, w = np.array([1.0, 100.0]), np.array([100.0, 0.01])
+    found = rv.lr_range_test(lambda w: (0.5 * float(c @ (w * w)), c * w), w, rv.SGD(w, lr=0.1), steps=30)
+    assert found.suggested < 0.02
+    assert "where 50 steps raise it; at " in found.message
+    assert w.tolist() == [100.0, 0.01]
+
+
 def test_the_suggestion_is_where_the_loss_falls_fastest():
     w = np.array([1.0])
     losses = [10.0, 10.0, 9.0, 5.0, 1.0, 0.5, 0.4, 0.5, 30.0, 0.0]

@@ -110,6 +110,34 @@ def test_the_loss_never_rises(problem, method):
     assert (np.diff(losses) <= 0).all()
 
 
+STANDARD = list(bench.standard_rows())
+
+
+def test_no_more_calls_than_scipy_on_the_problems_of_more_garbow_and_hillstrom():
+    """In sum, at the same accuracy; on Powell's badly scaled function scipy ends before the minimum."""
+    ours, scipys = bench.calls(STANDARD, bench.ELSEWHERE)
+    assert ours <= scipys
+    assert all(mine[3] <= 1.1 * its[3] + 2 for name, mine, its in STANDARD if name != bench.ELSEWHERE)
+
+
+@pytest.mark.parametrize("name, loss, norm", [(name, mine[0], mine[1]) for name, mine, _ in STANDARD])
+def test_standard_problems_end_at_a_minimum_that_the_paper_gives(name, loss, norm):
+    assert norm <= bench.TOLERANCE or name == "Brown and Dennis"  # whose gradient is rounded to 1e-5
+    assert min(abs(loss - known) for known in bench.STANDARD[name][2]) <= 1e-3 * loss + 1e-6
+
+
+@pytest.mark.parametrize("name", bench.STANDARD)
+@pytest.mark.parametrize("scale", [1e-150, 1e-20, 1e20, 1e150])
+def test_steps_do_not_depend_on_the_scale_of_the_loss(name, scale):
+    """By a power of two the loss is the same but for its exponent, and so is every step: bit for bit."""
+    residuals, start, _ = bench.STANDARD[name]
+    function, power = bench.squares(residuals), 2.0 ** round(math.log2(scale))
+    first, second = np.array(start, float), np.array(start, float)
+    rv.minimize(function, first, gradient_tolerance=0, max_iterations=10)
+    rv.minimize(lambda w: tuple(power * part for part in function(w)), second, gradient_tolerance=0, max_iterations=10)
+    assert first.tobytes() == second.tobytes()
+
+
 # L-BFGS and its line search
 
 
@@ -466,7 +494,7 @@ def test_the_callback_sees_each_iterate_and_stops(method):
 
     def callback(intermediate_result):
         r = intermediate_result
-        assert r.x is w
+        assert r.x["w"].tolist() == w["w"].tolist()
         assert bench.rosenbrock(w["w"])[0] == r.fun
         assert bench.rosenbrock(w["w"])[1].tolist() == r.jac["w"].tolist()
         assert r.gradient_norm == abs(r.jac["w"]).max()
@@ -543,6 +571,425 @@ def test_a_gradient_that_is_not_the_losss_is_no_success(function, method):
     assert result.status == 6, result.message
     assert not result.success
     assert "rv.check_gradient" in result.message
+
+
+# Every scale, and no success without a reason
+
+
+def quiet(function):
+    def loss(w):
+        with np.errstate(all="ignore"):
+            return function(w)
+
+    return loss
+
+
+def scaled_square(c, weights=1.0):
+    return quiet(lambda w: (c * (weights * (w - 3) ** 2).sum(), 2 * c * weights * (w - 3)))
+
+
+@pytest.mark.parametrize(
+    "c", [1e-300, 1e-200, 1e-155, 1e-100, 1e-20, 1e-5, 1.0, 1e20, 1e100, 1e155, 1e200, 1e300, 1e304]
+)
+@pytest.mark.parametrize("weights", [1.0, np.array([1.0, 10.0, 100.0])], ids=["round", "long"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loss_of_any_scale_is_minimised(c, weights, method):
+    w = np.zeros(3)
+    result = rv.minimize(scaled_square(c, weights), w, method, gradient_tolerance=0)
+    assert result.success, result.message
+    assert w == pytest.approx([3, 3, 3], abs=1e-6)
+
+
+@pytest.mark.parametrize("start", [3.0, 20.0, 26.0])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_minimum_is_found_through_hundreds_of_orders_of_magnitude(start, method):
+    """exp(w²) is 1e173 at 20, and its gradient's square is beyond float64."""
+    w = np.array([start])
+    result = rv.minimize(quiet(lambda w: (float(np.exp(w[0] ** 2)), 2 * w * np.exp(w**2))), w, method)
+    assert result.success
+    assert result.nit > 0
+    assert w[0] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-10, 1e-5, 1e5, 1e10])
+def test_parameters_of_any_scale_are_found(size):
+    w = np.zeros(2)
+    result = rv.minimize(lambda w: (((w / size - 1) ** 2).sum(), 2 * (w / size - 1) / size), w, gradient_tolerance=0)
+    assert result.success
+    assert w == pytest.approx([size, size], rel=1e-6)
+
+
+def test_a_gradient_that_the_loss_cannot_show_nearby_is_followed_farther():
+    """At the first step of length 1 this loss changes by less than its rounding."""
+    w = np.zeros(1)
+    result = rv.minimize(lambda w: (1e-20 * ((w - 1e15) ** 2).sum(), 2e-20 * (w - 1e15)), w, gradient_tolerance=0)
+    assert result.nit > 0
+    assert w[0] == pytest.approx(1e15)
+
+
+UNBOUNDED = {
+    "-exp(w)": lambda w: (-float(np.exp(w).sum()), -np.exp(w)),
+    "-w": lambda w: (-float(w.sum()), -np.ones_like(w)),
+    "-w²": lambda w: (-float((w * w).sum()), -2 * w),
+    "-w³": lambda w: (-float((w**3).sum()), -3 * w**2),
+    "-1e200 w": lambda w: (-1e200 * float(w.sum()), np.full_like(w, -1e200)),
+    "-1e-200 w²": lambda w: (-1e-200 * float((w * w).sum()), -2e-200 * w),
+    "-log(1 + w²)": lambda w: (-float(np.log1p(w * w).sum()), -2 * w / (1 + w * w)),
+    "-inf beyond 2": lambda w: (-math.inf if w[0] > 2 else -float(w[0]), -np.ones_like(w)),
+}
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+@pytest.mark.parametrize("method", METHODS)
+def test_an_unbounded_loss_is_no_success(name, method):
+    w = np.ones(1)
+    result = rv.minimize(quiet(UNBOUNDED[name]), w, method, gradient_tolerance=0)
+    assert not result.success
+    assert result.status == 8, result.message
+    assert result.message.startswith("the loss is unbounded below")
+    assert np.isfinite(w).all()
+    assert math.isfinite(result.fun)
+    assert result.fun < quiet(UNBOUNDED[name])(np.ones(1))[0]
+
+
+def test_a_rule_whose_loss_falls_to_minus_infinity_says_so():
+    w = np.array([2.0])
+    result = rv.minimize(quiet(UNBOUNDED["-w³"]), w, "sgd", options={"lr": 1.0})
+    assert (result.status, result.success) == (8, False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bad, status", [(math.nan, 7), (math.inf, 9), (-math.inf, 8)])
+def test_what_lies_around_the_start_is_the_reason(bad, status, method):
+    result = rv.minimize(lambda w: (0.0 if w[0] == 3 else bad, np.ones(1)), np.array([3.0]), method)
+    assert (result.status, result.success, result.nit) == (status, False, 0)
+    assert {7: "not finite", 8: "unbounded", 9: "overflow"}[status] in result.message
+
+
+@pytest.mark.parametrize(
+    "function, start",
+    [
+        (lambda w: (1.0, 0 * w), 2.0),
+        (lambda w: (0.0, 0 * w), 2.0),
+        (lambda w: (1 - math.exp(-float(w @ w)), 2 * w * np.exp(-w @ w)), 100.0),
+    ],
+    ids=["constant", "zero", "plateau"],
+)
+@pytest.mark.parametrize("method", [*METHODS, "sgd"])
+def test_a_flat_start_is_no_success(function, start, method):
+    w = np.array([start])
+    result = rv.minimize(function, w, method, options={"lr": 0.1} if method == "sgd" else {})
+    assert (result.status, result.success, result.nit, w[0]) == (10, False, 0, start)
+    assert result.message.startswith("the gradient is exactly 0 at the start")
+
+
+def test_newton_tells_a_minimum_and_a_maximum_from_a_plateau():
+    at_minimum = rv.minimize(half_square, np.zeros(2), "newton-cg")
+    assert (at_minimum.status, at_minimum.success) == (0, True)
+    w = np.zeros(2)
+    at_maximum = rv.minimize(quiet(lambda w: (float(np.cos(w).sum()), -np.sin(w))), w, "newton-cg")
+    assert at_maximum.fun == pytest.approx(-2)
+
+
+# Losses and gradients that are coarser than the parameters
+
+
+class Float32:
+    """What a library without float64 gives: read-only, converted by NumPy alone."""
+
+    def __init__(self, x):
+        self.array = np.array(x, np.float32)
+        self.array.flags.writeable = False
+        self.dtype, self.shape = self.array.dtype, self.array.shape
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array.astype(dtype) if dtype is not None else self.array
+
+    def __float__(self):
+        return float(self.array)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("wrap", [np.float32, Float32], ids=["numpy", "foreign"])
+def test_float32_losses_of_float64_parameters_end_at_float32s_precision(seed, method, wrap):
+    rng = np.random.default_rng(seed)
+    A, b = rng.standard_normal((40, 8)).astype(np.float32), rng.standard_normal(40).astype(np.float32)
+
+    def loss(w):
+        r = A @ w.astype(np.float32) - b
+        return wrap((r * r).sum() / 2), wrap(A.T @ r)
+
+    w = np.zeros(8)
+    result = rv.minimize(loss, w, method, gradient_tolerance=0)
+    assert result.success, result.message
+    assert w == pytest.approx(np.linalg.lstsq(A.astype(float), b.astype(float))[0], abs=1e-3)
+    if result.status == 2:
+        assert result.message.startswith("no further decrease within precision")
+        assert "float32" in result.message
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", [*METHODS, "sgd"])
+@pytest.mark.parametrize("make", [float, np.float64, np.asarray, lambda x: np.float32(x)])
+def test_losses_are_numbers_of_any_kind(make, method):
+    options = {"lr": 0.5} if method == "sgd" else {}
+    result = rv.minimize(lambda w: (make(0.5 * (w * w).sum()), w.copy()), np.ones(2), method, options=options)
+    assert result.success
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (lambda w: np.array([1.0, 2.0]), r"loss_and_grad: expected \(loss, gradients\), got ndarray alone"),
+        (lambda w: 1.0, r"loss_and_grad: expected \(loss, gradients\), got float alone"),
+        (lambda w: (1.0, w, w), r"loss_and_grad: expected \(loss, gradients\), got 3 items"),
+        (lambda w: (w, w), r"loss_and_grad: expected one number as loss, got shape \(2,\)"),
+        (lambda w: (1j, w), "loss_and_grad: expected a real number as loss"),
+        (lambda w: (None, w), "loss_and_grad: expected a number as loss, got NoneType"),
+    ],
+)
+@pytest.mark.parametrize("method", [*METHODS, "sgd"])
+def test_what_is_no_loss_with_gradients_is_named(given, words, method):
+    w = np.ones(2)
+    with pytest.raises(TypeError, match=words):
+        rv.minimize(given, w, method, options={"lr": 0.1} if method == "sgd" else {})
+    assert w.tolist() == [1, 1]
+
+
+# Bounds
+
+
+BOUNDED = {name: rest for name, *rest in bench.bounded_problems()}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_bounded_minima_are_scipys(name):
+    function, start, low, high = BOUNDED[name]
+    w, seen = start.copy(), []
+
+    def watched(w):
+        seen.append(bool((low <= w).all() and (w <= high).all()))
+        return function(w)
+
+    result = rv.minimize(watched, w, bounds=(low, high), gradient_tolerance=1e-5)
+    assert result.success, result.message
+    assert all(seen)
+    its = scipy.optimize.minimize(
+        function, start, jac=True, method="L-BFGS-B", bounds=scipy.optimize.Bounds(low, high), options={"ftol": 0}
+    )
+    assert result.fun <= its.fun + 1e-6 * max(1.0, abs(its.fun))
+    assert result.history["gradient_norm"].values[-1] == bench.largest(w, result.jac, (low, high))
+
+
+def test_as_few_calls_under_bounds_as_scipy_takes():
+    ours, scipys = bench.calls(list(bench.bounded_rows()))
+    assert ours <= scipys
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_bounds_nest_as_parameters_do_on_both_backends(dtype, gpu):
+    """Minima of shifted are 1 to 6, and 7: clipped where they lie outside, as no element depends on another."""
+    low = np.array([[1.5, 0.0], [0.0, 4.25], [0.0, 0.0]])
+    bounds = {"w": (low, 5.0), "rest": [(None, 6.1), None]}
+    for xp in (np, gpu):
+        params = nested(xp, dtype)
+        result = rv.minimize(shifted, params, "L-BFGS-B", bounds=bounds, gradient_tolerance=0.02)
+        assert result.success, result.message
+        found = rv.to_host(params)
+        assert found["w"].astype(float) == pytest.approx(np.array([[1.5, 2], [3, 4.25], [5, 5]]), abs=0.02)
+        assert (found["w"] >= low).all()
+        assert (found["w"] <= 5).all()
+        assert 6.1 - 0.01 <= float(found["rest"][0]) <= 6.1
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        (0, 2),
+        (None, 2.0),
+        [(0, 2)] * 2,
+        np.array([[0, 2.0]] * 2),
+        scipy.optimize.Bounds(0, 2),
+        scipy.optimize.Bounds([0, 0], [2, 2]),
+        (np.zeros(2), np.array(2)),
+        [(None, 2), (0, None)],
+    ],
+)
+def test_bounds_are_a_pair_for_all_or_scipys(bounds):
+    w = np.zeros(2)
+    result = rv.minimize(lambda w: (0.5 * ((w - [3, 1]) ** 2).sum(), w - [3, 1]), w, bounds=bounds)
+    assert w == pytest.approx([2, 1])
+    assert result.success
+
+
+def test_a_start_outside_the_bounds_is_moved_to_them_as_scipy_does():
+    w = np.array([-5.0, 9.0])
+    seen = []
+    rv.minimize(lambda w: (seen.append(w.copy()), half_square(w))[1], w, bounds=(1.0, 2.0))
+    assert seen[0].tolist() == [1, 2]
+    assert w.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "bounds, words",
+    [
+        ((2, 1), "bounds: params.*: expected low <= high, got low 2.0 and high 1.0"),
+        ((math.nan, 1), "bounds: params.*: expected low <= high, got low nan"),
+        ([(0, 1), (3, 2)], r"bounds: params\[1\]: expected low <= high"),
+        ([(0, 1)] * 3, "bounds: params: expected .low, high."),
+        ((np.zeros(3), 1), r"bounds: params: expected numbers of shape \(2,\)"),
+        ({"w": (0, 1)}, "bounds: params: expected .low, high."),
+        ((math.inf, None), "bounds: params: expected a float64 between low and high"),
+    ],
+)
+def test_wrong_bounds_are_named(bounds, words):
+    w = np.array([5.0, 6.0])
+    with pytest.raises(ValueError, match=words):
+        rv.minimize(half_square, w, bounds=bounds)
+    assert w.tolist() == [5, 6]
+
+
+def test_bounds_belong_to_lbfgs():
+    with pytest.raises(ValueError, match="bounds: only method='lbfgs' keeps them, got method='adam'"):
+        rv.minimize(half_square, np.ones(2), "adam", bounds=(0, 1))
+
+
+@pytest.mark.parametrize("c", [1e-300, 1e-20, 1e155, 1e300])
+def test_bounds_hold_at_any_scale_of_the_loss(c):
+    w = np.zeros(3)
+    result = rv.minimize(scaled_square(c), w, bounds=(0, np.array([1.0, 5, 2])), gradient_tolerance=0)
+    assert result.success
+    assert w == pytest.approx([1, 3, 2])
+
+
+# Going on
+
+
+RESUMED = {"lbfgs": {}, "newton-cg": {}, "adam": {"lr": 0.1}, "sgd": {"lr": 1e-4, "momentum": 0.9}}
+
+
+def plain(tree):
+    """Whether a tree is dicts of arrays, numbers and strings, through what a file does to it."""
+    if isinstance(tree, dict):
+        return {key: plain(item) for key, item in tree.items() if not (isinstance(item, dict) and not item)}
+    assert isinstance(tree, np.ndarray | int | float | str), type(tree)
+    return tree.copy() if isinstance(tree, np.ndarray) else tree
+
+
+@pytest.mark.parametrize("method", RESUMED)
+@pytest.mark.parametrize(
+    "problem", ["Rosenbrock, n = 10", "Himmelblau", "Σ(w − log w), n = 10", "saddle, from x = 1, y = 0"]
+)
+@pytest.mark.parametrize(
+    "limit", [{"max_iterations": 0}, {"max_iterations": 7}, {"max_evaluations": 1}, {"max_evaluations": 13}]
+)
+def test_a_run_goes_on_as_if_it_had_not_stopped(limit, problem, method):
+    function, start, _ = PROBLEMS[problem]
+    options = {"options": RESUMED[method], "gradient_tolerance": 1e-9}
+    once, twice = start.copy(), np.full_like(start, 99.0)
+    whole = rv.minimize(function, once, method, max_iterations=40, **options)
+    first = rv.minimize(function, start.copy(), method, **limit, **options)
+    second = rv.minimize(function, twice, method, max_iterations=40, state=plain(first.state), **options)
+    assert once.tobytes() == twice.tobytes()
+    for name in ("fun", "nit", "nfev", "nhev", "status", "message"):
+        assert whole[name] == second[name], name
+    for name in ("loss", "gradient_norm"):
+        assert whole.history[name].values.tolist() == second.history[name].values.tolist()
+        assert whole.history[name].steps.tolist() == second.history[name].steps.tolist()
+
+
+def test_a_bounded_run_of_nested_float32_goes_on_bit_for_bit_on_both_backends(gpu):
+    ends = []
+    for xp in (np, gpu):
+        whole, first, second = (nested(xp, np.float32) for _ in range(3))
+        options = {"bounds": (None, 4.5), "gradient_tolerance": 1e-3}
+        rv.minimize(shifted, whole, **options)
+        state = rv.minimize(shifted, first, max_iterations=2, **options).state
+        rv.minimize(shifted, second, state=plain(state), **options)
+        hosts = [rv.trees.leaves(rv.to_host(params)) for params in (whole, second)]
+        ends += [[array.tobytes() for array in leaves.values()] for leaves in hosts]
+    assert all(end == ends[0] for end in ends)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"method": "newton-cg"}, "state: expected one of method 'newton-cg', got one of 'lbfgs'"),
+        ({"params": np.ones(3)}, r"state: expected parameters \{'params': \(3,\)\}, got one of \{'params': \(2,\)\}"),
+        ({"state": {"a": 1}}, r"state: expected the state of an earlier result, .* got \['a'\]"),
+        ({"state": 3}, "state: expected the state of an earlier result, .* got int"),
+        ({"loss_and_grad": lambda w: (7.0, w)}, "state: expected the loss that it is of"),
+    ],
+)
+def test_a_state_of_something_else_is_named(change, words):
+    state = rv.minimize(bench.rosenbrock, np.array([-1.2, 1.0]), max_iterations=3).state
+    w = change.get("params", np.array([5.0, 6.0]))
+    before = w.tolist()
+    with pytest.raises(ValueError, match=words):
+        rv.minimize(**{"loss_and_grad": bench.rosenbrock, "params": w, "state": state, **change})
+    assert w.tolist() == before
+
+
+# scipy's spellings
+
+
+@pytest.mark.parametrize(
+    "method", ["lbfgs", "L-BFGS", "L-BFGS-B", "l_bfgs", "LBFGS", "Newton-CG", "NEWTON-CG", "newtoncg"]
+)
+def test_methods_are_known_in_any_spelling(method):
+    assert rv.minimize(half_square, np.ones(2), method).success
+
+
+def test_adafactor_and_muon_are_names_too():
+    for name in ("adafactor", "Adafactor", "muon"):
+        w = np.ones((3, 4))
+        result = rv.minimize(half_square, w, name, options={"lr": 0.05}, max_iterations=20)
+        assert result.fun < 6
+
+
+@pytest.mark.parametrize(
+    "method, near",
+    [("lbfg", "'lbfgs'"), ("adamm", "'adam'"), ("bfgs", "'lbfgs'"), ("newton", "'newton-cg'"), ("SGDM", "'sgd'")],
+)
+def test_near_misses_of_a_method_are_named(method, near):
+    with pytest.raises(ValueError, match=f"got '{method}'; did you mean .*{near}"):
+        rv.minimize(half_square, np.ones(2), method)
+
+
+def test_scipys_names_of_the_limits_are_taken():
+    result = rv.minimize(bench.rosenbrock, np.array([-1.2, 1.0]), maxiter=3)
+    assert (result.nit, result.status) == (3, 3)
+    loose = rv.minimize(bench.rosenbrock, np.array([-1.2, 1.0]), tol=1e-1)
+    assert 1e-5 < abs(loose.jac).max() <= 1e-1
+    with pytest.raises(ValueError, match="maxiter: expected an integer >= 0, got -1"):
+        rv.minimize(half_square, np.ones(2), maxiter=-1)
+    with pytest.raises(ValueError, match="tol: expected a finite number >= 0, got -1"):
+        rv.minimize(half_square, np.ones(2), tol=-1)
+    with pytest.raises(TypeError, match="maxiter: another name of max_iterations, which is given too"):
+        rv.minimize(half_square, np.ones(2), maxiter=3, max_iterations=4)
+
+
+# What the callback gets
+
+
+@pytest.mark.parametrize("method", [*METHODS, "sgd"])
+def test_what_the_callback_keeps_or_changes_is_its_own(method):
+    options = {"options": {"lr": 1e-4}} if method == "sgd" else {}
+    w, untouched, kept = np.array([-1.2, 1.0]), np.array([-1.2, 1.0]), []
+
+    def careless(at):
+        kept.append((at.x, at.x.copy(), at.jac, at.jac.copy()))
+        w[:] = 77.0
+
+    rv.minimize(bench.rosenbrock, w, method, max_iterations=6, callback=careless, **options)
+    rv.minimize(bench.rosenbrock, untouched, method, max_iterations=6, **options)
+    assert w.tobytes() == untouched.tobytes()
+    assert len({x.tobytes() for x, *_ in kept}) == 6
+    assert all(x.tolist() == x0.tolist() and g.tolist() == g0.tolist() for x, x0, g, g0 in kept)
+    for x, _, g, _ in kept:
+        x[:] = g[:] = 0  # writable, and nobody else's
 
 
 # Parameters of any kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import difflib
 import inspect
 from typing import Any
 
@@ -31,11 +32,21 @@ def _setting(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"expected name=value, like momentum=0.9, got {text!r}") from None
 
 
+def _optimizer(text: str) -> str:
+    """Read an optimizer's name: `AdamW`, `adamw` and `adam-w` are one."""
+    name = "".join(c for c in text.lower() if c.isalnum())
+    if name in OPTIMIZERS:
+        return name
+    near = difflib.get_close_matches(name, OPTIMIZERS, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(OPTIMIZERS)}"
+    raise argparse.ArgumentTypeError(f"invalid choice: {text!r}; {hint}")
+
+
 def _formula(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     make = OPTIMIZERS[arguments.optimizer]
     settings = dict(arguments.settings)
     if arguments.like:
-        settings["like"] = arguments.like
+        settings["like"] = arguments.like = arguments.like.lower()
     elif inspect.signature(make).parameters["lr"].default is inspect.Parameter.empty:
         settings.setdefault("lr", 0.01)
     try:
@@ -67,7 +78,9 @@ def main(argv: list[str] | None = None) -> None:
     info.set_defaults(run=lambda *_: config.show_config())
 
     formula = commands.add_parser("formula", help="what an optimizer computes, with its defaults or your settings")
-    formula.add_argument("optimizer", choices=list(OPTIMIZERS), metavar="OPTIMIZER", help=", ".join(OPTIMIZERS))
+    formula.add_argument(
+        "optimizer", type=_optimizer, metavar="OPTIMIZER", help=", ".join(OPTIMIZERS) + "; in any case"
+    )
     formula.add_argument("settings", nargs="*", type=_setting, metavar="NAME=VALUE", help="its arguments, as in Python")
     systems = ", ".join(conventions.TABLE)
     formula.add_argument("--like", metavar="SYSTEM", help=f"as that system has it, with its defaults: {systems}")

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from ravine import trees
-from ravine.objective import Tree
+from ravine.objective import Tree, loss_of
 from ravine.optimizers import Optimizer
 
 __all__ = ["LearningRateRange", "lr_range_test"]
+
+#: How many steps at one rate show whether it trains.
+_TRIAL = 50
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class LearningRateRange:
         lrs: the rates that were tried, rising geometrically.
         losses: the loss before the step at each of them.
         smoothed: the running average of the losses, corrected for its start.
-        suggested: the rate at which the smoothed loss falls fastest, per factor of the rate; None if it does not fall.
+        suggested: the rate at which the smoothed loss falls fastest, per factor of the rate, and after whose step it is
+            lower; None if it does not fall.
         message: why the test ended, and what is suggested, in words.
     """
 
@@ -53,9 +57,11 @@ def lr_range_test(
     .. math:: \gamma_i = \gamma_{\min} (\gamma_{\max}/\gamma_{\min})^{i/(n-1)}, \qquad
         \bar L_i = \frac{1-\beta}{1-\beta^{i+1}} \sum_{j \le i} \beta^{i-j} L_j
 
-    The suggestion is the γᵢ before the lowest L̄ at which dL̄/d log γ is most negative. The first 1/(1 − β) points are
-    not asked: there L̄ is the mean of few losses, and moves as they do. It is a start for trials, not an optimum: it
-    depends on where training stands, and L̄ lags by about β/(1 − β) steps.
+    Lᵢ₊₁ is the loss after the step at γᵢ. The suggestion is the γᵢ at which dL̄/d log γ is most negative, of those whose
+    step came before the lowest L̄, so never the last. The first 1/(1 − β) points are not asked: there L̄ is the mean of
+    few losses, and moves as they do. Without batches, 50 steps at the suggestion must not raise the loss; the next
+    lower rate that passes is suggested otherwise. It is a start for trials, not an optimum: it depends on where
+    training stands, and L̄ lags by about β/(1 − β) steps.
 
     Args:
         loss_and_grad: gives (loss, gradients in the nesting of params) of ``(params, *batch)``.
@@ -102,21 +108,33 @@ def lr_range_test(
     arrays = _arrays(params, optimizer)
     lrs = np.geomspace(lr_min, lr_max, n)
     saved = [array.copy() for array in arrays]
-    try:
-        with optimizer._on_trial() as set_lr:
-            losses, smoothed, end = _train(
-                loss_and_grad, params, optimizer, set_lr, lrs, _endless(batches), beta, stop_factor
-            )
-    finally:
-        for array, copy in zip(arrays, saved, strict=True):
-            array[...] = copy
+
+    def train(rates: list[float], given: Iterable[Any] | None) -> tuple[list[float], list[float], str]:
+        try:
+            with optimizer._on_trial() as set_lr:
+                return _train(loss_and_grad, params, optimizer, set_lr, rates, _endless(given), beta, stop_factor)
+        finally:
+            for array, copy in zip(arrays, saved, strict=True):
+                array[...] = copy
+
+    losses, smoothed, end = train(lrs.tolist(), batches)
     lrs = lrs[: len(losses)]
-    suggested = _steepest(lrs, smoothed, skip=round(1 / (1 - beta)) - 1)
-    if suggested is None:
-        message = f"{end}; the loss does not fall at any of these rates"
-    else:
-        message = f"{end}; it falls fastest at {suggested:.2g}"
-    return LearningRateRange(lrs, np.array(losses), np.array(smoothed), suggested, message)
+    fastest = _steepest(lrs, smoothed, skip=round(1 / (1 - beta)) - 1)
+    if fastest is None:
+        return LearningRateRange(
+            lrs, np.array(losses), np.array(smoothed), None, f"{end}; the loss does not fall at any of these rates"
+        )
+    suggested, message = fastest, f"{end}; it falls fastest at {lrs[fastest]:.2g}"
+    while batches is None and suggested > 0 and not _trains(*train([float(lrs[suggested])] * _TRIAL, None)[:2]):
+        suggested -= 1
+    if suggested < fastest:
+        message += f", where {_TRIAL} steps raise it; at {lrs[suggested]:.2g} they do not"
+    return LearningRateRange(lrs, np.array(losses), np.array(smoothed), float(lrs[suggested]), message)
+
+
+def _trains(losses: list[float], smoothed: list[float]) -> bool:
+    """Whether the steps at one rate were all made and end no higher than they began."""
+    return len(losses) == _TRIAL and smoothed[-1] <= smoothed[0]
 
 
 def _train(
@@ -124,7 +142,7 @@ def _train(
     params: Tree,
     optimizer: Optimizer,
     set_lr: Callable[[float], None],
-    lrs: np.ndarray[Any, Any],
+    lrs: list[float],
     batches: Iterator[tuple[Any, ...]],
     beta: float,
     stop_factor: float,
@@ -132,14 +150,17 @@ def _train(
     losses: list[float] = []
     smoothed: list[float] = []
     average, best = 0.0, math.inf
-    for i, lr in enumerate(lrs.tolist()):
+    for i, lr in enumerate(lrs):
         batch = next(batches, None)
         if batch is None:
             if not losses:
                 raise ValueError("batches: expected at least one, got none")
             return losses, smoothed, f"the batches ended after {i} steps, at the rate {lrs[i - 1]:.2g}"
-        value, grads = loss_and_grad(params, *batch)
-        loss = float(value)
+        result = loss_and_grad(params, *batch)
+        if not (isinstance(result, tuple | list) and len(result) == 2):
+            raise TypeError(f"loss_and_grad: expected (loss, gradients), got {type(result).__name__}; return both")
+        value, grads = result
+        loss = loss_of(value)
         if not math.isfinite(loss):
             if not losses:
                 raise ValueError(f"loss_and_grad: expected a finite loss at the start, got {loss}")
@@ -158,12 +179,13 @@ def _train(
     return losses, smoothed, f"all rates up to {lrs[-1]:.2g} were tried and the loss did not explode"
 
 
-def _steepest(lrs: np.ndarray[Any, Any], smoothed: list[float], skip: int) -> float | None:
+def _steepest(lrs: np.ndarray[Any, Any], smoothed: list[float], skip: int) -> int | None:
     lowest = int(np.argmin(smoothed))
     if lowest <= skip:
         return None
     slopes = np.gradient(np.array(smoothed), np.log(lrs))
-    return float(lrs[skip + int(np.argmin(slopes[skip : lowest + 1]))])
+    # Not the rate of the lowest loss itself: what its step does is seen in the next loss, which is higher or unknown.
+    return skip + int(np.argmin(slopes[skip:lowest]))
 
 
 def _endless(batches: Iterable[Any] | None) -> Iterator[tuple[Any, ...]]:
