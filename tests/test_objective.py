@@ -1,9 +1,10 @@
 """A loss of nested parameters as a function of one vector."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from ravine.objective import Objective
+from ravine.objective import Objective, rounding_unit
 
 
 def half_square(params):
@@ -71,3 +72,29 @@ def test_directions_are_the_same_for_numpy_and_cupy(gpu):
         Objective(half_square, params_of(xp)).random(np.random.default_rng(5)).tolist() for xp in (np, gpu)
     )
     assert on_cpu == on_gpu
+
+
+class Foreign:
+    """Another library's array, as far as its dtype tells: torch's are no dtypes of NumPy."""
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+
+@pytest.mark.parametrize(
+    "nestings, unit",
+    [
+        ((np.ones(2), 1.0), 2**-53),
+        ((), 2**-53),
+        ((np.ones(2), np.float32(1.0)), 2**-24),
+        ((np.ones(2, ">f4"), 1.0), 2**-24),
+        (({"a": [np.ones(2), (np.ones(2, np.float16),)]}, np.ones(2, np.float32)), 2**-11),
+        ((np.ones(2), np.ones(2, ml_dtypes.bfloat16)), 2**-8),
+        ((np.ones(2), np.ones(2, np.complex64)), 2**-24),
+        ((np.ones(2, np.float32), Foreign("torch.float16")), 2**-11),
+        ((np.ones(2), Foreign("torch.bfloat16")), 2**-8),
+        ((np.ones(2), np.arange(2), None, np.longdouble(1)), 2**-53),
+    ],
+)
+def test_the_rounding_unit_is_that_of_the_coarsest_dtype(nestings, unit):
+    assert rounding_unit(*nestings) == unit

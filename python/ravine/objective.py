@@ -12,12 +12,30 @@ import numpy as np
 from ravine import trees
 from ravine.backends import array_module, backend_of
 
-__all__ = ["Array", "Leaves", "LossAndGrad", "Objective", "Tree", "check_params", "gradients_like", "scipy"]
+__all__ = [
+    "Array",
+    "Leaves",
+    "LossAndGrad",
+    "Objective",
+    "Tree",
+    "check_params",
+    "gradients_like",
+    "rounding_unit",
+    "scipy",
+]
 
 Array: TypeAlias = Any
 Tree: TypeAlias = Any
 Leaves: TypeAlias = dict[str, Array]
 LossAndGrad: TypeAlias = Callable[[Tree], tuple[Any, Tree]]
+
+#: Half an ulp of 1. What is not listed, as Python's own float, has float64's: vectors and losses are float64 here.
+_UNITS = {
+    "float32": 2.0**-24,
+    "complex64": 2.0**-24,
+    "float16": 2.0**-11,
+    "bfloat16": 2.0**-8,
+}
 
 
 class Objective:
@@ -49,7 +67,7 @@ class Objective:
             if backend_of(array) is not self._backend:
                 raise TypeError(f"{name}: expected an array on one device with the others; see ravine.to_device")
         self.size = sum(array.size for array in self.leaves.values())
-        self.roundoff = max(float(np.finfo(array.dtype).eps) / 2 for array in self.leaves.values())
+        self.roundoff = rounding_unit(self.params)
         self.evaluations = 0
         self._saved = [array.copy() for array in self.leaves.values()]
 
@@ -174,6 +192,25 @@ def gradients_like(leaves: Leaves, tree: Tree, argument: str = "loss_and_grad: g
                 f"one of {got.__name__}; pass {cure}"
             )
     return [found[name].astype(np.float64) for name in leaves]
+
+
+def rounding_unit(*nestings: Any) -> float:
+    """Return u, half an ulp of 1, of the coarsest dtype in any nestings of arrays and numbers of any library.
+
+    What is computed from them is no better than that: parameters of float64 whose loss is float32 have float32's u.
+
+    >>> from ravine.objective import rounding_unit
+    >>> rounding_unit({"w": np.ones(2)}, 0.5) == 2.0**-53, rounding_unit(np.ones(2), np.float32(0.5)) == 2.0**-24
+    (True, True)
+    """
+    names = (_dtype_name(leaf) for nesting in nestings for leaf in trees.leaves(nesting).values())
+    return max((_UNITS.get(name, 2.0**-53) for name in names), default=2.0**-53)
+
+
+def _dtype_name(leaf: Any) -> str:
+    dtype = getattr(leaf, "dtype", "float64")
+    # torch's dtypes have no name but "torch.float32".
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 
 
 def scipy(name: str) -> Any:
