@@ -3,6 +3,7 @@
 import itertools
 import os
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -147,3 +148,54 @@ def gpu_device(monkeypatch):
 def gpu(gpu_device):
     """The array library of that device: CuPy, or what stands in for it."""
     return gpu_device.xp
+
+
+class JaxLike:
+    """What JAX gives by default: a read-only float32 array, whose own conversion to float64 warns and is none."""
+
+    def __init__(self, x):
+        self.array = np.array(x, np.float32)
+        self.array.flags.writeable = False
+        self.dtype, self.shape, self.size, self.ndim = (
+            self.array.dtype,
+            self.array.shape,
+            self.array.size,
+            self.array.ndim,
+        )
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.array, dtype) if copy or dtype not in (None, np.float32) else self.array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+    def __float__(self):
+        return float(self.array)
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, index):
+        return JaxLike(self.array[index])
+
+    def reshape(self, *shape):
+        return JaxLike(self.array.reshape(*shape))
+
+    def astype(self, dtype):
+        if np.dtype(dtype) == np.float64:
+            warnings.warn("Explicitly requested dtype float64 is not available, and will be truncated", stacklevel=2)
+        return JaxLike(self.array)
+
+
+class WithArray:
+    """A library's array that has nothing but ``__array__``."""
+
+    def __init__(self, x):
+        self.array = JaxLike(x)
+        self.dtype, self.shape = self.array.dtype, self.array.shape
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array.__array__(dtype, copy)

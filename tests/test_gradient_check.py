@@ -7,6 +7,7 @@ import pytest
 
 import ravine as rv
 from benches import transformer
+from tests.conftest import JaxLike, WithArray
 
 METHODS = ["central", "one_sided"]
 RNG = np.random.default_rng(7)
@@ -217,6 +218,133 @@ def test_a_loss_that_hides_every_change_says_so():
     assert "says little" not in rv.check_gradient(linear, PLACE.copy()).message
 
 
+# Losses and gradients that are coarser than the parameters
+
+WIDE = np.random.default_rng(3).standard_normal(20)
+
+
+def in_float32(w, factor=1.0):
+    """A loss that casts its parameters first, as JAX does unless it is told otherwise."""
+    w = w.astype(np.float32)
+    return np.sin(w).sum(), np.float32(factor) * np.cos(w)
+
+
+#: How a library hands out loss and gradient, from what was computed in float32 or, where it says so, in float64.
+HANDED = {
+    "float32": lambda w, factor: in_float32(w, factor),
+    "0-d arrays": lambda w, factor: tuple(np.asarray(a) for a in in_float32(w, factor)),
+    "JAX": lambda w, factor: tuple(JaxLike(a) for a in in_float32(w, factor)),
+    "__array__": lambda w, factor: tuple(WithArray(a) for a in in_float32(w, factor)),
+    "Python's floats": lambda w, factor: (float(in_float32(w)[0]), in_float32(w, factor)[1].astype(np.float64)),
+    "only the loss": lambda w, factor: (in_float32(w)[0], factor * np.cos(w)),
+    "only the loss, a float": lambda w, factor: (float(in_float32(w)[0]), factor * np.cos(w)),
+    "only the gradient": lambda w, factor: (np.sin(w).sum(), in_float32(w, factor)[1]),
+    "only the gradient, cast": lambda w, factor: (np.sin(w).sum(), in_float32(w, factor)[1].astype(np.float64)),
+    "a loss of shape (1,)": lambda w, factor: (in_float32(w)[0].reshape(1), in_float32(w, factor)[1]),
+}
+every_hand = pytest.mark.parametrize("hand", HANDED.values(), ids=HANDED)
+
+
+@every_hand
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("error")
+def test_coarser_losses_and_gradients_pass_if_they_are_right(hand, method):
+    for seed in range(5):
+        found = rv.check_gradient(lambda w: hand(w, 1.0), WIDE.copy(), method=method, rng=seed)
+        assert found, found.message
+        assert "in float32" in found.message
+        # C·u of the loss and of its terms, wherever the parameters were.
+        assert found.floor >= 64 * 2.0**-24 * (abs(np.sin(WIDE).sum()) + abs(np.cos(WIDE) * WIDE).sum())
+    assert not rv.check_gradient(lambda w: hand(w, 1.1), WIDE.copy(), method=method)
+
+
+def test_float16_is_coarser_still():
+    def loss(w):
+        return np.sin(w).sum().astype(np.float16), np.cos(w)
+
+    found = rv.check_gradient(loss, WIDE.astype(np.float32))
+    assert found, found.message
+    assert "(loss in float16)" in found.message
+
+
+@pytest.mark.parametrize(
+    "loss, place",
+    [
+        *((loss, PLACE) for loss in LOSSES),
+        (lambda w: absolute(w), np.array([1.0, 2e-2])),  # the gradient changes from -1 to 1: short numbers
+        (lambda w: (float(np.rint(w).sum()), 0 * w), PLACE),  # a count
+        (lambda w: (w.sum(), np.ones(4)), np.array([1e8, -1e8, 1e8, -1e8 + 1]) / 3),  # cancelled digits
+        (lambda w: (0.5 * float(w @ w), w.copy()), np.zeros(6)),
+    ],
+)
+def test_float64_is_not_taken_for_float32(loss, place):
+    assert "float32" not in rv.check_gradient(loss, place.copy()).message
+
+
+# The smallest error that is seen
+
+
+def sine(w, scale=1.0):
+    """In float16 and float32 as in float64: what is checked is the check."""
+    w = w.astype(np.float64)
+    return scale * np.sin(w).sum(), scale * np.cos(w)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e9])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_errors_just_above_the_smallest_are_seen_and_just_below_are_not(dtype, size, scale, method):
+    w = (size * np.random.default_rng(1).standard_normal(8)).astype(dtype)
+    found = rv.check_gradient(lambda w: sine(w, scale), w, method=method)
+    assert found, found.message
+    assert found.smallest_error == pytest.approx(found.smallest_relative_error * abs(found.slope))
+
+    def verdict(error):
+        """Of a gradient that is wrong by this share of itself, and so by as much of the slope."""
+        return rv.check_gradient(lambda w: (sine(w, scale)[0], (1 + error) * sine(w, scale)[1]), w, method=method)
+
+    if found.smallest_relative_error == math.inf:
+        assert "no error of the slope would have been seen" in found.message
+        return
+    # An error of the other sign makes the gradient, and so the floor, smaller: it is seen no later.
+    assert not verdict(1.1 * found.smallest_relative_error)
+    assert not verdict(-1.1 * found.smallest_relative_error) or found.smallest_relative_error > 0.5
+    assert any(verdict(sign * found.smallest_relative_error / 1.1) for sign in (-1, 1))
+    # No less than the floor allows: two errors ε·δ have to stand out.
+    assert found.smallest_error >= 0.9 * found.floor / found.epsilons[1]
+
+
+def test_the_smallest_error_of_a_straight_loss_is_the_floor_over_the_second_step():
+    """Nothing is truncated: an error δ shows as εδ, and is seen if two of them are above the floor."""
+    found = rv.check_gradient(linear, PLACE.copy(), epsilons=[0.1, 0.01, 0.001])
+    assert found.smallest_error == pytest.approx(found.floor / 0.01, rel=0.02)
+    assert found.slope == pytest.approx(C @ direction(6), rel=1e-12)
+    assert f"an error of the slope is seen from {found.smallest_error:.2g} on" in found.message
+
+
+def direction(n):
+    u = np.random.default_rng(0).standard_normal(n)
+    return u / math.sqrt(u @ u)
+
+
+@pytest.mark.parametrize("element", [0, 3])
+def test_an_error_in_one_element_shows_by_its_share_of_the_direction(element):
+    found = rv.check_gradient(linear, PLACE.copy())
+    least = found.smallest_error / abs(direction(6)[element])
+    for error, passes in ((1.1 * least, False), (least / 1.1, True)):
+        wrong = C + error * np.eye(6)[element]
+        assert bool(rv.check_gradient(lambda w, wrong=wrong: (C @ w, wrong), PLACE.copy())) is passes
+
+
+@pytest.mark.parametrize("factor", [1.5, 2.0, -1.0])
+def test_a_wrong_gradient_tells_the_smallest_error_too(factor):
+    """That of the floor, since truncation cannot be told from the error."""
+    wrong = rv.check_gradient(lambda w: (C @ w, factor * C), PLACE.copy())
+    assert not wrong
+    assert wrong.smallest_error == pytest.approx(wrong.floor / wrong.epsilons[1], rel=0.02)
+
+
 def noisy():
     rng = np.random.default_rng(0)
     return lambda w: (w.sum() + rng.random(), np.ones_like(w))
@@ -243,6 +371,22 @@ TWICE = np.ones(3)
         (lambda p: (1.0, {"a": None}), {"a": np.ones(3)}, ValueError, r"a: expected shape \(3,\), got NoneType"),
         (quartic, np.ones(3, int), TypeError, "params: expected an array of float64, float32 or float16, got int64"),
         (quartic, [1.0, 2.0], TypeError, "0: expected an array of .*, got float"),
+        (quartic, {"w": np.ones(2, complex)}, TypeError, r"w: .* got complex128; pass its real view"),
+        (quartic, {"w": JaxLike(np.ones(2))}, ValueError, "w: a .*JaxLike that is read-only; pass a writable copy"),
+        (quartic, {"w": WithArray(np.ones(2))}, TypeError, r"w: expected an array of .*got WithArray; pass np.array"),
+        (
+            lambda w: (w**4).sum(),
+            np.ones(3),
+            TypeError,
+            r"loss_and_grad: expected \(loss, gradients\), got float64 alone",
+        ),
+        (lambda w: (1.0, w, {}), np.ones(3), TypeError, r"loss_and_grad: expected \(loss, gradients\), got 3 items"),
+        (lambda w: (w**4, 4 * w**3), np.ones(3), TypeError, r"expected one number as loss, got shape \(3,\)"),
+        (lambda w: ("1", w), np.ones(3), TypeError, "expected a number as loss, got str"),
+        (lambda w: (1j, w), np.ones(3), TypeError, "expected a real number as loss"),
+        (lambda w: (np.ones(1, complex), w), np.ones(3), TypeError, "expected a real number as loss"),
+        (lambda w: (1.0, w * 1j), np.ones(3), TypeError, "gradients: params: expected real numbers, got complex128"),
+        (lambda w: (1.0, w > 0), np.ones(3), TypeError, "gradients: params: expected real numbers, got bool"),
         (quartic, read_only(), TypeError, "params: expected a writable array"),
         (quartic, {}, ValueError, "expected at least one element"),
         (quartic, [TWICE, TWICE], ValueError, "same array under two names"),
@@ -256,6 +400,7 @@ def test_wrong_arguments_are_named(loss, params, error, words):
 @pytest.mark.parametrize(
     "options, words",
     [
+        ({"rng": -1}, "rng: expected a seed of at least 0, got -1"),
         ({"method": "centre"}, "method: expected 'central' or 'one_sided', got 'centre'"),
         ({"epsilons": [0.1]}, "epsilons: expected at least two"),
         ({"epsilons": [0.1, 0.0]}, "epsilons: expected at least two .* > 0"),

@@ -10,6 +10,7 @@ import pytest
 import ravine as rv
 from ravine.hessian import Operator, lanczos
 from ravine.objective import Objective
+from tests.conftest import JaxLike
 
 DTYPES = [np.float64, np.float32, np.float16]
 
@@ -218,6 +219,95 @@ def test_a_product_of_ones_own_that_is_not_linear_has_a_large_error():
     with Objective(never, np.ones(2)) as objective:
         assert Operator(objective, lambda p, v: v).error(np.ones(2)) < 1e-15
         assert Operator(objective, lambda p, v: v + 0.1 * v**2).error(np.ones(2)) > 0.1
+
+
+# Gradients that are coarser than the parameters
+
+
+def waves(w):
+    """−Σcos(aᵢᵀw), its gradient and its Hessian, in the dtype of w."""
+    a = np.random.default_rng(4).standard_normal((12, w.size)).astype(w.dtype) / 3
+    return -np.cos(a @ w).sum(), a.T @ np.sin(a @ w), (a.T * np.cos(a @ w)) @ a
+
+
+def cast(w):
+    loss, gradient, _ = waves(w.astype(np.float32))
+    return loss, gradient
+
+
+#: How libraries hand out what they compute in float32 of float64 parameters.
+COARSE = {
+    "float32": cast,
+    "JAX": lambda w: tuple(map(JaxLike, cast(w))),
+    "Python's floats": lambda w: (float(cast(w)[0]), cast(w)[1].astype(np.float64)),
+    "a penalty added in float64": lambda w: (cast(w)[0], cast(w)[1] + 1e-12 * w),
+}
+every_coarse = pytest.mark.parametrize("loss", COARSE.values(), ids=COARSE)
+
+
+@every_coarse
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_coarse_gradients_of_fine_parameters_have_the_products_of_coarse_ones(loss, scale):
+    """The step is float32's, and so is the error: u^(2/3) of the curvature, as of float32 parameters."""
+    n, u = 8, 2.0**-24
+    w = scale * np.random.default_rng(0).standard_normal(n)
+    h = waves(w.astype(np.float32).astype(np.float64))[2]
+    for v in (np.random.default_rng(1).standard_normal(n), np.eye(n)[3]):
+        scaled = np.linalg.norm(v / np.maximum(abs(w), 1))
+        # e/h with e = u(|g| + what u of w does to g), h = u^(1/3)/4 over scaled; truncation h²|v|³ of |∂³L| ≤ Σ|a|³.
+        a = np.linalg.norm(np.random.default_rng(4).standard_normal((12, n)) / 3, axis=1)
+        rounding = 4 * u ** (2 / 3) * scaled * (12 * a.sum() + 3 * (a**2).sum() * np.linalg.norm(w))
+        length = u ** (1 / 3) / 4 / scaled
+        truncation = (a**4).sum() * length**2 * np.linalg.norm(v) ** 3 / 6
+        assert np.linalg.norm(rv.hessian.hvp(loss, w, v) - h @ v) <= rounding + truncation
+
+
+def test_the_product_is_no_worse_than_that_of_float32_parameters():
+    """9.7 % off with the step of float64."""
+    w, v = np.random.default_rng(0).standard_normal(50), np.random.default_rng(1).standard_normal(50)
+    true = waves(w)[2] @ v
+    coarse = rv.hessian.hvp(lambda w: waves(w)[:2], w.astype(np.float32), v)
+    for name, loss in COARSE.items():
+        found = rv.hessian.hvp(loss, w, v)
+        assert np.linalg.norm(found - true) <= 4 * np.linalg.norm(coarse - true) < 1e-2 * np.linalg.norm(true), name
+
+
+@every_coarse
+def test_messages_say_what_was_coarse_and_errors_cover_it(loss):
+    w = np.random.default_rng(0).standard_normal(40)
+    values = np.linalg.eigvalsh(waves(w)[2])
+    found = rv.hessian.extreme_eigenvalues(loss, w)
+    assert "in float32" in found.message
+    assert found.converged
+    assert abs(found.values - values[[0, -1]]).max() <= 2 * found.errors.max() < 0.1 * values[-1]
+
+
+def test_own_products_in_float32_are_as_coarse_as_they_are():
+    h = matrix(np.linspace(-1, 5, 40)).astype(np.float32)
+    found = rv.hessian.extreme_eigenvalues(never, np.ones(40), hvp=lambda p, v: JaxLike(h @ v.astype(np.float32)))
+    assert found.values == pytest.approx([-1, 5], abs=1e-4)
+    assert "products in float32" in found.message
+    assert found.converged
+    assert found.errors.max() > 1e-8
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        quartic,
+        quadratic(matrix(np.linspace(-1, 5, 60))),
+        quadratic(np.eye(60)),
+        lambda p: (0.0, rv.trees.map(np.ones_like, p)),  # straight: the gradient never changes
+        lambda p: (0.0, rv.trees.map(np.sign, p)),  # a kink: it changes from -1 to 1
+    ],
+)
+@pytest.mark.parametrize("place", [0.0, 1.0])
+def test_float64_gradients_are_not_taken_for_float32(loss, place):
+    params = rv.trees.map(lambda a: np.full_like(a, place), nested(np, 60))
+    found = rv.hessian.extreme_eigenvalues(loss, params)
+    assert "float32" not in found.message
+    product = rv.hessian.hvp(quadratic(np.eye(60)), params, like(params, np.eye(60)[7]))
+    assert flat(product) == pytest.approx(np.eye(60)[7], abs=1e-9)
 
 
 # Extreme eigenvalues
@@ -528,6 +618,7 @@ def test_vectors_that_do_not_fit_are_refused(v, words):
 @pytest.mark.parametrize(
     "call, options, words",
     [
+        ("trace", {"rng": -1}, "rng: expected a seed of at least 0, got -1"),
         ("extreme_eigenvalues", {"k": 0}, "k: expected an integer of at least 1, got 0"),
         ("extreme_eigenvalues", {"k": 1.5}, "k: expected an integer"),
         ("extreme_eigenvalues", {"tol": 0.0}, r"tol: expected a number in \(0, 1\), got 0"),
@@ -544,6 +635,15 @@ def test_vectors_that_do_not_fit_are_refused(v, words):
 def test_wrong_options_are_named(call, options, words):
     with pytest.raises(ValueError, match=words):
         getattr(rv.hessian, call)(quartic, np.ones(3), **options)
+
+
+def test_a_seed_is_the_generator_of_it():
+    one, other = (
+        rv.hessian.trace(quadratic(matrix(range(5))), np.ones(5), rng=rng) for rng in (7, np.random.default_rng(7))
+    )
+    assert one.samples.tolist() == other.samples.tolist()
+    with pytest.raises(TypeError, match=r"rng: expected a numpy.random.Generator or a seed, got RandomState; pass"):
+        rv.hessian.trace(quartic, np.ones(5), rng=np.random.RandomState(0))
 
 
 @pytest.mark.parametrize("call", ["extreme_eigenvalues", "spectrum_density"])

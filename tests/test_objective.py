@@ -4,7 +4,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import ravine as rv
 from ravine.objective import Objective, rounding_unit
+from tests.conftest import JaxLike, WithArray
+from tests.test_foreign import Dlpack, Interface
 
 
 def half_square(params):
@@ -72,6 +75,59 @@ def test_directions_are_the_same_for_numpy_and_cupy(gpu):
         Objective(half_square, params_of(xp)).random(np.random.default_rng(5)).tolist() for xp in (np, gpu)
     )
     assert on_cpu == on_gpu
+
+
+@pytest.mark.parametrize("kind", [memoryview, Interface, Dlpack, "torch"])
+def test_parameters_of_other_libraries_move_in_their_own_memory(kind):
+    if kind == "torch":
+        torch = pytest.importorskip("torch", reason="torch is not installed: make test-adapters")
+        kind = lambda a: torch.from_numpy(a).requires_grad_()  # noqa: E731 (what the others are, too)
+    w = np.array([1.0, 2.0, 3.0])
+    params, seen = {"w": kind(w)}, []
+
+    def loss(p):
+        seen.append(p is params)
+        return 0.5 * w @ w, {"w": kind(w.copy())}
+
+    with Objective(loss, params) as objective:
+        value, gradient = objective.evaluate(np.array([2.0, 0.0, 0.0]))
+        assert (value, gradient.tolist()) == (2.0, [2, 0, 0])
+        assert w.tolist() == [2, 0, 0]
+        assert objective.tree(gradient)["w"].tolist() == [2, 0, 0]
+    assert w.tolist() == [1, 2, 3]
+    assert seen == [True]
+    assert rv.check_gradient(loss, params)
+    product = rv.hessian.hvp(loss, params, {"w": kind(np.array([1.0, 0, 0]))})
+    assert product["w"] == pytest.approx([1, 0, 0])
+
+
+@pytest.mark.filterwarnings("error")
+def test_losses_and_gradients_of_other_libraries_are_taken_without_a_warning():
+    w = np.ones(3, np.float32)
+    for kind in (JaxLike, WithArray, np.asarray):
+        objective = Objective(lambda p, kind=kind: (kind(np.float32(0.5)), kind(np.float32([1, 2, 3]))), w)
+        value, gradient = objective.evaluate(np.ones(3))
+        assert (value, gradient.dtype, gradient.tolist()) == (0.5, np.float64, [1, 2, 3])
+        assert objective.loss(np.ones(3)) == 0.5
+        assert objective.vector(kind(np.ones(3, np.float32)), "v").tolist() == [1, 1, 1]
+
+
+def test_numbers_are_gradients_of_parameters_without_axes():
+    objective = Objective(lambda p: (1, {"a": 2.0, "b": np.float32(3)}), {"a": np.array(1.0), "b": np.array(1.0)})
+    assert objective.evaluate(np.ones(2))[1].tolist() == [2, 3]
+    assert objective.roundoff == 2.0**-24
+
+
+def test_the_coarsest_of_what_was_seen_is_said():
+    w = np.ones(3)
+    objective = Objective(lambda p: (np.float32(1), p.astype(np.float16)), w)
+    assert (objective.roundoff, objective.precision.message) == (2.0**-53, "")
+    objective.evaluate(np.ones(3))
+    assert objective.roundoff == 2.0**-11
+    assert "(loss in float32, gradients in float16)" in objective.precision.message
+    fine = Objective(lambda p: (1.0, p.astype(np.float64)), w.astype(np.float32))
+    fine.evaluate(np.ones(3))
+    assert (fine.roundoff, fine.precision.message) == (2.0**-24, "")
 
 
 class Foreign:

@@ -168,7 +168,7 @@ def critical_point(
     tol: float | None = None,
     curvature_tol: float = CURVATURE_TOL,
     hvp: Hvp | None = None,
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | int | None = None,
 ) -> CriticalPoint:
     r"""Tell a minimum, a maximum and a saddle apart, by the signs of the Hessian's extreme eigenvalues.
 
@@ -188,10 +188,11 @@ def critical_point(
             for the same parameters.
         params: array, or any nesting of dict, list and tuple of arrays (NumPy or CuPy); restored bit for bit.
         tol: tol ≥ 0, how close a critical point has to be, relative to ‖w‖ and along the steepest direction. 1e-6
-            unless given, and 16 u for coarser parameters, whose own rounding leaves such a gradient.
+            unless given, or 16 u if that is larger, as rounding leaves such a gradient: u is that of the coarsest of
+            parameters, gradients and loss.
         curvature_tol: in [0, 1), below which share of max|λ| an eigenvalue counts as zero.
         hvp: ``hvp(params, v)`` gives Hv in the nesting of params; differences of gradients unless given.
-        rng: a NumPy Generator for Lanczos' start; the same start each time unless given.
+        rng: a NumPy Generator or a seed for Lanczos' start; the same start each time unless given.
 
     Returns:
         A `CriticalPoint`. A minimum or a maximum of more than 32 parameters is as certain as that Lanczos from a random
@@ -215,7 +216,7 @@ def critical_point(
     with Objective(loss_and_grad, params) as objective:
         operator = Operator(objective, hvp)
         _, g = objective.finite(operator.x, "at w")
-        found = extremes(operator, tol=_lanczos_tol(operator, curvature_tol), rng=rng)
+        found = extremes(operator, least_tol=_lanczos_tol(curvature_tol), rng=rng)
         smallest, largest, errors, tau = _ends(found, curvature_tol)
         norm, radius = length(g), max(abs(smallest), abs(largest))
         tol = max(1e-6, 16 * objective.roundoff) if tol is None else tol
@@ -226,12 +227,13 @@ def critical_point(
             message = f"‖g‖ = {norm:.3g}, more than {limit:.3g}; {found.message}"
         elif kind in ("minimum", "maximum", "saddle") and (changed := _varies(operator, found, g, tau)):
             kind, message = "undecided", changed
-    return CriticalPoint(kind, norm, limit, smallest, largest, errors, tau, f"{kind}: {message}")
+    message = f"{kind}: {message}{objective.precision.message}"
+    return CriticalPoint(kind, norm, limit, smallest, largest, errors, tau, message)
 
 
-def _lanczos_tol(operator: Operator, curvature_tol: float) -> float:
-    """Return a tolerance whose residuals do not decide about τ, or the least that products carry."""
-    return max(curvature_tol / 8, math.pow(operator.objective.roundoff, 2 / 3))
+def _lanczos_tol(curvature_tol: float) -> float:
+    """Return a tolerance whose residuals do not decide about τ."""
+    return curvature_tol / 8
 
 
 def _ends(found: Eigenvalues, curvature_tol: float = CURVATURE_TOL) -> tuple[float, float, Bounds, float]:
@@ -283,7 +285,7 @@ def escape_saddle(
     *,
     distance: float | None = None,
     hvp: Hvp | None = None,
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | int | None = None,
 ) -> Escape:
     r"""Leave a saddle along the direction of the most negative curvature, until the loss is lower; changes ``params``.
 
@@ -298,7 +300,7 @@ def escape_saddle(
         params: array, or any nesting of dict, list and tuple of arrays (NumPy or CuPy); moved in place.
         distance: the first α > 0, over all parameters together; a tenth of max(1, ‖w‖) unless given.
         hvp: ``hvp(params, v)`` gives Hv in the nesting of params; differences of gradients unless given.
-        rng: a NumPy Generator for Lanczos' start; the same start each time unless given.
+        rng: a NumPy Generator or a seed for Lanczos' start; the same start each time unless given.
 
     Returns:
         An `Escape`: what was done.
@@ -322,7 +324,7 @@ def escape_saddle(
     with Objective(loss_and_grad, params) as objective:
         operator = Operator(objective, hvp)
         before, g = objective.finite(operator.x, "at w")
-        found = extremes(operator, tol=_lanczos_tol(operator, CURVATURE_TOL), rng=rng)
+        found = extremes(operator, least_tol=_lanczos_tol(CURVATURE_TOL), rng=rng)
         smallest, _, _, tau = _ends(found)
         if smallest >= -tau:
             raise ValueError(
@@ -356,7 +358,8 @@ def escape_saddle(
         before,
         after,
         objective.evaluations,
-        f"moved by {alpha:.3g} along the curvature {smallest:.3g}: the loss fell from {before:.6g} to {after:.6g}",
+        f"moved by {alpha:.3g} along the curvature {smallest:.3g}: the loss fell from {before:.6g} to {after:.6g}"
+        + objective.precision.message,
     )
 
 
@@ -367,7 +370,7 @@ def step_report(
     lr: float,
     momentum: float = 0.0,
     hvp: Hvp | None = None,
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | int | None = None,
 ) -> StepReport:
     r"""Try a step of gradient descent, compare it with what the second order says, and name the rates to use.
 
@@ -388,7 +391,7 @@ def step_report(
         momentum: μ in [0, 1) of the accumulating form, for ``stable_lr``. The step that is tried is a first one, which
             momentum does not change.
         hvp: ``hvp(params, v)`` gives Hv in the nesting of params; differences of gradients unless given.
-        rng: a NumPy Generator for Lanczos' start; the same start each time unless given.
+        rng: a NumPy Generator or a seed for Lanczos' start; the same start each time unless given.
 
     Returns:
         A `StepReport`.
@@ -415,7 +418,7 @@ def step_report(
     with Objective(loss_and_grad, params) as objective:
         operator = Operator(objective, hvp)
         loss, g = objective.finite(operator.x, "at w")
-        found = extremes(operator, tol=_lanczos_tol(operator, CURVATURE_TOL), rng=rng)
+        found = extremes(operator, least_tol=_lanczos_tol(CURVATURE_TOL), rng=rng)
         smallest, largest, errors, tau = _ends(found)
         norm = length(g)
         along, doubt = math.nan, 0.0
@@ -448,6 +451,7 @@ def step_report(
     advice = _advice(report, momentum, tau, 64 * objective.roundoff * max(abs(loss), abs(loss + measured)))
     message = (
         f"a step of {lr:g} changes the loss by {measured:.4g}, the second order says {predicted:.4g}; {found.message}"
+        + objective.precision.message
     )
     return replace(report, advice=advice, message="\n- ".join([message, *advice]))
 
@@ -501,7 +505,7 @@ def sharpness(
     directions: int = 3,
     filter_axis: int = -1,
     hvp: Hvp | None = None,
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | int | None = None,
 ) -> Sharpness:
     r"""Tell how sharp a minimum is: the largest eigenvalue, and the loss along random filter-normalised directions.
 
@@ -519,7 +523,7 @@ def sharpness(
         directions: how many, at least 1.
         filter_axis: −1, the last, as of the (n_in, n_out) weights of `ravine.nn`; 0 for weights of (n_out, n_in, …).
         hvp: ``hvp(params, v)`` gives Hv in the nesting of params; differences of gradients unless given.
-        rng: a NumPy Generator for the directions; the same ones each time unless given.
+        rng: a NumPy Generator or a seed for the directions; the same ones each time unless given.
 
     Returns:
         A `Sharpness`.
@@ -561,7 +565,8 @@ def sharpness(
         losses,
         loss,
         f"largest eigenvalue {largest:.4g} (±{errors[1]:.2g}); at {t[abs(t).argmax()]:g} of the filters' lengths the "
-        f"loss goes from {loss:.4g} to {furthest.mean():.4g}, the mean over {directions} directions",
+        f"loss goes from {loss:.4g} to {furthest.mean():.4g}, the mean over {directions} directions"
+        + objective.precision.message,
     )
 
 

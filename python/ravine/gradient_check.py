@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from ravine.backends import backend_of
-from ravine.objective import Array, Leaves, LossAndGrad, Tree, check_params, gradients_like
-from ravine.trees import leaves as leaves_of
+from ravine.hessian import generator
+from ravine.objective import (
+    Array,
+    Leaves,
+    LossAndGrad,
+    Precision,
+    Tree,
+    adopt_params,
+    evaluated,
+    holds_float32,
+)
 
 __all__ = ["GradientCheck", "check_gradient"]
 
@@ -21,6 +30,7 @@ ROUNDING = 64.0
 #: The order is a limit for ε → 0: errors at larger ε would only blur it.
 FITTED = 3
 _LEAST_ORDER = {"one_sided": 1.5, "central": 2.2}
+_FLOAT32 = 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,10 @@ class GradientCheck:
         errors: the error at each ε.
         epsilons: the lengths ε of the step, falling.
         floor: errors up to here are rounding.
+        slope: ⟨J, Δ⟩/ε, the derivative along the direction as the gradient has it.
+        smallest_error: the smallest error of the slope, of either sign, that would have failed this check; inf if none.
+            Of a wrong gradient, what the floor alone would let pass.
+        smallest_relative_error: the same in units of the slope: a gradient that is wrong by this factor is just seen.
         message: the verdict in words; names the parameters that are wrong, and kinks.
     """
 
@@ -41,6 +55,9 @@ class GradientCheck:
     errors: tuple[float, ...]
     epsilons: tuple[float, ...]
     floor: float
+    slope: float
+    smallest_error: float
+    smallest_relative_error: float
     message: str
 
     def __bool__(self) -> bool:
@@ -52,7 +69,7 @@ def check_gradient(
     params: Tree,
     *,
     method: Literal["central", "one_sided"] = "central",
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | int | None = None,
     epsilons: Sequence[float] = EPSILONS,
     rounding: float = ROUNDING,
 ) -> GradientCheck:
@@ -70,16 +87,23 @@ def check_gradient(
     itself counts as a slope too: so a kink at some distance, as of ReLU, does not fail a right gradient, and is
     reported.
 
+    An error e of the gradient shows as ⟨e, Δ⟩/ε, which is about ‖e‖/√n of n elements. The smallest that is seen is the
+    floor over the second longest ε, or more where truncation hides it: the result's ``smallest_error`` is that of these
+    very losses.
+
     Args:
         loss_and_grad: a function of ``params`` that gives (loss, gradients in the nesting of params). It must give the
             same loss for the same parameters: fix its random numbers.
-        params: array, or any nesting of dict, list and tuple of arrays (NumPy or CuPy); changed in place during the
-            check and restored bit for bit, also if an error is raised.
+        params: array, or any nesting of dict, list and tuple of arrays (NumPy, CuPy, or another library's that share
+            their memory, as torch's tensors do); changed in place during the check and restored bit for bit, also if an
+            error is raised.
         method: ``"central"``, the sharper test, or ``"one_sided"``.
-        rng: a NumPy Generator for the direction; the same direction each time unless given.
+        rng: a NumPy Generator or a seed for the direction; the same direction each time unless given.
         epsilons: lengths of Δ over all parameters together, at least two.
-        rounding: C of the floor C·u·max(|L| + Σ|Jᵢwᵢ|), u the unit roundoff of the coarsest parameter. The sum is what
-            rounding w alone does to the loss; it matters where large terms cancel in L.
+        rounding: C of the floor C·u·max(|L| + Σ|Jᵢwᵢ|), u half an ulp of 1 in the coarsest dtype of parameters,
+            gradients and loss. The sum is what rounding w alone does to the loss; it matters where large terms cancel.
+            Where losses that are Python's floats, or float64 gradients, hold nothing but float32's numbers as they
+            change, they were computed in float32, and count as such.
 
     Returns:
         A `GradientCheck`, which is true if the gradient passed.
@@ -90,21 +114,22 @@ def check_gradient(
         ValueError: gradients of another nesting or shape, a loss or gradient that is not finite, a loss that differs
             between two calls with the same parameters, or an argument out of range.
 
-    float64 is recommended: in float32 the floor hides all but gross mistakes, and kinks lie denser than steps can be
-    short. Where parameters are far smaller than 0.1, pass smaller epsilons.
+    float64 is recommended: in float32 the floor hides more, and kinks lie denser than steps can be short. JAX computes
+    in float32, whatever the parameters are, unless ``jax_enable_x64`` is set; the message says so. Where parameters are
+    far smaller than 0.1, pass smaller epsilons.
 
     >>> w = np.array([1.0, 2.0])
-    >>> bool(rv.check_gradient(lambda w: ((w**4).sum(), 4 * w**3), w))
-    True
+    >>> check = rv.check_gradient(lambda w: ((w**4).sum(), 4 * w**3), w)
+    >>> bool(check), check.smallest_relative_error < 1e-7
+    (True, True)
     >>> print(rv.check_gradient(lambda w: ((w**4).sum(), 3 * w**3), w).message)
     wrong gradient: the error falls with order 1.00 in ε, expected more than 2.2; wrong in params
     """
     steps = _epsilons(epsilons)
     if method not in _LEAST_ORDER:
         raise ValueError(f"method: expected 'central' or 'one_sided', got {method!r}")
-    leaves = leaves_of(params)
-    check_params(leaves)
-    rng = np.random.default_rng(0) if rng is None else rng
+    leaves = adopt_params(params)
+    rng = generator(0 if rng is None else rng)
     direction = [backend_of(array).put(rng.standard_normal(array.shape)) for array in leaves.values()]
     line = _Line(loss_and_grad, params, leaves, rounding)
     try:
@@ -128,7 +153,9 @@ class _Line:
     def __init__(self, function: LossAndGrad, params: Tree, leaves: Leaves, rounding: float) -> None:
         self.function, self.params, self.leaves = function, params, leaves
         self.saved = [array.copy() for array in leaves.values()]
-        self.rounding = rounding * max(float(np.finfo(array.dtype).eps) / 2 for array in leaves.values())
+        self.precision, self.rounding = Precision(leaves), rounding
+        self.losses: set[float] = set()
+        self.held: list[bool] = []
 
     def restore(self) -> None:
         for array, saved in zip(self.leaves.values(), self.saved, strict=True):
@@ -138,55 +165,133 @@ class _Line:
         """Take L(w) and J, and make sure that a second call agrees."""
         self.loss, self.gradient, self.size = self.evaluate("w")
         again, _, _ = self.evaluate("w, the second time")
-        if abs(again - self.loss) > self.rounding * self.size:
+        unit = max(self.precision.unit, _FLOAT32 if holds_float32(np.array([self.loss, again])) else 0.0)
+        if abs(again - self.loss) > self.rounding * unit * sum(self.size):
             raise ValueError(
                 f"loss_and_grad: expected one loss for the same parameters, got {self.loss!r} and {again!r}; "
                 "fix its random numbers"
             )
 
-    def evaluate(self, where: str) -> tuple[float, list[Array], float]:
-        """Give L, J in float64, and |L| + Σ|Jᵢwᵢ|, which scales the rounding, where the parameters are now."""
-        value, tree = self.function(self.params)
-        loss = float(value)
+    def evaluate(self, where: str) -> tuple[float, list[Array], tuple[float, float]]:
+        """Give L, J in float64, and |L| and Σ|Jᵢwᵢ|, which scale the rounding, where the parameters are now."""
+        loss, gradient = evaluated(self.function(self.params), self.leaves, self.precision)
         if not math.isfinite(loss):
             raise ValueError(f"loss_and_grad: expected a finite loss, got {loss} at {where}; try smaller epsilons")
-        gradient, size = gradients_like(self.leaves, tree), abs(loss)
+        self.losses.add(loss)
+        terms = 0.0
         for g, (name, array) in zip(gradient, self.leaves.items(), strict=True):
             if not bool(np.isfinite(g).all()):
                 raise ValueError(f"loss_and_grad: expected finite gradients, got others in {name} at {where}")
-            size += float(abs(g * array).sum())
-        return loss, gradient, size
+            terms += float(abs(g * array).sum())
+        return loss, gradient, (abs(loss), terms)
 
-    def move(self, unit: list[Array], distance: float) -> tuple[float, float]:
-        """Go to w + distance·unit; give L there, and the size that scales its rounding."""
+    def move(self, unit: list[Array], distance: float) -> tuple[float, tuple[float, float]]:
+        """Go to w + distance·unit; give L there, and what scales its rounding."""
         for array, saved, u in zip(self.leaves.values(), self.saved, unit, strict=True):
             array[...] = saved + distance * u
-        loss, _, size = self.evaluate(f"distance {abs(distance):g} from w")
+        loss, gradient, size = self.evaluate(f"distance {abs(distance):g} from w")
+        if self.precision.unit < _FLOAT32:
+            changed = [g[g != before] for g, before in zip(gradient, self.gradient, strict=True)]
+            self.held += [holds_float32(g) for g in changed if g.size]
         return loss, size
+
+    def look_closer(self, size: float) -> None:
+        """Take note of losses and gradients that were computed in float32, whatever their type."""
+        if self.precision.unit >= _FLOAT32:
+            return
+        if self.held and all(self.held):
+            self.precision.take("gradients", _FLOAT32)
+        losses = np.array(sorted(self.losses))
+        # Where large terms cancel, float64 leaves few digits, too: of the order of its own roundoff in the terms, 2⁻⁵³.
+        coarse = math.ldexp(1.0, math.frexp(size)[1] - 45)
+        if len(losses) > 3 and holds_float32(losses) and not (losses % coarse).any():
+            self.precision.take("loss", _FLOAT32)
 
     def check(self, direction: list[Array], steps: tuple[float, ...], method: str) -> GradientCheck:
         length = math.sqrt(sum(float((d * d).sum()) for d in direction))
         unit = [d / length for d in direction]
         slope = sum(float((g * u).sum()) for g, u in zip(self.gradient, unit, strict=True))
-        errors, bends, changes, sizes = [], [], [], [self.size]
+        residuals, bends, changes, sizes = [], [], [], [self.size]
         for epsilon in steps:
             (up, size_up), (down, size_down) = self.move(unit, epsilon), self.move(unit, -epsilon)
             change = 0.5 * (up - down) if method == "central" else up - self.loss
-            errors.append(abs(change - epsilon * slope))
+            residuals.append(change - epsilon * slope)
             bends.append(abs((up - self.loss) + (down - self.loss)))
             changes += [abs(up - self.loss), abs(epsilon * slope)]
             sizes += [size_up, size_down]
-        floor = max(self.rounding * max(sizes), float(np.finfo(np.float64).tiny))
+        self.look_closer(max(map(sum, sizes)))
+
+        def floor_of(factor: float) -> float:
+            """Return the floor if the gradient were longer by this factor."""
+            largest = max(loss + factor * terms for loss, terms in sizes)
+            return max(self.rounding * self.precision.unit * largest, float(np.finfo(np.float64).tiny))
+
+        floor, errors = floor_of(1.0), [abs(residual) for residual in residuals]
         order, least = _order(steps, errors, floor), _LEAST_ORDER[method]
+        # What else a wrong gradient's residuals hold cannot be told from its error: the floor alone is left.
+        left = residuals if order > least else [0.0] * len(steps)
+        smallest = _smallest_error(steps, left, abs(slope), floor_of, least)
+        relative = smallest / abs(slope) if slope else math.inf
         if order == math.inf:
             message = "right gradient: the errors are at the rounding floor"
-            if max(changes) <= floor:
-                message += ", but so are all changes of the loss, which says little"
         elif order > least:
             message = f"right gradient: the error falls with order {order:.2f} in ε"
         else:
             message = f"wrong gradient: the error falls with order {order:.2f} in ε, expected more than {least}"
-        return GradientCheck(order > least, order, tuple(errors), steps, floor, message + _kink(steps, bends, floor))
+        if order > least:
+            if order == math.inf and max(changes) <= floor:
+                message += ", but so are all changes of the loss, which says little"
+            if smallest == math.inf:
+                message += (
+                    "; no error of the slope would have been seen: pass longer epsilons, or compute in a finer dtype"
+                )
+            else:
+                message += f"; an error of the slope is seen from {smallest:.2g} on, {relative:.2g} of it"
+        return GradientCheck(
+            order > least,
+            order,
+            tuple(errors),
+            steps,
+            floor,
+            slope,
+            smallest,
+            relative,
+            message + self.precision.message + _kink(steps, bends, floor),
+        )
+
+
+def _smallest_error(
+    steps: Sequence[float],
+    residuals: Sequence[float],
+    slope: float,
+    floor_of: Callable[[float], float],
+    least: float,
+) -> float:
+    """Return the smallest error of the slope from which on, of either sign, the check fails; inf if none would be seen.
+
+    An error δ adds εδ to what was measured, which is truncation and rounding; and it lengthens the gradient that scales
+    the floor.
+    """
+
+    def seen(error: float) -> bool:
+        floor = floor_of(1 + error / slope if slope else 1.0)
+        return all(
+            _order(steps, [abs(r + sign * e * error) for r, e in zip(residuals, steps, strict=True)], floor) <= least
+            for sign in (-1, 1)
+        )
+
+    # Two errors above the floor are needed; truncation may hide more.
+    base = floor_of(1.0) / steps[1]
+    high = base * 2.0**40
+    if not seen(high):
+        return math.inf
+    while high > base / 4 and seen(high / 2):
+        high /= 2
+    low = high / 2
+    for _ in range(6):
+        middle = (low + high) / 2
+        low, high = (low, middle) if seen(middle) else (middle, high)
+    return high
 
 
 def _order(steps: Sequence[float], errors: Sequence[float], floor: float) -> float:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from ravine.objective import Array, LossAndGrad, Objective, Tree, scipy
+from ravine.objective import Array, LossAndGrad, Objective, Tree, holds_float32, rounding_unit, scipy
 from ravine.trees import to_host
 
 __all__ = [
@@ -33,6 +33,7 @@ Host: TypeAlias = np.ndarray[Any, Any]
 
 #: Up to here the matrix of all products costs little more than ARPACK's first twenty, and misses no eigenvalue.
 DENSE = 32
+_FLOAT32 = 2.0**-24
 #: Products for an estimate of max|λ|, which needs no accuracy.
 _RADIUS_STEPS = 16
 _FALLBACK_STEPS = 64
@@ -103,10 +104,12 @@ def hvp(loss_and_grad: LossAndGrad, params: Tree, v: Tree) -> Tree:
     .. math:: H v \approx \frac{g(w + h v) - g(w - h v)}{2 h}, \qquad
         h = \frac{u^{1/3}}{4 \lVert v / \max(1, |w|) \rVert}
 
-    u is the unit roundoff of the coarsest parameter: 1.1e-16 for float64, 6e-8 for float32. Where g is smooth the error
-    is about u^(2/3) of ‖H‖ and of max(1, ‖w‖): u^(2/3) is 2e-11 for float64, 2e-5 for float32, 6e-3 for float16.
-    Moved parameters are rounded to their dtype: the difference is the product with the step as it was stored, and what
-    rounding left out of v is made up by another.
+    u is the unit roundoff of the coarsest dtype of parameters, gradients and loss: 1.1e-16 for float64, 6e-8 for
+    float32, also where float64 parameters get float32 gradients, as JAX gives them. float64 gradients whose changes are
+    all float32's numbers were computed in float32, and count as such. Where g is smooth the error is about u^(2/3) of
+    ‖H‖ and of max(1, ‖w‖): u^(2/3) is 2e-11 for float64, 2e-5 for float32, 6e-3 for float16. Moved parameters are
+    rounded to that dtype: the difference is the product with the step as it was stored, and what rounding left out of v
+    is made up by another.
 
     Args:
         loss_and_grad: a function of ``params`` that gives (loss, gradients in the nesting of params).
@@ -139,7 +142,7 @@ def extreme_eigenvalues(
     tol: float | None = None,
     max_iterations: int | None = None,
     hvp: Hvp | None = None,
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | int | None = None,
 ) -> Eigenvalues:
     r"""Find the k smallest and the k largest eigenvalues of the Hessian, with their vectors.
 
@@ -157,7 +160,7 @@ def extreme_eigenvalues(
         tol: where ARPACK stops, its residual relative to max|λ|; 1e-6 or u^(2/3) unless given, whichever is larger.
         max_iterations: ARPACK's restarts at each end; its own limit, 10 per parameter, unless given.
         hvp: ``hvp(params, v)`` gives Hv in the nesting of params; differences of gradients unless given.
-        rng: a NumPy Generator for the start; the same start each time unless given.
+        rng: a NumPy Generator or a seed for the start; the same start each time unless given.
 
     Returns:
         An `Eigenvalues`. If ARPACK did not converge: the best of a short Lanczos run, with ``converged`` False and
@@ -182,7 +185,8 @@ def extreme_eigenvalues(
     if max_iterations is not None:
         _at_least("max_iterations", max_iterations, 1)
     with Objective(loss_and_grad, params) as objective:
-        return extremes(Operator(objective, hvp), k, tol, max_iterations, rng)
+        found = extremes(Operator(objective, hvp), k, tol, max_iterations, rng)
+        return replace(found, message=found.message + objective.precision.message)
 
 
 def spectrum_density(
@@ -194,7 +198,7 @@ def spectrum_density(
     points: int = 1024,
     sigma: float | None = None,
     hvp: Hvp | None = None,
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | int | None = None,
 ) -> SpectrumDensity:
     r"""Estimate the density of the Hessian's eigenvalues, by stochastic Lanczos quadrature.
 
@@ -213,7 +217,7 @@ def spectrum_density(
         points: of the grid, at least 2. It reaches six σ beyond the nodes; its step should be below σ.
         sigma: σ > 0; a hundredth of max|λ| unless given.
         hvp: ``hvp(params, v)`` gives Hv in the nesting of params; differences of gradients unless given.
-        rng: a NumPy Generator for the vectors; the same ones each time unless given.
+        rng: a NumPy Generator or a seed for the vectors; the same ones each time unless given.
 
     Returns:
         A `SpectrumDensity`; NumPy arrays.
@@ -264,7 +268,7 @@ def trace(
     *,
     probes: int = 32,
     hvp: Hvp | None = None,
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | int | None = None,
 ) -> TraceEstimate:
     r"""Estimate the Hessian's trace, the sum of its eigenvalues, from products with random signs.
 
@@ -276,7 +280,7 @@ def trace(
         params: array, or any nesting of dict, list and tuple of arrays (NumPy or CuPy); restored bit for bit.
         probes: how many random vectors, at least 2. The standard error falls as 1/√probes.
         hvp: ``hvp(params, v)`` gives Hv in the nesting of params; differences of gradients unless given.
-        rng: a NumPy Generator for the vectors; the same ones each time unless given.
+        rng: a NumPy Generator or a seed for the vectors; the same ones each time unless given.
 
     Returns:
         A `TraceEstimate`. The standard error covers the choice of vectors, not the error of the products.
@@ -319,6 +323,7 @@ class Operator:
         self._gradient = gradient or (lambda x, where: objective.finite(x, where)[1])
         self.x = objective.point() if x is None else x
         self._scale = objective.xp.maximum(abs(self.x), 1.0)
+        self._unit = rounding_unit(objective.leaves)
         #: The largest ‖g(w ± hv)‖/(h‖v‖) seen: a curvature can be read off down to a small share of it.
         self.secant = 0.0
 
@@ -356,20 +361,42 @@ class Operator:
             product = self.objective.vector(tree, "hvp: products") / factor
             if not bool(self.objective.xp.isfinite(product).all()):
                 raise ValueError("hvp: expected finite products, got others")
+            self.objective.precision.see("products", tree)
             return product, self.objective.roundoff * length(product)
-        # What rounding to float16 or float32 left out of the step is a vector like any other. Mostly it is negligible;
-        # where small moves of large parameters were lost, its own step is longer.
-        left, total, rounding = v, 0 * v, 0.0
-        for _ in range(3):
-            product, moved, noise = self._difference(left, factor)
-            total, rounding, left = total + product, rounding + noise, left - moved
-            # Infinite: the parameters' dtype has overflown.
-            if not math.sqrt(self.objective.roundoff) * length(v) < length(left) < math.inf:
-                break
-        return total, rounding
+        precision = self.objective.precision
+        unit, before = precision.unit, self.secant
+        product, rounding, told = self._differences(v, factor, unit)
+        # The gradients have shown to be coarser than was known: the step was too short for them.
+        while precision.unit > unit:
+            unit, self.secant = precision.unit, before
+            product, rounding, told = self._differences(v, factor, unit)
+        if unit < _FLOAT32 and told:
+            # float64 gradients that hold float32's numbers, of which a longer step has the last word.
+            secant, self.secant = self.secant, before
+            product_of_float32, rounding_of_float32, told = self._differences(v, factor, _FLOAT32)
+            if told:
+                precision.take("gradients", _FLOAT32)
+                return product_of_float32, rounding_of_float32
+            self.secant = secant
+        return product, rounding
 
-    def _difference(self, v: Array, factor: float) -> tuple[Array, Array, float]:
-        """Return the product with s, s ≈ v being how the parameters moved, per h; s; and the roundoff of g in it.
+    def _differences(self, v: Array, factor: float, unit: float) -> tuple[Array, float, bool]:
+        """Return Hv, the roundoff of g in it, and whether what changed in g are numbers of float32.
+
+        What rounding to a coarser dtype left out of the step is a vector like any other. Mostly it is negligible; where
+        small moves of large parameters were lost, its own step is longer.
+        """
+        left, total, rounding, short = v, 0 * v, 0.0, True
+        for _ in range(3):
+            product, moved, noise, told = self._difference(left, factor, unit)
+            total, rounding, left, short = total + product, rounding + noise, left - moved, short and told
+            # Infinite: the parameters' dtype has overflown.
+            if not math.sqrt(unit) * length(v) < length(left) < math.inf:
+                break
+        return total, rounding, short
+
+    def _difference(self, v: Array, factor: float, unit: float) -> tuple[Array, Array, float, bool]:
+        """Return the product with s, s ≈ v being how the parameters moved, per h; s; and what `_differences` returns.
 
         The error of rounding is about u/(h‖v‖), that of curvature that varies h²‖v‖²: both are of order u^(2/3) if the
         step is of order u^(1/3). Elements count relative to their size, or to 1 if they are smaller. All of them
@@ -378,16 +405,31 @@ class Operator:
         parameters: there the two errors are about equal, in float32; on the smaller one in float16, too.
         """
         objective = self.objective
-        h = factor * objective.roundoff ** (1 / 3) / (4 * length(v / self._scale))
+        h = factor * unit ** (1 / 3) / (4 * length(v / self._scale))
         norm = length(v)
         places, gradients = [], []
         for sign, where in ((1, "w + h·v"), (-1, "w - h·v")):
-            gradients.append(self._gradient(self.x + sign * h * v, f"at {where}, h·|v| = {h * norm:.2g}"))
+            # A function that computes in float32 rounds finer parameters first: they go where it would take them.
+            place = self.x + sign * h * v
+            place = _rounded(place, unit) if unit > self._unit else place
+            gradients.append(self._gradient(place, f"at {where}, h·|v| = {h * norm:.2g}"))
             places.append(objective.point())
         step = (places[0] - places[1]) / 2
         secant = max(length(g) for g in gradients) / h
         self.secant = max(self.secant, secant / norm)
-        return (gradients[0] - gradients[1]) / (2 * h), step / h, objective.roundoff * secant
+        told = False
+        if self._unit < _FLOAT32:
+            changed = gradients[0] != gradients[1]
+            told = holds_float32(objective.xp.concatenate([g[changed] for g in gradients]))
+        return (gradients[0] - gradients[1]) / (2 * h), step / h, unit * secant, told
+
+
+def _rounded(x: Array, unit: float) -> Array:
+    dtype = {_FLOAT32: np.float32, 2.0**-11: np.float16}.get(unit)
+    if dtype is None:
+        return x
+    with np.errstate(over="ignore"):
+        return x.astype(dtype).astype(np.float64)
 
 
 def extremes(
@@ -395,26 +437,27 @@ def extremes(
     k: int = 1,
     tol: float | None = None,
     max_iterations: int | None = None,
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | int | None = None,
+    least_tol: float = 1e-6,
 ) -> Eigenvalues:
-    """Do what `extreme_eigenvalues` does, for an operator."""
+    """Do what `extreme_eigenvalues` does, for an operator; tol is least_tol, or what products carry, unless given."""
     objective = operator.objective
     n, before = objective.size, objective.evaluations
     rng = generator(rng)
-    tol = max(1e-6, objective.roundoff ** (2 / 3)) if tol is None else tol
     converged, complete = True, 2 * k >= n or n <= DENSE
     if complete:
         vectors = _dense(operator)
         if n > 2 * k:
             vectors = [*vectors[:k], *vectors[-k:]]
     else:
-        vectors, converged = _arpack(operator, k, tol, max_iterations, rng)
+        vectors, converged = _arpack(operator, k, tol, least_tol, max_iterations, rng)
     found = []
     for v in vectors:
         product = operator(v)
         value = float(v @ product)
         found.append((value, length(product - value * v), operator.error(v), v))
     found.sort(key=lambda pair: pair[0])
+    tol = max(least_tol, objective.roundoff ** (2 / 3)) if tol is None else tol
     values, residuals, errors = (np.array([pair[i] for pair in found]) for i in range(3))
     # As far as the products allow is far enough, whatever ARPACK says.
     converged = converged or bool((residuals <= np.maximum(errors, tol * abs(values).max())).all())
@@ -444,13 +487,20 @@ def _dense(operator: Operator) -> list[Array]:
 
 
 def _arpack(
-    operator: Operator, k: int, tol: float, max_iterations: int | None, rng: np.random.Generator
+    operator: Operator,
+    k: int,
+    tol: float | None,
+    least_tol: float,
+    max_iterations: int | None,
+    rng: np.random.Generator,
 ) -> tuple[list[Array], bool]:
     """Return eigenvectors of the k smallest and the k largest eigenvalues, and whether ARPACK converged."""
     linalg, objective = scipy("sparse.linalg"), operator.objective
     start = rng.standard_normal(objective.size)
     diagonal, beside, _ = lanczos(operator, objective.put(start), _RADIUS_STEPS)
     radius = float(abs(_ritz(diagonal, beside)[0]).max())
+    # Only now: how coarse the gradients are, the first products have shown.
+    tol = max(least_tol, objective.roundoff ** (2 / 3)) if tol is None else tol
     vectors: list[Array] = []
     try:
         # scipy's, on the host, also for CuPy: one path, the same numbers, and moving a vector is little beside the two
@@ -504,12 +554,24 @@ def _ritz(diagonal: Host, beside: Host) -> tuple[Host, Host]:
     return values, vectors
 
 
-def generator(rng: np.random.Generator | None) -> np.random.Generator:
-    """Return rng, or the one that is taken unless given.
+def generator(rng: np.random.Generator | int | None) -> np.random.Generator:
+    """Return rng, the Generator of that seed, or the one that is taken unless given.
 
     Not that of seed 0: many parameters were drawn from it, and the directions would be those parameters once more.
+
+    Raises:
+        TypeError: neither a Generator nor a seed.
+        ValueError: a seed below 0.
     """
-    return np.random.default_rng(0x7261766E65) if rng is None else rng
+    if isinstance(rng, np.random.Generator):
+        return rng
+    if isinstance(rng, bool) or not (rng is None or isinstance(rng, int | np.integer)):
+        raise TypeError(
+            f"rng: expected a numpy.random.Generator or a seed, got {type(rng).__name__}; pass np.random.default_rng(0)"
+        )
+    if rng is not None and rng < 0:
+        raise ValueError(f"rng: expected a seed of at least 0, got {rng}")
+    return np.random.default_rng(0x7261766E65 if rng is None else rng)
 
 
 def length(v: Array) -> float:

@@ -55,7 +55,7 @@ def noise_scale(
     batch_sizes: Sequence[int] | None = None,
     repeats: int = 16,
     replace: bool = False,
-    rng: np.random.Generator | None = None,
+    rng: np.random.Generator | int | None = None,
 ) -> NoiseScale:
     r"""Measure how the gradient's variance falls with the batch size S, and suggest a batch.
 
@@ -79,7 +79,7 @@ def noise_scale(
         batch_sizes: at least two, in [1, N]; five from about N/256 to N/4 unless given.
         repeats: batches of each size, at least 2.
         replace: draw each batch with replacement, or without, as `ravine.data.minibatches` does.
-        rng: a NumPy Generator for the batches; the same ones each time unless given.
+        rng: a NumPy Generator or a seed for the batches; the same ones each time unless given.
 
     Returns:
         A `NoiseScale`; its ``scale`` is NaN if tr Σ or ‖G‖² came out as zero or less, which more repeats may cure.

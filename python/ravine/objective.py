@@ -10,16 +10,21 @@ from typing import Any, Self, TypeAlias
 import numpy as np
 
 from ravine import trees
-from ravine.backends import array_module, backend_of
+from ravine.backends import array_module, backend_of, foreign, is_array
 
 __all__ = [
     "Array",
     "Leaves",
     "LossAndGrad",
     "Objective",
+    "Precision",
     "Tree",
-    "check_params",
+    "adopt_params",
+    "evaluated",
     "gradients_like",
+    "holds_float32",
+    "loss_of",
+    "readable",
     "rounding_unit",
     "scipy",
 ]
@@ -45,13 +50,14 @@ class Objective:
 
     Args:
         function: ``loss_and_grad(params)`` gives (loss, gradients in the nesting of params).
-        params: any nesting of writable float arrays, all NumPy's or all CuPy's.
+        params: any nesting of writable float arrays, all NumPy's or all CuPy's, or another library's that share their
+            memory, as torch's tensors do. The function gets these very objects.
 
     Attributes:
-        leaves: the arrays by their dotted names.
+        leaves: the arrays by their dotted names, NumPy's or CuPy's.
         xp: their array library; vectors are arrays of it.
         size: how many elements they have in all.
-        roundoff: half an ulp of 1 in the coarsest of their dtypes.
+        precision: the coarsest dtype of parameters, and of losses and gradients seen so far.
         evaluations: how often the function was called.
 
     Raises:
@@ -59,15 +65,14 @@ class Objective:
     """
 
     def __init__(self, function: LossAndGrad, params: Tree) -> None:
-        self.function, self.params, self.leaves = function, params, trees.leaves(params)
-        check_params(self.leaves)
+        self.function, self.params, self.leaves = function, params, adopt_params(params)
+        self.precision = Precision(self.leaves)
         first = next(iter(self.leaves.values()))
         self.xp, self._backend = array_module(first), backend_of(first)
         for name, array in self.leaves.items():
             if backend_of(array) is not self._backend:
                 raise TypeError(f"{name}: expected an array on one device with the others; see ravine.to_device")
         self.size = sum(array.size for array in self.leaves.values())
-        self.roundoff = rounding_unit(self.params)
         self.evaluations = 0
         self._saved = [array.copy() for array in self.leaves.values()]
 
@@ -77,6 +82,11 @@ class Objective:
     def __exit__(self, *exception: object) -> None:
         for array, saved in zip(self.leaves.values(), self._saved, strict=True):
             array[...] = saved
+
+    @property
+    def roundoff(self) -> float:
+        """Half an ulp of 1 in the coarsest dtype: of parameters, and of losses and gradients seen so far."""
+        return self.precision.unit
 
     def point(self) -> Array:
         """Return where the parameters are now."""
@@ -97,15 +107,15 @@ class Objective:
         """
         self.move(x)
         self.evaluations += 1
-        loss, tree = self.function(self.params)
-        return float(loss), self.vector(tree)
+        loss, gradients = evaluated(self.function(self.params), self.leaves, self.precision)
+        return loss, self._flat(gradients)
 
     def loss(self, x: Array) -> float:
         """Return the loss at x, of a function that gives it alone or with gradients; the parameters stay there."""
         self.move(x)
         self.evaluations += 1
         result = self.function(self.params)
-        return float(result[0] if isinstance(result, tuple) else result)
+        return loss_of(result[0] if isinstance(result, tuple) else result)
 
     def finite(self, x: Array, where: str) -> tuple[float, Array]:
         """Return what `evaluate` does.
@@ -149,32 +159,119 @@ class Objective:
         return parts
 
 
-def check_params(leaves: Leaves) -> None:
-    """Make sure that all are float arrays of one library that can be changed in place.
+class Precision:
+    """The coarsest dtype of parameters, losses and gradients: what is computed from them is no better than that.
+
+    Attributes:
+        unit: u, half an ulp of 1 in that dtype.
+    """
+
+    def __init__(self, leaves: Leaves) -> None:
+        self.unit = self._own = rounding_unit(leaves)
+        self._coarser: dict[str, str] = {}
+
+    def see(self, what: str, nesting: Any) -> None:
+        """Take note of the dtypes in a nesting."""
+        for leaf in trees.leaves(nesting).values():
+            if rounding_unit(leaf) > self._own:
+                self.take(what, rounding_unit(leaf), _dtype_name(leaf))
+
+    def take(self, what: str, unit: float, dtype: str = "float32") -> None:
+        """Take note that something is as coarse as this, whatever its dtype says."""
+        if unit >= self.unit:
+            self.unit = unit
+            self._coarser[what] = dtype
+
+    @property
+    def message(self) -> str:
+        """Which are coarser than the parameters, to be added to a message; nothing if none is."""
+        if not self._coarser:
+            return ""
+        said = ", ".join(f"{what} in {dtype}" for what, dtype in self._coarser.items())
+        return f"; computed more coarsely than the parameters ({said}), whose rounding counts"
+
+
+def adopt_params(params: Tree) -> Leaves:
+    """Return the parameters by their names as NumPy's or CuPy's arrays over their memory.
 
     Raises:
-        TypeError, ValueError: the first that is not, by its name.
+        TypeError, ValueError: the first that is no float array, or that cannot be changed in place, by its name.
     """
+    given = trees.leaves(params)
+    leaves = {name: foreign.adopt(leaf, name, True) for name, leaf in given.items()}
     for name, array in leaves.items():
         dtype = getattr(array, "dtype", None)
-        if dtype is None or dtype.kind != "f" or dtype.itemsize > 8:
-            got = type(array).__name__ if dtype is None else dtype.name
-            raise TypeError(f"{name}: expected an array of float64, float32 or float16, got {got}")
+        if dtype is None or not is_array(array) or dtype.kind != "f" or dtype.itemsize > 8:
+            got, cure = type(array).__name__, "np.array(x, np.float64)"
+            if dtype is not None and is_array(array):
+                got, cure = dtype.name, "x.astype(np.float32)"
+                if dtype.kind == "c":
+                    cure = "its real view, x.view(x.real.dtype), and its gradient's"
+            raise TypeError(f"{name}: expected an array of float64, float32 or float16, got {got}; pass {cure}")
         if not getattr(array.flags, "writeable", True):
             raise TypeError(f"{name}: expected a writable array, got a read-only one; pass a copy")
     if not any(array.size for array in leaves.values()):
         raise ValueError("params: expected at least one element, got none")
-    if len({id(array) for array in leaves.values()}) < len(leaves):
+    if len({id(leaf) for leaf in given.values()}) < len(leaves):
         raise ValueError("params: expected every array once, got the same array under two names")
+    return leaves
+
+
+def readable(x: Any, name: str) -> Any:
+    """Return NumPy's or CuPy's array over another library's memory, to be read; Python's numbers as they are.
+
+    NumPy converts it: methods of other libraries may warn of float64, which JAX does not have by default.
+
+    Raises:
+        TypeError: one that cannot be shared, by its name.
+    """
+    array = foreign.adopt(x, name, False)
+    return array if is_array(array) or not hasattr(array, "__array__") else np.asarray(array)
+
+
+def evaluated(result: Any, leaves: Leaves, precision: Precision) -> tuple[float, list[Array]]:
+    """Return loss and gradients of what a ``loss_and_grad`` returned, and take note of their dtypes.
+
+    Raises:
+        TypeError, ValueError: another pair, or gradients unlike the parameters, named by their paths.
+    """
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        got = f"{len(result)} items" if isinstance(result, tuple | list) else f"{type(result).__name__} alone"
+        raise TypeError(f"loss_and_grad: expected (loss, gradients), got {got}; return both")
+    loss, gradients = loss_of(result[0]), gradients_like(leaves, result[1])
+    precision.see("loss", result[0])
+    precision.see("gradients", result[1])
+    return loss, gradients
+
+
+def loss_of(value: Any) -> float:
+    """Return a loss of any library as a float.
+
+    Raises:
+        TypeError: no real number, or several.
+    """
+    loss = readable(value, "loss_and_grad: loss")
+    if getattr(loss, "size", 1) != 1:
+        raise TypeError(f"loss_and_grad: expected one number as loss, got shape {loss.shape}; return its sum or mean")
+    dtype = getattr(loss, "dtype", None)
+    if isinstance(loss, complex) or (dtype is not None and dtype.kind == "c"):
+        raise TypeError("loss_and_grad: expected a real number as loss, got a complex one; return its real part")
+    try:
+        return float(loss.reshape(()) if is_array(loss) else "no number" if isinstance(loss, str | bytes) else loss)
+    except (TypeError, ValueError):
+        raise TypeError(f"loss_and_grad: expected a number as loss, got {type(value).__name__}") from None
 
 
 def gradients_like(leaves: Leaves, tree: Tree, argument: str = "loss_and_grad: gradients") -> list[Array]:
     """Copy gradients as float64, in the order of the leaves: the next call of the function may overwrite its own.
 
     Raises:
-        TypeError, ValueError: another nesting, shape or array library than the parameters'.
+        TypeError, ValueError: another nesting, shape or array library than the parameters', or no real numbers.
     """
-    found = trees.leaves(tree)
+    found = {
+        name: np.asarray(leaf) if isinstance(leaf, float | int) else readable(leaf, f"{argument}: {name}")
+        for name, leaf in trees.leaves(tree).items()
+    }
     wrong = [f"missing {name}" for name in leaves if name not in found]
     wrong += [f"unknown {name}" for name in found if name not in leaves]
     for name in leaves.keys() & found.keys():
@@ -191,6 +288,9 @@ def gradients_like(leaves: Leaves, tree: Tree, argument: str = "loss_and_grad: g
                 f"{argument}: {name}: expected an array of {library.__name__} like its parameter, got "
                 f"one of {got.__name__}; pass {cure}"
             )
+        dtype = found[name].dtype
+        if dtype.kind not in "fiu" and dtype.name != "bfloat16":
+            raise TypeError(f"{argument}: {name}: expected real numbers, got {dtype.name}")
     return [found[name].astype(np.float64) for name in leaves]
 
 
@@ -211,6 +311,12 @@ def _dtype_name(leaf: Any) -> str:
     dtype = getattr(leaf, "dtype", "float64")
     # torch's dtypes have no name but "torch.float32".
     return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+
+
+def holds_float32(x: Array) -> bool:
+    """Whether all numbers are float32's, and not all float16's: counts, signs and other short numbers do not tell."""
+    with np.errstate(over="ignore"):
+        return bool((x == x.astype(np.float32)).all()) and bool((x != x.astype(np.float16)).any())
 
 
 def scipy(name: str) -> Any:
