@@ -223,7 +223,7 @@ def line(
     """
     if (direction is None) == (to is None):
         raise ValueError("line: expected either direction or to, got " + ("neither" if to is None else "both"))
-    with Objective(loss, params) as objective:
+    with Objective(loss, params, "loss") as objective:
         start = objective.point()
         if to is None:
             unit, (low, high), label_x = objective.vector(direction, "direction"), extent or (-1.0, 1.0), "a in w + a·u"
@@ -375,7 +375,7 @@ class _Plane:
     def __init__(
         self, loss: Loss, params: Tree, directions: tuple[Tree, Tree] | None, paths: Mapping[str, Sequence[Tree]]
     ) -> None:
-        self.objective = Objective(loss, params)
+        self.objective = Objective(loss, params, "loss")
         point = self.objective.point()
         flat = {name: [self.objective.vector(w, f"paths[{name!r}]") for w in path] for name, path in paths.items()}
         self.origin, self.names = point, ("a", "b")
