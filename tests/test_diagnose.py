@@ -5,13 +5,15 @@ import math
 import re
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ravine as rv
-from tests.test_hessian import flat, like, matrix, nested, orthogonal, quadratic
+from tests.conftest import JaxLike, WithArray
+from tests.test_hessian import COARSE, flat, like, matrix, nested, orthogonal, quadratic, waves
 
 critical_point, escape_saddle = rv.diagnose.critical_point, rv.diagnose.escape_saddle
 step_report, sharpness = rv.diagnose.step_report, rv.diagnose.sharpness
@@ -727,7 +729,114 @@ def test_wrong_batches_are_named(options, words):
         noise_scale(linear_loss, {"w": np.ones(6)}, **({"data": SAMPLES} | options))
 
 
+class Labelled:
+    """A pandas Series or DataFrame, as far as rows go: ``[]`` looks up labels, ``iloc[]`` positions."""
+
+    def __init__(self, values, index):
+        self.values, self.index = np.asarray(values), list(index)
+        self.shape = self.values.shape
+
+    def __len__(self):
+        return len(self.values)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype)
+
+    def __getitem__(self, labels):
+        return self.iloc[[self.index.index(label) for label in labels]]
+
+    @property
+    def iloc(self):
+        return Positions(self)
+
+
+class Positions:
+    def __init__(self, labelled):
+        self.labelled = labelled
+
+    def __getitem__(self, places):
+        return Labelled(self.labelled.values[places], [self.labelled.index[place] for place in places])
+
+
+def series(values, index):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    return (pandas.Series if np.ndim(values) == 1 else pandas.DataFrame)(values, index=index)
+
+
+@pytest.mark.parametrize("kind", [Labelled, series])
+@pytest.mark.parametrize("index", [[5, 4, 3, 2, 1, 0], [10, 11, 12, 13, 14, 15], [0, 0, 1, 1, 2, 2], list("abcdef")])
+@pytest.mark.parametrize("replace", [False, True])
+def test_rows_with_labels_are_drawn_by_position(kind, index, replace):
+    x, drawn = np.arange(6.0), []
+
+    def loss(w, a, b, c):
+        drawn.append(np.asarray(a).tolist())
+        assert np.asarray(b).tolist() == drawn[-1]
+        assert np.asarray(c).tolist() == [[value, -value] for value in drawn[-1]]
+        return 0.0, np.array([np.asarray(a).mean()])
+
+    data = x, kind(x, index), kind(np.stack([x, -x], axis=1), index)
+    noise_scale(loss, np.ones(1), data, batch_sizes=[2, 6], repeats=8, replace=replace)
+    if not replace:
+        assert all(sorted(batch) == x.tolist() for batch in drawn if len(batch) == 6)
+    found, plain = (
+        noise_scale(lambda w, a: (0.0, np.array([np.asarray(a).mean()])), np.ones(1), d, batch_sizes=[2, 4])
+        for d in (kind(x, index), x)
+    )
+    assert found.message == plain.message
+
+
+def test_pairs_of_batches_of_pandas_are_pairs_under_its_arithmetic():
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    x, y = pandas.Series(np.arange(6.0), index=[5, 4, 3, 2, 1, 0]), pandas.Series(np.arange(6.0))
+
+    def loss(w, a, b):
+        assert (a - b).abs().max() == 0
+        return 0.0, np.array([a.mean()])
+
+    noise_scale(loss, np.ones(1), (x, y), batch_sizes=[2, 6], repeats=4)
+
+
+def test_rows_of_other_libraries_are_drawn_too():
+    data = SAMPLES.astype(np.float32)
+    found, plain = (
+        noise_scale(lambda w, x: (JaxLike(0), JaxLike(np.asarray(x).mean(axis=0))), np.ones(6), d)
+        for d in (JaxLike(data), data)
+    )
+    assert found.message == plain.message
+    assert "computed more coarsely than the parameters (loss in float32, gradients in float32)" in found.message
+    assert found.scale == pytest.approx(noise_scale(linear_loss, {"w": np.ones(6)}, SAMPLES).scale, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_rounding_is_no_noise(dtype):
+    """Gradients that all are g, but for a rounding that depends on the batch: nothing is said of their variance."""
+    rng = np.random.default_rng(0)
+    g = rng.uniform(1, 2, 500).astype(dtype)
+
+    def loss(w, x):
+        return 0.0, np.where(rng.random(500) < 0.5, g, np.nextafter(g, dtype(2)))
+
+    found = noise_scale(loss, np.ones(500), np.ones(64), batch_sizes=[2, 16])
+    assert "undetermined: the estimate of tr Σ is not above rounding" in found.message
+    assert math.isnan(found.scale)
+    assert math.isnan(found.exponent)
+    assert found.gradient_square == pytest.approx(float((g.astype(float) ** 2).sum()), rel=1e-2)
+
+
 # Layers
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [JaxLike, WithArray, memoryview, "bfloat16"])
+def test_layers_of_other_libraries_are_read(kind):
+    if kind == "bfloat16":
+        kind = lambda x: x.astype(ml_dtypes.bfloat16)  # noqa: E731 (a dtype, beside classes)
+    y = np.array([[0.0, 2.0], [0.0, 1.0]], np.float32)
+    report = activation_report({"a": kind(y)}, {"a": [kind(2 * y), None]})
+    assert report.dead.tolist() == [[0.5]]
+    assert report.rms == pytest.approx(math.sqrt(5 / 4))
+    assert report.gradient_rms == pytest.approx(math.sqrt(5))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
@@ -831,6 +940,9 @@ def test_numbers_that_are_not_finite_are_reported_with_their_time():
     "activations, options, error, words",
     [
         ([], {}, ValueError, "at least one layer"),
+        ([np.ones((2, 2))], {}, TypeError, r"activations\[0\]: expected a dict of layers by name, got ndarray"),
+        ({"a": np.ones(2)}, {"gradients": {"a": [1j]}}, TypeError, r"gradients\[0\]\['a'\]: 0: expected a float array"),
+        ({"a": np.ones(2)}, {"factor": "2"}, TypeError, "factor: expected a finite number > 1, got str"),
         ([{}], {}, ValueError, "at least one layer"),
         ([{"a": np.ones((2, 2))}, {"b": np.ones((2, 2))}], {}, ValueError, r"activations\[1\]: expected the layers"),
         ({"a": [1.0]}, {}, TypeError, r"activations\[0\]\['a'\]: expected a float array, got list"),
@@ -904,6 +1016,12 @@ def test_parameters_are_restored_bit_for_bit(call, n):
         (lambda w: (1.0, w * math.inf), np.ones(3), ValueError, "expected finite gradients, got others in params"),
         (lambda w: (1.0, w[:2]), np.ones(3), ValueError, r"params: expected shape \(3,\), got \(2,\)"),
         (lambda p: (1.0, {"b": p["a"]}), {"a": np.ones(3)}, ValueError, "missing a; unknown b"),
+        (lambda w: 1.0, np.ones(3), TypeError, r"loss_and_grad: expected \(loss, gradients\), got float alone"),
+        (lambda w: (w, w), np.ones(3), TypeError, r"loss_and_grad: expected one number as loss, got shape \(3,\)"),
+        (lambda w: (1.0, w * 1j), np.ones(3), TypeError, "params: expected real numbers, got complex128"),
+        (saddle, np.ones(3, complex), TypeError, "got complex128; pass its real view"),
+        (saddle, [1.0, 2.0], TypeError, r"0: expected an array of .*, got float; pass np.array\(x, np.float64\)"),
+        (saddle, JaxLike(np.ones(3)), ValueError, "params: a .*JaxLike that is read-only; pass a writable copy"),
         (saddle, np.ones(3, int), TypeError, "expected an array of float64, float32 or float16, got int64"),
     ],
 )
@@ -919,6 +1037,7 @@ def test_what_is_wrong_is_named(call, loss, params, error, words):
         (critical_point, {"curvature_tol": 1.0}, r"curvature_tol: expected a number in \[0, 1\)"),
         (escape_saddle, {"distance": 0.0}, "distance: expected a finite number > 0"),
         (step_report, {"lr": 0.0}, "lr: expected a finite number > 0"),
+        (step_report, {"lr": 0.1, "rng": -2}, "rng: expected a seed of at least 0"),
         (step_report, {"lr": math.nan}, "lr: expected a finite number > 0, got nan"),
         (step_report, {"lr": 0.1, "momentum": 1.0}, r"momentum: expected a number in \[0, 1\)"),
         (sharpness, {"directions": 0}, "directions: expected an integer of at least 1"),
@@ -930,6 +1049,62 @@ def test_what_is_wrong_is_named(call, loss, params, error, words):
 def test_wrong_options_are_named(call, options, words):
     with pytest.raises(ValueError, match=words):
         call(saddle, np.ones(3), **options)
+
+
+@pytest.mark.parametrize(
+    "call, options, words",
+    [
+        (critical_point, {"tol": "1"}, "tol: expected a finite number ≥ 0, got str"),
+        (critical_point, {"hvp": np.ones(3)}, "hvp: expected a function"),
+        (escape_saddle, {"distance": [1.0, 2.0]}, "distance: expected a finite number > 0, got list"),
+        (step_report, {"lr": None}, "lr: expected a finite number > 0, got NoneType"),
+        (step_report, {"lr": rv.schedules.linear(1, 0, 9)}, "lr: .*; of a schedule pass one step's value"),
+        (step_report, {"lr": 0.1, "rng": "0"}, "rng: expected a numpy.random.Generator or a seed, got str"),
+        (sharpness, {"distances": 1.0}, r"distances: expected a sequence of numbers, got float; pass \[x\]"),
+        (sharpness, {"distances": ["1"]}, r"distances\[0\]: expected a number, got str"),
+    ],
+)
+def test_options_of_another_type_are_named(call, options, words):
+    with pytest.raises(TypeError, match=words):
+        call(saddle, np.ones(3), **options)
+
+
+@pytest.mark.parametrize("call", [*CALLS.values(), rv.check_gradient, rv.hessian.trace])
+def test_a_loss_that_comes_after_the_parameters_is_noticed(call):
+    if call is CALLS["noise_scale"]:
+        call = lambda params, loss: noise_scale(params, loss, SAMPLES)  # noqa: E731 (the others are functions, too)
+    with pytest.raises(TypeError, match="loss_and_grad: expected a function, which comes before params, got ndarray"):
+        call(np.ones(3), saddle)
+
+
+# Gradients that are coarser than the parameters
+
+
+@pytest.mark.parametrize("loss", COARSE.values(), ids=COARSE)
+def test_verdicts_on_coarse_gradients_are_those_on_coarse_parameters(loss):
+    """waves has a minimum at 0, of curvatures AᵀA: the step of float64 finds none that is above its errors."""
+    w = np.zeros(8)
+    values = np.linalg.eigvalsh(waves(w)[2])
+    found = critical_point(loss, w)
+    assert found.kind == "minimum"
+    assert [found.smallest, found.largest] == pytest.approx(values[[0, -1]], rel=1e-3)
+    assert "in float32" in found.message
+    report = step_report(loss, w + 0.1, lr=0.01)
+    assert report.largest == pytest.approx(np.linalg.eigvalsh(waves(w + 0.1)[2])[-1], rel=1e-3)
+    assert "in float32" in report.message.splitlines()[0]
+    assert not any("does not hold" in advice or "climbs" in advice for advice in report.advice)
+    sharp = sharpness(loss, w)
+    assert sharp.largest == pytest.approx(values[-1], rel=1e-3)
+    assert "in float32" in sharp.message
+
+
+def test_a_saddle_is_left_by_coarse_gradients():
+    c = np.array([1.0, -1.0, 2.0])
+    w = np.zeros(3)
+    moved = escape_saddle(lambda w: tuple(map(JaxLike, ((c * w * w).sum() / 2, c * w))), w)
+    assert moved.eigenvalue == pytest.approx(-1, rel=1e-3)
+    assert moved.loss_after < moved.loss_before
+    assert "in float32" in moved.message
 
 
 @pytest.mark.parametrize("call", list(CALLS)[:4])

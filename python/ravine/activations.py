@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ravine.backends import array_module, is_array
-from ravine.objective import Array, Tree
+from ravine.objective import Array, Tree, number, readable
 from ravine.trees import leaves as leaves_of
 
 __all__ = ["ActivationReport", "LayerReport", "activation_report"]
@@ -93,7 +93,7 @@ def activation_report(
 
     Args:
         activations: each layer's output by its name, from the input to the loss; samples along the leading axes, units
-            along the last; NumPy or CuPy, any float dtype. Or a sequence of such, over time.
+            along the last; NumPy, CuPy, torch or JAX, any float dtype. Or a sequence of such, over time.
         gradients: the same names with each layer's gradients, an array or a nesting of arrays; layers may be left out.
         kind: of every layer, or of each by its name: ``"relu"``, ``"tanh"``, ``"sigmoid"``, ``"linear"``, or bounds
             (low, high). What is not given is told from the numbers: between 0 and 1, never 0: sigmoid; never negative:
@@ -121,14 +121,10 @@ def activation_report(
     >>> print(report.message)
     hidden: 50% of the units are dead (zero for all samples): lower the rate, or use leaky units
     """
-    if not 0 < saturated_slope < 1:
-        raise ValueError(f"saturated_slope: expected a number in (0, 1), got {saturated_slope}")
-    if not 0 <= share <= 1:
-        raise ValueError(f"share: expected a number in [0, 1], got {share}")
-    if not 1 < factor < math.inf:
-        raise ValueError(f"factor: expected a finite number > 1, got {factor}")
-    times = [activations] if isinstance(activations, Mapping) else list(activations)
-    names = _layers(times)
+    saturated_slope = number("saturated_slope", saturated_slope, "a number in (0, 1)", lambda x: 0 < x < 1)
+    share = number("share", share, "a number in [0, 1]", lambda x: 0 <= x <= 1)
+    factor = number("factor", factor, "a finite number > 1", lambda x: 1 < x < math.inf)
+    times, names = _layers([activations] if isinstance(activations, Mapping) else list(activations))
     kinds = _kinds(kind, times, names)
     rms, saturated, dead, gradient_rms = np.full((4, len(times), len(names)), math.nan)
     for i, layers in enumerate(times):
@@ -142,9 +138,10 @@ def activation_report(
                 saturated[i, j] = float((4 * t * (1 - t) <= saturated_slope).mean())
     for i, layers in enumerate(_gradients(gradients, len(times), names)):
         for name, tree in layers.items():
-            gradient_rms[i, names.index(name)] = _rms(
-                [g.astype(np.float64) for g in leaves_of(tree).values() if g.size]
-            )
+            arrays = [
+                _floats(g, f"gradients[{i}][{name!r}]: {leaf}") for leaf, g in leaves_of(tree).items() if g is not None
+            ]
+            gradient_rms[i, names.index(name)] = _rms([g.astype(np.float64) for g in arrays if g.size])
     given = np.flatnonzero(~np.isnan(gradient_rms[-1]))
     last = int(given[-1]) if given.size else 0
     rows = []
@@ -161,21 +158,31 @@ def activation_report(
     )
 
 
-def _layers(times: list[Mapping[str, Array]]) -> list[str]:
-    if not times or not times[0]:
+def _layers(given: list[Mapping[str, Array]]) -> tuple[list[Mapping[str, Array]], list[str]]:
+    """Return the layers as NumPy's or CuPy's arrays, and their names."""
+    for i, layers in enumerate(given):
+        if not isinstance(layers, Mapping):
+            raise TypeError(f"activations[{i}]: expected a dict of layers by name, got {type(layers).__name__}")
+    if not given or not given[0]:
         raise ValueError("activations: expected at least one layer, got none")
-    names = list(times[0])
-    for i, layers in enumerate(times):
+    names = list(given[0])
+    times: list[Mapping[str, Array]] = []
+    for i, layers in enumerate(given):
         if set(layers) != set(names):
             raise ValueError(f"activations[{i}]: expected the layers {names} as at first, got {list(layers)}")
-        for name in names:
-            y = layers[name]
-            if not is_array(y) or y.dtype.kind != "f":
-                got = y.dtype.name if is_array(y) else type(y).__name__
-                raise TypeError(f"activations[{i}][{name!r}]: expected a float array, got {got}")
+        times.append({name: _floats(layers[name], f"activations[{i}][{name!r}]") for name in names})
+        for name, y in times[-1].items():
             if y.ndim == 0 or y.size == 0:
                 raise ValueError(f"activations[{i}][{name!r}]: expected samples and units, got shape {y.shape}")
-    return names
+    return times, names
+
+
+def _floats(x: Any, name: str) -> Array:
+    y = readable(x, name)
+    if not is_array(y) or (y.dtype.kind != "f" and y.dtype.name != "bfloat16"):
+        got = y.dtype.name if is_array(y) else type(y).__name__
+        raise TypeError(f"{name}: expected a float array, got {got}; pass np.asarray(x, np.float32)")
+    return y
 
 
 def _gradients(gradients: Any, times: int, names: list[str]) -> list[Mapping[str, Tree]]:

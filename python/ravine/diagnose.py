@@ -18,7 +18,7 @@ from ravine.activations import ActivationReport, LayerReport, activation_report
 from ravine.hessian import Eigenvalues, Hvp, Operator, extremes, generator
 from ravine.noise import NoiseScale, noise_scale
 from ravine.norms import length
-from ravine.objective import Array, LossAndGrad, Objective, Tree
+from ravine.objective import Array, LossAndGrad, Objective, Tree, integer, number, numbers
 from ravine.trees import leaves as leaves_of
 
 __all__ = [
@@ -210,10 +210,9 @@ def critical_point(
     >>> print(rv.diagnose.critical_point(lambda w: (w[0] ** 2 - w[1] ** 2, w * [2, -2]), np.zeros(2)).kind)
     saddle
     """
-    if tol is not None and not 0 <= tol < math.inf:
-        raise ValueError(f"tol: expected a finite number ≥ 0, got {tol}")
-    if not 0 <= curvature_tol < 1:
-        raise ValueError(f"curvature_tol: expected a number in [0, 1), got {curvature_tol}")
+    if tol is not None:
+        tol = number("tol", tol, "a finite number ≥ 0", lambda t: 0 <= t < math.inf)
+    curvature_tol = number("curvature_tol", curvature_tol, "a number in [0, 1)", lambda t: 0 <= t < 1)
     with Objective(loss_and_grad, params) as objective:
         operator = Operator(objective, hvp)
         _, g = objective.finite(operator.x, "at w")
@@ -320,8 +319,8 @@ def escape_saddle(
     >>> abs(w).round(3), done.loss_before, round(done.loss_after, 3)
     (array([0. , 0.5]), 0.0, -0.25)
     """
-    if distance is not None and not 0 < distance < math.inf:
-        raise ValueError(f"distance: expected a finite number > 0, got {distance}")
+    if distance is not None:
+        distance = number("distance", distance, "a finite number > 0", lambda d: 0 < d < math.inf)
     with Objective(loss_and_grad, params) as objective:
         operator = Operator(objective, hvp)
         before, g = objective.finite(operator.x, "at w")
@@ -412,10 +411,8 @@ def step_report(
     >>> round(report.predicted, 6), round(report.measured, 6)
     (-5.095, -5.095)
     """
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr: expected a finite number > 0, got {lr}")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum: expected a number in [0, 1), got {momentum}")
+    lr = number("lr", lr, "a finite number > 0", lambda x: 0 < x < math.inf)
+    momentum = number("momentum", momentum, "a number in [0, 1)", lambda x: 0 <= x < 1)
     with Objective(loss_and_grad, params) as objective:
         operator = Operator(objective, hvp)
         loss, g = objective.finite(operator.x, "at w")
@@ -542,13 +539,12 @@ def sharpness(
     >>> round(found.largest, 6), found.losses.shape
     (4.0, (3, 2))
     """
-    if isinstance(directions, bool) or not isinstance(directions, int) or directions < 1:
-        raise ValueError(f"directions: expected an integer of at least 1, got {directions!r}")
+    directions = integer("directions", directions, 1)
     if filter_axis not in (-1, 0):
         raise ValueError(f"filter_axis: expected -1 (the last) or 0 (the first), got {filter_axis!r}")
-    t = np.array([float(distance) for distance in distances])
+    t = np.array(numbers("distances", distances))
     if t.size == 0 or not np.isfinite(t).all():
-        raise ValueError(f"distances: expected at least one finite number, got {list(distances)}")
+        raise ValueError(f"distances: expected at least one finite number, got {t.tolist()}")
     rng = generator(rng)
     with Objective(loss_and_grad, params) as objective:
         operator = Operator(objective, hvp)

@@ -18,8 +18,11 @@ from ravine.objective import (
     Precision,
     Tree,
     adopt_params,
+    check_function,
     evaluated,
     holds_float32,
+    number,
+    numbers,
 )
 
 __all__ = ["GradientCheck", "check_gradient"]
@@ -128,6 +131,8 @@ def check_gradient(
     steps = _epsilons(epsilons)
     if method not in _LEAST_ORDER:
         raise ValueError(f"method: expected 'central' or 'one_sided', got {method!r}")
+    rounding = number("rounding", rounding, "a finite number ≥ 0", lambda c: 0 <= c < math.inf)
+    check_function("loss_and_grad", loss_and_grad)
     leaves = adopt_params(params)
     rng = generator(0 if rng is None else rng)
     direction = [backend_of(array).put(rng.standard_normal(array.shape)) for array in leaves.values()]
@@ -326,7 +331,7 @@ def _kink(steps: Sequence[float], bends: Sequence[float], floor: float) -> str:
 
 
 def _epsilons(epsilons: Sequence[float]) -> tuple[float, ...]:
-    steps = tuple(sorted((float(e) for e in epsilons), reverse=True))
+    steps = tuple(sorted(numbers("epsilons", epsilons), reverse=True))
     if len(set(steps)) < 2 or not all(0 < e < math.inf for e in steps):
-        raise ValueError(f"epsilons: expected at least two different finite lengths > 0, got {list(epsilons)}")
+        raise ValueError(f"epsilons: expected at least two different finite lengths > 0, got {list(steps)}")
     return tuple(dict.fromkeys(steps))

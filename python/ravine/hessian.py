@@ -17,7 +17,18 @@ import numpy as np
 
 from ravine import init
 from ravine.norms import length
-from ravine.objective import Array, LossAndGrad, Objective, Tree, holds_float32, rounding_unit, scipy
+from ravine.objective import (
+    Array,
+    LossAndGrad,
+    Objective,
+    Tree,
+    check_function,
+    holds_float32,
+    integer,
+    number,
+    rounding_unit,
+    scipy,
+)
 from ravine.trees import to_host
 
 __all__ = [
@@ -181,11 +192,11 @@ def extreme_eigenvalues(
     >>> found.values.round(6)
     array([-1.,  3.])
     """
-    _at_least("k", k, 1)
-    if tol is not None and not 0 < tol < 1:
-        raise ValueError(f"tol: expected a number in (0, 1), got {tol}")
+    integer("k", k, 1)
+    if tol is not None:
+        tol = number("tol", tol, "a number in (0, 1)", lambda t: 0 < t < 1)
     if max_iterations is not None:
-        _at_least("max_iterations", max_iterations, 1)
+        integer("max_iterations", max_iterations, 1)
     with Objective(loss_and_grad, params) as objective:
         found = extremes(Operator(objective, hvp), k, tol, max_iterations, rng)
         return replace(found, message=found.message + objective.precision.message)
@@ -237,10 +248,10 @@ def spectrum_density(
     >>> found.nodes.round(6), found.weights.round(6)
     (array([1., 5.]), array([0.75, 0.25]))
     """
-    for name, number, least in (("steps", steps, 1), ("probes", probes, 1), ("points", points, 2)):
-        _at_least(name, number, least)
-    if sigma is not None and not 0 < sigma < math.inf:
-        raise ValueError(f"sigma: expected a finite number > 0, got {sigma}")
+    for name, count, least in (("steps", steps, 1), ("probes", probes, 1), ("points", points, 2)):
+        integer(name, count, least)
+    if sigma is not None:
+        sigma = number("sigma", sigma, "a finite number > 0", lambda s: 0 < s < math.inf)
     eigh_tridiagonal = scipy("linalg").eigh_tridiagonal
     rng = generator(rng)
     nodes, weights = [], []
@@ -299,7 +310,7 @@ def trace(
     >>> round(found.value, 6), round(found.standard_error, 6)
     (2.5, 0.0)
     """
-    _at_least("probes", probes, 2)
+    integer("probes", probes, 2)
     rng = generator(rng)
     with Objective(loss_and_grad, params) as objective:
         operator = Operator(objective, hvp)
@@ -321,6 +332,8 @@ class Operator:
         x: Array | None = None,
         gradient: Callable[[Array, str], Array] | None = None,
     ) -> None:
+        if own is not None:
+            check_function("hvp", own)
         self.objective, self.own = objective, own
         self._gradient = gradient or (lambda x, where: objective.finite(x, where)[1])
         self.x = objective.point() if x is None else x
@@ -571,8 +584,3 @@ def generator(rng: np.random.Generator | int | None) -> np.random.Generator:
 
 def _signs(objective: Objective, rng: np.random.Generator) -> Array:
     return objective.xp.where(objective.random(rng) < 0, -1.0, 1.0)
-
-
-def _at_least(name: str, number: int, least: int) -> None:
-    if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < least:
-        raise ValueError(f"{name}: expected an integer of at least {least}, got {number!r}")

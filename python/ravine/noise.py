@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ import numpy as np
 from ravine.backends import backend_of
 from ravine.hessian import generator
 from ravine.norms import length
-from ravine.objective import Array, Objective, Tree
+from ravine.objective import Array, Objective, Tree, check_function, integer
 
 __all__ = ["NoiseScale", "noise_scale"]
 
 Host: TypeAlias = np.ndarray[Any, Any]
+
+#: C of C·u, the share of ‖g‖ that rounding may move from batch to batch.
+_ROUNDING = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +80,16 @@ def noise_scale(
         loss_and_grad: a function of ``params`` and a batch, ``loss_and_grad(params, x, y)`` for ``data=(x, y)``, that
             gives (mean loss, gradients in the nesting of params).
         params: array, or any nesting of dict, list and tuple of arrays (NumPy or CuPy); restored bit for bit.
-        data: array, or tuple of arrays, all with the N samples along axis 0.
+        data: array, or tuple of arrays, all with the N samples along axis 0; of NumPy, CuPy, torch or JAX. Series and
+            DataFrames of pandas are taken by position, whatever their index says, and each batch is numbered from 0.
         batch_sizes: at least two, in [1, N]; five from about N/256 to N/4 unless given.
         repeats: batches of each size, at least 2.
         replace: draw each batch with replacement, or without, as `ravine.data.minibatches` does.
         rng: a NumPy Generator or a seed for the batches; the same ones each time unless given.
 
     Returns:
-        A `NoiseScale`; its ``scale`` is NaN if tr Σ or ‖G‖² came out as zero or less, which more repeats may cure.
+        A `NoiseScale`; its ``scale`` is NaN if ‖G‖² came out as zero or less, or tr Σ as no more than rounding, which
+        more repeats may cure.
 
     Raises:
         TypeError: a parameter that is no writable float array, or an array of another library than its parameter.
@@ -100,8 +106,8 @@ def noise_scale(
     arrays = data if isinstance(data, tuple) else (data,)
     n = _samples(arrays)
     sizes = _batch_sizes(batch_sizes, n, replace)
-    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 2:
-        raise ValueError(f"repeats: expected an integer of at least 2, got {repeats!r}")
+    repeats = integer("repeats", repeats, 2)
+    check_function("loss_and_grad", loss_and_grad)
     rng = generator(rng)
     batch: tuple[Array, ...] = ()
     squares, variances = np.empty((2, len(sizes)))
@@ -113,7 +119,7 @@ def noise_scale(
             norms, first, total, spread = [], None, 0.0, 0.0
             for _ in range(repeats):
                 chosen = rng.integers(0, n, size) if replace else rng.permutation(n)[:size]
-                batch = tuple(array[backend_of(array).put(chosen)] for array in arrays)
+                batch = tuple(_rows(array, chosen) for array in arrays)
                 _, g = objective.finite(x, f"on a batch of {size}")
                 # Gradients whose squares leave float64's range are measured in another unit, which B does not see.
                 power = _far(length(g)) if power is None else power
@@ -126,7 +132,18 @@ def noise_scale(
             variances[i] = max(0.0, spread - length(total) ** 2 / repeats) / (repeats - 1)
             squares[i], doubts[i] = np.mean(norms), np.std(norms, ddof=1) / math.sqrt(repeats)
     shares = np.array([1 / size * (1 if replace else (n - size) / (n - 1)) for size in sizes])
-    return _noise_scale(np.array(sizes), n, shares, squares, doubts, variances, 2 * (power or 0))
+    rounding, power = _ROUNDING * objective.roundoff, 2 * (power or 0)
+    found = _noise_scale(np.array(sizes), n, shares, squares, doubts, variances, rounding, power)
+    return dataclasses.replace(found, message=found.message + objective.precision.message)
+
+
+def _rows(array: Array, chosen: Host) -> Array:
+    """Return rows by position: what has labels as well, as pandas does, looks numbers up among the labels."""
+    if not hasattr(array, "iloc"):
+        return array[backend_of(array).put(chosen)]
+    rows = array.iloc[chosen]
+    # Arithmetic of two such would pair rows by label again.
+    return rows.reset_index(drop=True) if hasattr(rows, "reset_index") else rows
 
 
 def _far(norm: float) -> int:
@@ -136,12 +153,12 @@ def _far(norm: float) -> int:
 
 
 def _noise_scale(
-    sizes: Host, n: int, shares: Host, squares: Host, doubts: Host, variances: Host, power: int
+    sizes: Host, n: int, shares: Host, squares: Host, doubts: Host, variances: Host, rounding: float, power: int
 ) -> NoiseScale:
     """Conclude; the squares are in units of 2ᵏ, k = ``power``."""
     (few, many), (c, d) = squares[[0, -1]], shares[[0, -1]]
     gradient_square, noise_trace = float((c * many - d * few) / (c - d)), float((few - many) / (c - d))
-    told = (shares > 0) & (variances > 0)
+    told = (shares > 0) & (variances > rounding**2 * squares)
     exponent = math.nan
     if told.sum() >= 2:
         # What drawing without replacement takes off is no part of the law.
@@ -149,10 +166,10 @@ def _noise_scale(
     law = f"the variance falls as S^{exponent:.2f}, the law is S^-1"
     if exponent > -0.5:
         law += "; is the loss a mean over the batch?"
-    if gradient_square <= 0 or noise_trace <= 0:
+    if gradient_square <= 0 or few - many <= rounding * few:
         scale, error, batch = math.nan, math.nan, None
-        what = "‖G‖²" if gradient_square <= 0 else "tr Σ"
-        message = f"undetermined: the estimate of {what} is not positive; more repeats, or batch sizes further apart"
+        what = "‖G‖² is not positive" if gradient_square <= 0 else "tr Σ is not above rounding"
+        message = f"undetermined: the estimate of {what}; more repeats, or batch sizes further apart"
     else:
         scale = noise_trace / gradient_square
         # d ln B by the two means, which are independent.
@@ -186,7 +203,7 @@ def _samples(arrays: tuple[Array, ...]) -> int:
 def _batch_sizes(batch_sizes: Sequence[int] | None, n: int, replace: bool) -> list[int]:
     if batch_sizes is None:
         return sorted({round(size) for size in np.geomspace(max(1, n // 256), max(2, n // 4), 5)})
-    sizes = sorted({int(size) for size in batch_sizes})
+    sizes = sorted({integer("batch_sizes", size, 0) for size in batch_sizes})
     if len(sizes) < 2 or sizes[0] < 1 or (sizes[-1] > n and not replace):
         most = "" if replace else f" and at most {n}, all samples"
         raise ValueError(

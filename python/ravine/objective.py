@@ -20,10 +20,14 @@ __all__ = [
     "Precision",
     "Tree",
     "adopt_params",
+    "check_function",
     "evaluated",
     "gradients_like",
     "holds_float32",
+    "integer",
     "loss_of",
+    "number",
+    "numbers",
     "readable",
     "rounding_unit",
     "scipy",
@@ -52,6 +56,7 @@ class Objective:
         function: ``loss_and_grad(params)`` gives (loss, gradients in the nesting of params).
         params: any nesting of writable float arrays, all NumPy's or all CuPy's, or another library's that share their
             memory, as torch's tensors do. The function gets these very objects.
+        argument: what to call the function in errors.
 
     Attributes:
         leaves: the arrays by their dotted names, NumPy's or CuPy's.
@@ -64,7 +69,8 @@ class Objective:
         TypeError, ValueError: parameters that cannot be changed in place, named by their paths.
     """
 
-    def __init__(self, function: LossAndGrad, params: Tree) -> None:
+    def __init__(self, function: LossAndGrad, params: Tree, argument: str = "loss_and_grad") -> None:
+        check_function(argument, function)
         self.function, self.params, self.leaves = function, params, adopt_params(params)
         self.precision = Precision(self.leaves)
         first = next(iter(self.leaves.values()))
@@ -115,7 +121,7 @@ class Objective:
         self.move(x)
         self.evaluations += 1
         result = self.function(self.params)
-        return loss_of(result[0] if isinstance(result, tuple) else result)
+        return loss_of(result[0] if isinstance(result, tuple) else result, "loss")
 
     def finite(self, x: Array, where: str) -> tuple[float, Array]:
         """Return what `evaluate` does.
@@ -244,22 +250,73 @@ def evaluated(result: Any, leaves: Leaves, precision: Precision) -> tuple[float,
     return loss, gradients
 
 
-def loss_of(value: Any) -> float:
+def loss_of(value: Any, argument: str = "loss_and_grad") -> float:
     """Return a loss of any library as a float.
 
     Raises:
         TypeError: no real number, or several.
     """
-    loss = readable(value, "loss_and_grad: loss")
+    loss = readable(value, f"{argument}: loss")
     if getattr(loss, "size", 1) != 1:
-        raise TypeError(f"loss_and_grad: expected one number as loss, got shape {loss.shape}; return its sum or mean")
+        raise TypeError(f"{argument}: expected one number as loss, got shape {loss.shape}; return its sum or mean")
     dtype = getattr(loss, "dtype", None)
     if isinstance(loss, complex) or (dtype is not None and dtype.kind == "c"):
-        raise TypeError("loss_and_grad: expected a real number as loss, got a complex one; return its real part")
+        raise TypeError(f"{argument}: expected a real number as loss, got a complex one; return its real part")
     try:
         return float(loss.reshape(()) if is_array(loss) else "no number" if isinstance(loss, str | bytes) else loss)
     except (TypeError, ValueError):
-        raise TypeError(f"loss_and_grad: expected a number as loss, got {type(value).__name__}") from None
+        raise TypeError(f"{argument}: expected a number as loss, got {type(value).__name__}") from None
+
+
+def check_function(argument: str, function: Any) -> None:
+    """Make sure that it can be called.
+
+    Raises:
+        TypeError: it cannot, by its name.
+    """
+    if not callable(function):
+        raise TypeError(f"{argument}: expected a function, which comes before params, got {type(function).__name__}")
+
+
+def number(name: str, value: Any, expected: str, holds: Callable[[float], bool]) -> float:
+    """Return an argument as a float.
+
+    Raises:
+        TypeError: no number, by its name.
+        ValueError: a number that does not hold, by its name.
+    """
+    try:
+        found = float("no number" if isinstance(value, str | bytes | bool) else value)
+    except (TypeError, ValueError):
+        cure = "; of a schedule pass one step's value" if callable(value) else ""
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}{cure}") from None
+    if not holds(found):
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+    return found
+
+
+def numbers(name: str, values: Any) -> list[float]:
+    """Return an argument that is a sequence of numbers as floats.
+
+    Raises:
+        TypeError: no sequence, or a member that is no number, by its name.
+    """
+    try:
+        given = list(values)
+    except TypeError:
+        raise TypeError(f"{name}: expected a sequence of numbers, got {type(values).__name__}; pass [x]") from None
+    return [number(f"{name}[{i}]", value, "a number", lambda _: True) for i, value in enumerate(given)]
+
+
+def integer(name: str, value: Any, least: int) -> int:
+    """Return an argument as an int.
+
+    Raises:
+        ValueError: no integer, or below the least, by its name.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    return int(value)
 
 
 def gradients_like(leaves: Leaves, tree: Tree, argument: str = "loss_and_grad: gradients") -> list[Array]:

@@ -1,8 +1,10 @@
 """Pictures of training: curves, landscapes with the optimizers' paths, spectra; one line each.
 
 Every function draws on ``ax``, or on new Axes, and returns the Axes: titles, limits and files are matplotlib's. Colours
-are those of Okabe and Ito, which colour-blind people tell apart, and viridis where there is an order. They need
-matplotlib: ``pip install 'ravine[plot]'``.
+are those of Okabe and Ito, which colour-blind people tell apart, and viridis where there is an order; curves that are
+there already keep theirs to themselves. Numbers that are not finite leave gaps. Where a logarithmic axis would hide
+numbers that are not positive, it is another one, and its label says so. They need matplotlib:
+``pip install 'ravine[plot]'``.
 
 >>> ax = rv.plot.schedules({"cosine": rv.schedules.warmup(10) * rv.schedules.cosine(0.1, 100)}, steps=100)
 >>> ax.get_xlabel()
@@ -12,12 +14,14 @@ matplotlib: ``pip install 'ravine[plot]'``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ravine.objective import Array, Objective, Tree
+from ravine.backends import is_array
+from ravine.objective import Array, Objective, Tree, number, readable
+from ravine.trees import to_host
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +45,8 @@ Loss: TypeAlias = Callable[[Tree], Any]
 #: Okabe and Ito's, without yellow and the greys: blue, orange, green, purple, vermilion, sky blue, black.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"
+#: Where there is an order; the next one if the Axes have curves of the one before.
+_ORDERED = ("viridis", "plasma", "cividis", "magma")
 
 
 def learning_curves(
@@ -48,39 +54,41 @@ def learning_curves(
 ) -> Axes:
     r"""Draw what was recorded over the steps, one curve a run.
 
-    .. math:: s_t = \beta s_{t-1} + (1 - \beta) x_t, \qquad \text{drawn: } s_t / (1 - \beta^t)
+    .. math:: \sum_{i \le t} \beta^{t-i} x_i \Big/ \sum_{i \le t} \beta^{t-i}
+        \qquad \text{over the } x_i \text{ that are finite}
 
     Args:
         runs: a `History`, or a dict of them by name; or plain arrays of one value a step in their place.
         key: what to draw of a History.
         smoothing: β in [0, 1), the weight of the past; the values themselves stay visible, pale.
-        log: a logarithmic axis.
-        ax: Axes to draw on; new ones unless given.
+        log: a logarithmic axis; linear if there are numbers below 0, and linear next to 0 if there are zeros.
+        ax: Axes to draw on, also beside other curves; new ones unless given.
 
     Returns:
         The Axes.
 
     Raises:
         KeyError: a History without that key.
-        ValueError: smoothing out of its range.
+        ValueError: smoothing out of its range, or a run that is not one number a step.
 
     >>> ax = rv.plot.learning_curves({"SGD": [1.0, 0.5, 0.25], "Adam": [1.0, 0.3, 0.1]})
     >>> [curve.get_label() for curve in ax.lines]
     ['SGD', 'Adam']
     """
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing: expected a number in [0, 1), got {smoothing!r}")
+    smoothing = number("smoothing", smoothing, "a number in [0, 1)", lambda x: 0 <= x < 1)
     named = runs if isinstance(runs, Mapping) else {None: runs}
+    curves = {name: _curve(name, run, key) for name, run in named.items()}
     ax = _axes(ax)
-    for i, (name, run) in enumerate(named.items()):
-        steps, values = _curve(run, key)
-        style: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "label": name}
+    for i, (name, (steps, values)) in enumerate(curves.items()):
+        color = _color(ax)
         if smoothing and len(values):
-            ax.plot(steps, values, color=style["color"], linewidth=0.8, alpha=0.3)
+            ax.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
             values = _smoothed(values, smoothing)
-        few: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 4} if len(values) <= 50 else {}
-        ax.plot(steps, values, linewidth=1.8, **style, **few)
-    ax.set(xlabel="step", ylabel=key.replace("_", " "), yscale="log" if log else "linear")
+        marked = slice(None) if len(values) <= 50 else _alone(values)
+        marks: dict[str, Any] = {"marker": _MARKERS[i % len(_MARKERS)], "markersize": 4, "markevery": marked}
+        ax.plot(steps, values, linewidth=1.8, color=color, label=name, **marks)
+    ax.set(xlabel="step", ylabel=key.replace("_", " "))
+    _log_y(ax, log)
     return _finish(ax, legend=len(named) > 1)
 
 
@@ -107,7 +115,8 @@ def contour(
         loss: a function of the parameters that gives the loss, or a tuple that starts with it.
         params: w: any nesting of writable float arrays (NumPy or CuPy); moved, and restored bit for bit.
         directions: u and v, nestings like params.
-        paths: by name, the places where an optimizer was: nestings like params.
+        paths: by name, the places where an optimizer was, at least one: nestings like params. Places that are not
+            finite leave gaps; the star is at the last one that is.
         extent: (least a, greatest a, least b, greatest b); the paths with a margin unless given, or -1 to 1.
         points: along each axis.
         levels: how many lines, closer together at low losses; or the losses themselves, rising.
@@ -117,7 +126,8 @@ def contour(
         The Axes.
 
     Raises:
-        ValueError: directions that are parallel, or of another nesting or shape than params.
+        ValueError: directions that are parallel, not finite, or of another nesting or shape than params; a path without
+            a place; a loss that is finite nowhere.
 
     >>> w = np.array([1.0, 1.0])
     >>> ax = rv.plot.contour(lambda w: float(w[0]**2 + 4 * w[1]**2), w, paths={"GD": [w, w / 2, w / 4]}, points=9)
@@ -134,11 +144,11 @@ def contour(
     ax.contour(a, b, values, lines, colors="#555555", linewidths=0.4)
     bar = ax.figure.colorbar(filled, ax=ax, label="loss", format="%.3g", ticks=lines[::4])
     bar.minorticks_off()
-    for i, (name, path) in enumerate(plane.paths.items()):
-        color = COLORS[i % len(COLORS)]
+    for name, path in plane.paths.items():
+        color, finite = _color(ax), path[np.isfinite(path).all(axis=1)]
         ax.plot(*path.T, color=color, marker=".", markersize=4, linewidth=1.3, label=name)
-        ax.plot(*path[0], color=color, marker="o", markersize=7, fillstyle="none")
-        ax.plot(*path[-1], color=color, marker="*", markersize=11)
+        ax.plot(*finite[:1].T, color=color, marker="o", markersize=7, fillstyle="none")
+        ax.plot(*finite[-1:].T, color=color, marker="*", markersize=11)
     ax.set(xlim=(a[0], a[-1]), ylim=(b[0], b[-1]), xlabel=plane.names[0], ylabel=plane.names[1])
     return _finish(ax, legend=bool(plane.paths), grid=False)
 
@@ -223,7 +233,7 @@ def line(
     """
     if (direction is None) == (to is None):
         raise ValueError("line: expected either direction or to, got " + ("neither" if to is None else "both"))
-    with Objective(loss, params) as objective:
+    with Objective(loss, params, "loss") as objective:
         start = objective.point()
         if to is None:
             unit, (low, high), label_x = objective.vector(direction, "direction"), extent or (-1.0, 1.0), "a in w + a·u"
@@ -235,7 +245,7 @@ def line(
         marks = [at for at in ((0.0,) if to is None else (0.0, 1.0)) if low <= at <= high]
         there = [objective.loss(start + at * unit) for at in marks]
     ax = _axes(ax)
-    ax.plot(a, values, color=COLORS[_drawn(ax)], linewidth=1.8, label=label)
+    ax.plot(a, values, color=_color(ax), linewidth=1.8, label=label)
     ax.plot(marks, there, "o", color=ax.lines[-1].get_color(), markersize=6, label="_marks")
     ax.set(xlabel=label_x, ylabel="loss")
     return _finish(ax, legend=label is not None)
@@ -257,8 +267,8 @@ def schedules(curves: Any, steps: int, *, ax: Axes | None = None) -> Axes:
     """
     named = curves if isinstance(curves, Mapping) else {None: curves}
     ax = _axes(ax)
-    for i, (name, curve) in enumerate(named.items()):
-        ax.plot([float(curve(t)) for t in range(steps)], color=COLORS[i % len(COLORS)], linewidth=1.8, label=name)
+    for name, curve in named.items():
+        ax.plot([float(curve(t)) for t in range(steps)], color=_color(ax), linewidth=1.8, label=name)
     ax.set(xlabel="step", ylabel="learning rate")
     return _finish(ax, legend=len(named) > 1)
 
@@ -271,8 +281,8 @@ def layers(values: Mapping[str, Any], *, ylabel: str = "norm", log: bool = True,
     Args:
         values: by the layer's name, from the first layer to the last, the numbers over the steps.
         ylabel: what they are.
-        log: a logarithmic axis.
-        ax: Axes to draw on; new ones unless given.
+        log: a logarithmic axis; linear if there are numbers below 0, and linear next to 0 if there are zeros.
+        ax: Axes to draw on, also beside other curves; new ones unless given.
 
     Returns:
         The Axes.
@@ -281,13 +291,13 @@ def layers(values: Mapping[str, Any], *, ylabel: str = "norm", log: bool = True,
     >>> [curve.get_label() for curve in ax.lines]
     ['hidden', 'out']
     """
-    from matplotlib import colormaps
-
+    curves = {name: _series(f"values[{name!r}]", series) for name, series in values.items()}
     ax = _axes(ax)
-    for i, (name, series) in enumerate(values.items()):
-        color = colormaps["viridis"](0.9 * i / max(len(values) - 1, 1))
-        ax.plot(_host(series), color=color, linewidth=1.6, label=name)
-    ax.set(xlabel="step", ylabel=ylabel, yscale="log" if log else "linear")
+    for (name, series), color in zip(curves.items(), _ordered_colors(ax, len(curves)), strict=True):
+        alone: dict[str, Any] = {"marker": ".", "markevery": _alone(series)}
+        ax.plot(series, color=color, linewidth=1.6, label=name, **alone)
+    ax.set(xlabel="step", ylabel=ylabel)
+    _log_y(ax, log)
     return _finish(ax, legend=True)
 
 
@@ -307,10 +317,11 @@ def lr_range(result: Any, *, ax: Axes | None = None) -> Axes:
     'log'
     """
     ax = _axes(ax)
-    ax.plot(result.lrs, result.losses, color=COLORS[0], linewidth=0.8, alpha=0.35, label="loss")
-    ax.plot(result.lrs, result.smoothed, color=COLORS[0], linewidth=1.8, label="smoothed")
+    color, accent = _color(ax), _accent(ax)
+    ax.plot(result.lrs, result.losses, color=color, linewidth=0.8, alpha=0.35, label="loss")
+    ax.plot(result.lrs, result.smoothed, color=color, linewidth=1.8, label="smoothed")
     if result.suggested is not None:
-        ax.axvline(result.suggested, color=COLORS[4], linestyle="--", label=f"suggested: {result.suggested:.2g}")
+        ax.axvline(result.suggested, color=accent, linestyle="--", label=f"suggested: {result.suggested:.2g}")
     ax.set(xlabel="learning rate", ylabel="loss", xscale="log")
     return _finish(ax, legend=True)
 
@@ -332,11 +343,13 @@ def spectrum(density: Any, *, ax: Axes | None = None) -> Axes:
     """
     ax = _axes(ax)
     grid, values = _host(density.grid), _host(density.density)
-    floor = 1e-6 * values.max()
-    ax.fill_between(grid, np.maximum(values, floor), floor, color=COLORS[0], alpha=0.25, linewidth=0)
-    ax.plot(grid, np.maximum(values, floor), color=COLORS[0], linewidth=1.4)
+    floor, color = 1e-6 * values.max(), _color(ax)
+    before = [np.asarray(curve.get_ydata(), np.float64) for curve in _curves(ax)]
+    lowest = min([floor, *(float(y[y > 0].min(initial=floor)) for y in before)])
+    ax.fill_between(grid, np.maximum(values, floor), floor, color=color, alpha=0.25, linewidth=0)
+    ax.plot(grid, np.maximum(values, floor), color=color, linewidth=1.4)
     ax.axvline(0, color="#555555", linewidth=0.8, linestyle=":")
-    ax.set(xlabel="eigenvalue of the Hessian", ylabel="density", yscale="log", ylim=(floor, None))
+    ax.set(xlabel="eigenvalue of the Hessian", ylabel="density", yscale="log", ylim=(lowest, None))
     return _finish(ax, legend=False)
 
 
@@ -358,14 +371,15 @@ def noise_scale(result: Any, *, ax: Axes | None = None) -> Axes:
     'batch size'
     """
     ax = _axes(ax)
-    sizes = _host(result.batch_sizes)
-    ax.plot(sizes, _host(result.variances), "o", color=COLORS[0], markersize=6, label="measured")
+    sizes, accent = _host(result.batch_sizes), _accent(ax)
+    ax.plot(sizes, _host(result.variances), "o", color=_color(ax), markersize=6, label="measured")
     if result.noise_trace > 0:
-        ax.plot(sizes, result.noise_trace / sizes, color=COLORS[1], linewidth=1.6, label="tr Σ / S")
+        ax.plot(sizes, result.noise_trace / sizes, color=_color(ax), linewidth=1.6, label="tr Σ / S")
     if result.suggested_batch is not None:
         label = f"suggested: {result.suggested_batch}"
-        ax.axvline(result.suggested_batch, color=COLORS[4], linestyle="--", label=label)
-    ax.set(xlabel="batch size", ylabel="variance of the gradient", xscale="log", yscale="log")
+        ax.axvline(result.suggested_batch, color=accent, linestyle="--", label=label)
+    ax.set(xlabel="batch size", ylabel="variance of the gradient", xscale="log")
+    _log_y(ax, True)
     return _finish(ax, legend=True)
 
 
@@ -375,9 +389,12 @@ class _Plane:
     def __init__(
         self, loss: Loss, params: Tree, directions: tuple[Tree, Tree] | None, paths: Mapping[str, Sequence[Tree]]
     ) -> None:
-        self.objective = Objective(loss, params)
+        self.objective = Objective(loss, params, "loss")
         point = self.objective.point()
         flat = {name: [self.objective.vector(w, f"paths[{name!r}]") for w in path] for name, path in paths.items()}
+        for name, path in flat.items():
+            if not path:
+                raise ValueError(f"paths[{name!r}]: expected at least one place, got none")
         self.origin, self.names = point, ("a", "b")
         if directions is not None:
             u, v = (self.objective.vector(d, f"directions[{i}]") for i, d in enumerate(directions))
@@ -388,12 +405,16 @@ class _Plane:
             u, v = self._principal([w - point for path in flat.values() for w in path])
         self.u, self.v = u, v
         gram = np.array([[_dot(x, y) for y in (u, v)] for x in (u, v)])
-        if not np.linalg.cond(gram) < 1e12:
-            raise ValueError("directions: expected two that are not parallel, nor 0")
-        self.paths = {
-            name: np.array([np.linalg.solve(gram, [_dot(u, w - self.origin), _dot(v, w - self.origin)]) for w in path])
-            for name, path in flat.items()
-        }
+        if not (np.isfinite(gram).all() and np.linalg.cond(gram) < 1e12):
+            raise ValueError("directions: expected two that are finite, not parallel, nor 0")
+        self.paths = {name: np.array([self._seen(gram, w) for w in path]) for name, path in flat.items()}
+
+    def _seen(self, gram: Host, w: Array) -> Host:
+        """Return where a place is on the plane; NaN for one that is not finite."""
+        if not bool(self.objective.xp.isfinite(w).all()):
+            return np.full(2, math.nan)
+        rest = w - self.origin
+        return _host(np.linalg.solve(gram, [_dot(self.u, rest), _dot(self.v, rest)]))
 
     def _two_names(self) -> tuple[str, str]:
         leaves = self.objective.leaves
@@ -404,7 +425,7 @@ class _Plane:
         return f"{name}[0]", f"{name}[1]"
 
     def _principal(self, differences: Iterable[Array]) -> tuple[Array, Array]:
-        rows = [_host(d) for d in differences]
+        rows = [row for row in map(_host, differences) if np.isfinite(row).all()]
         if len(rows) < 3:
             rng = np.random.default_rng(0)
             rows = [rng.standard_normal(self.objective.size) for _ in range(2)]
@@ -416,7 +437,10 @@ class _Plane:
         a, b = np.linspace(low_a, high_a, points), np.linspace(low_b, high_b, points)
         with self.objective as objective:
             values = [[objective.loss(self.origin + i * self.u + j * self.v) for i in a] for j in b]
-        return a, b, np.ma.masked_invalid(np.array(values))
+        found = np.ma.masked_invalid(np.array(values))
+        if found.mask.all():
+            raise ValueError(f"loss: expected a finite one somewhere in {tuple(extent or self._extent())}, got none")
+        return a, b, found
 
     def _extent(self) -> tuple[float, float, float, float]:
         found = np.concatenate(
@@ -456,33 +480,98 @@ def _cube_root(levels: Sequence[float]) -> Any:
     return PowerNorm(1 / 3, levels[0], levels[-1])
 
 
-def _curve(run: Any, key: str) -> tuple[Host, Host]:
+def _curve(name: str | None, run: Any, key: str) -> tuple[Host, Host]:
     if hasattr(run, "record"):
         series = run[key]
         return _host(series.steps), _host(series.values)
-    values = _host(run)
+    values = _series("runs" if name is None else f"runs[{name!r}]", run)
     return np.arange(1, len(values) + 1, dtype=np.float64), values
 
 
+def _series(argument: str, x: Any) -> Host:
+    values = _host(x, argument)
+    if values.ndim != 1:
+        raise ValueError(f"{argument}: expected one number a step, got shape {values.shape}")
+    return values
+
+
 def _smoothed(values: Host, beta: float) -> Host:
-    mean, out = 0.0, np.empty_like(values)
+    """Return the bias-corrected average of what is finite, at the steps where it is."""
+    mean, weight, out = 0.0, 0.0, np.full_like(values, math.nan)
     for t, value in enumerate(values):
-        mean = beta * mean + (1 - beta) * value
-        out[t] = mean / -math.expm1((t + 1) * math.log(beta))
+        mean, weight = beta * mean, beta * weight
+        if math.isfinite(value):
+            mean, weight = mean + (1 - beta) * value, weight + (1 - beta)
+            out[t] = mean / weight
     return out
 
 
-def _host(x: Any) -> Host:
-    return np.asarray(x.get() if hasattr(x, "get") else x, np.float64)
+def _alone(values: Host) -> list[int]:
+    """Return where a number has a gap on both sides: a line does not show it."""
+    finite = np.pad(np.isfinite(values), 1)
+    return np.flatnonzero(finite[1:-1] & ~finite[:-2] & ~finite[2:]).tolist()
+
+
+def _host(x: Any, argument: str = "values") -> Host:
+    array = readable(x, argument)
+    return np.asarray(to_host(array) if is_array(array) else array, np.float64)
 
 
 def _dot(x: Array, y: Array) -> float:
     return float((x * y).sum())
 
 
-def _drawn(ax: Axes) -> int:
-    """How many curves are there already, as a place in the colours."""
-    return sum(not str(curve.get_label()).startswith("_marks") for curve in ax.lines) % len(COLORS)
+def _curves(ax: Axes) -> list[Any]:
+    """Return the curves that are there already; lines across the Axes are none."""
+    return [curve for curve in ax.lines if curve.get_transform().contains_branch_seperately(ax.transData)[1]]
+
+
+def _color(ax: Axes) -> Any:
+    """Return the first colour that no line has: after the seven, paler shades of them."""
+    from matplotlib.colors import to_hex
+
+    used = {to_hex(curve.get_color()) for curve in ax.lines}
+    return next(color for color in _shades() if to_hex(color) not in used)
+
+
+def _shades() -> Iterator[Any]:
+    from matplotlib.colors import to_rgb
+
+    yield from COLORS
+    for share in np.linspace(0.3, 0.8, 21):  # after 154 curves nobody tells them apart
+        for color in COLORS:
+            yield tuple(share + (1 - share) * part for part in to_rgb(color))
+    yield from iter(lambda: COLORS[0], None)
+
+
+def _ordered_colors(ax: Axes, count: int) -> list[Any]:
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    used = {to_hex(curve.get_color()) for curve in ax.lines}
+    choices = [[colormaps[name](0.9 * i / max(count - 1, 1)) for i in range(count)] for name in _ORDERED]
+    return next((colors for colors in choices if not used & set(map(to_hex, colors))), choices[0])
+
+
+def _accent(ax: Axes) -> Any:
+    """Return the colour of what is marked: vermilion, or that of the next curve if there are several to tell apart."""
+    return _color(ax) if ax.lines else COLORS[4]
+
+
+def _log_y(ax: Axes, log: bool) -> None:
+    """Make the axis logarithmic if that shows all there is; if not, as near to it as does, and say so."""
+    values = np.concatenate([[], *(np.asarray(curve.get_ydata(), np.float64) for curve in _curves(ax))])
+    values = values[np.isfinite(values)]
+    if not log or not (values != 0).any():
+        ax.set_yscale("linear")
+    elif (values < 0).any():
+        ax.set_yscale("linear")
+        ax.set_ylabel(f"{ax.get_ylabel()} (linear: some are below 0)")
+    elif (values == 0).any():
+        ax.set_yscale("symlog", linthresh=float(values[values > 0].min()))
+        ax.set_ylabel(f"{ax.get_ylabel()} (linear next to 0: some are 0)")
+    else:
+        ax.set_yscale("log")
 
 
 def _axes(ax: Axes | None, **options: Any) -> Axes:
