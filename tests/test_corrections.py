@@ -469,6 +469,9 @@ def test_the_form_of_a_correction_is_in_the_file(tmp_path):
     opt = rv.Adam(np.ones(2), correction="current", **kwargs)
     opt.step(np.ones(2))
     opt.save(path)
+    rv.Adam(np.ones(2), **kwargs).load(path)  # no β has changed yet
+    opt.step(np.ones(2))
+    opt.save(path)
     with pytest.raises(ValueError, match="correction: expected None, got 'current'"):
         rv.Adam(np.ones(2), **kwargs).load(path)
     rv.Adam(np.ones(2), correction="current", **kwargs).load(path)

@@ -373,8 +373,11 @@ def _difference(tensor: str, array: Any, header: Header) -> str | None:
 def _numbers(opt: Optimizer, header: Header, fits: list[str]) -> tuple[dict[tuple[int, str], float], list[str]]:
     """Return the hyperparameters to set, by group and name, and those that cannot be set."""
     options, saved_options = _options(opt), dict(header.options)
-    if not header.products:  # an older file does not know of it, and both forms are the same while no β changes
-        saved_options.setdefault("correction", options.get("correction"))
+    changed = [
+        past for name, pasts in header.products.items() for past in pasts.values() if past[1] != header.updates[name]
+    ]
+    if not changed:  # both forms are the same while no β changes, and older files do not know of it
+        saved_options["correction"] = options.get("correction")
     unlike = {
         name: f"{in_short(name)[1:-1]}: expected {options.get(name)!r}, got {in_short(saved_options.get(name))}"
         for name in sorted(options.keys() | saved_options.keys())
