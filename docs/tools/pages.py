@@ -31,6 +31,7 @@ INTERNAL = {
     "ravine.backends": "NumPy or CuPy?",
     "ravine.bench": "behind the command line",
     "ravine.cuda": "the CUDA kernels",
+    "ravine.bounds": "inside of minimize",
     "ravine.descent": "inside of minimize",
     "ravine.line_search": "inside of minimize",
     "ravine.objective": "shared by the checks",

@@ -21,6 +21,10 @@ class Box:
     Args:
         low, high: the bounds; −inf and inf where there is none.
         xp: the vectors' array library.
+
+    >>> box = rv.bounds.Box(np.array([0.0, -np.inf]), np.array([1.0, np.inf]), np)
+    >>> box.clip(np.array([2.0, 2.0])), box.free(np.array([1.0, 2.0]), np.array([-3.0, -3.0]))
+    (array([1., 2.]), array([ 0., -3.]))
     """
 
     def __init__(self, low: Array, high: Array, xp: Any) -> None:
@@ -66,6 +70,10 @@ def bounds_of(bounds: Any, objective: Objective) -> Box:
 
     Raises:
         TypeError, ValueError: another nesting or shape, low above high, NaN, named by the parameter.
+
+    >>> from ravine.objective import Objective
+    >>> rv.bounds.bounds_of((0, None), Objective(None, np.zeros(2))).low
+    array([0., 0.])
     """
     lows, highs = [], []
     for (name, array), pair in zip(objective.leaves.items(), _pairs(objective.params, bounds, ""), strict=True):
