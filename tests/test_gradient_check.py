@@ -400,7 +400,7 @@ def test_wrong_arguments_are_named(loss, params, error, words):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"rng": -1}, "rng: expected a seed of at least 0, got -1"),
+        ({"rng": -1}, "rng: expected a seed >= 0, got -1"),
         ({"method": "centre"}, "method: expected 'central' or 'one_sided', got 'centre'"),
         ({"epsilons": [0.1]}, "epsilons: expected at least two"),
         ({"epsilons": [0.1, 0.0]}, "epsilons: expected at least two .* > 0"),

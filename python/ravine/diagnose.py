@@ -425,7 +425,7 @@ def step_report(
             along, doubt = float(unit @ operator(unit)), operator.error(unit)
         measured = objective.evaluate(operator.x - lr * g)[0] - loss
     square = norm * norm  # not **, which raises where it overflows
-    predicted = -lr * square + 0.5 * lr**2 * square * along if norm > 0 else 0.0
+    predicted = -lr * square + 0.5 * (lr * square) * (lr * along) if norm > 0 else 0.0
     convex, curved = smallest > tau, largest > tau
     kappa = largest / smallest if convex else math.nan if smallest < -tau else math.inf
     report = StepReport(

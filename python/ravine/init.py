@@ -204,7 +204,7 @@ def generator(rng: Any) -> Generator:
         TypeError: neither a generator nor an integer.
         ValueError: a negative seed.
     """
-    if hasattr(rng, "random") and hasattr(rng, "standard_normal"):
+    if all(hasattr(rng, name) for name in ("random", "standard_normal", "integers")):
         return rng
     seed = seed_of(rng)
     if seed is None:
