@@ -1454,6 +1454,14 @@ struct lars {
         return double(0.0);
     }
 
+    // Whether the first coefficient is a ratio of the norms; and what it is of, with gradients that are multiplied by 2^power.
+    static constexpr bool RATIO = true;
+    static __device__ Hyper scaled(Hyper h, const int power) {
+        h.eps = times_two_to(h.eps, power);
+        h.weight_decay = times_two_to(h.weight_decay, power);
+        return h;
+    }
+
     // What the second norm is of.
     template <typename A>
     static __device__ __forceinline__ A measured(const Coefficients<A> &c, const A p, const A g, const A *s) {
@@ -1521,6 +1529,12 @@ struct lamb {
         return double(0.0);
     }
 
+    // Whether the first coefficient is a ratio of the norms; and what it is of, with gradients that are multiplied by 2^power.
+    static constexpr bool RATIO = false;
+    static __device__ Hyper scaled(Hyper h, const int power) {
+        return h;
+    }
+
     // What the second norm is of.
     template <typename A>
     static __device__ __forceinline__ A measured(const Coefficients<A> &c, const A p, const A g, const A *s) {
@@ -1585,6 +1599,12 @@ struct novograd {
         const double x13 = x9 + x12;
         const double x14 = t == 1 ? x8 : x13;
         return x14;
+    }
+
+    // Whether the first coefficient is a ratio of the norms; and what it is of, with gradients that are multiplied by 2^power.
+    static constexpr bool RATIO = false;
+    static __device__ Hyper scaled(Hyper h, const int power) {
+        return h;
     }
 
     // What the second norm is of.
