@@ -619,8 +619,9 @@ def test_norms_of_gradients_of_every_size_are_reported(scale):
     assert (place.kind, place.gradient_norm) == ("not critical", pytest.approx(scale * math.sqrt(2), rel=1e-14))
 
 
-@pytest.mark.parametrize("power", [-600, 600])
-def test_directions_are_normalised_by_filters_of_every_size(power):
+# Not of tiny ones: differences of gradients move each element as if it were at least 1.
+@pytest.mark.parametrize("power", [520, 600])
+def test_directions_are_normalised_by_filters_of_large_parameters(power):
     def found(power):
         # The loss sees the parameters at their ordinary size.
         return sharpness(

@@ -424,8 +424,9 @@ def step_report(
             unit = g / norm
             along, doubt = float(unit @ operator(unit)), operator.error(unit)
         measured = objective.evaluate(operator.x - lr * g)[0] - loss
-    square = norm * norm  # not **, which raises where it overflows
-    predicted = -lr * square + 0.5 * (lr * square) * (lr * along) if norm > 0 else 0.0
+    # By the step's length: squares of the norm and of the rate may be no numbers where their product is one.
+    moved = lr * norm
+    predicted = -moved * norm + 0.5 * moved * moved * along if norm > 0 else 0.0
     convex, curved = smallest > tau, largest > tau
     kappa = largest / smallest if convex else math.nan if smallest < -tau else math.inf
     report = StepReport(

@@ -104,8 +104,8 @@ def length(v: Any) -> float:
     Args:
         v: vector, only read.
 
-    >>> rv.norms.length(np.array([3e200, 4e200]))
-    5e+200
+    >>> rv.norms.length(np.array([3e200, 4e200])) / 1e200
+    5.0
     """
     square, power = dot(v, v)
     return float(np.ldexp(math.sqrt(square), power // 2)) if square >= 0 else math.nan
@@ -123,9 +123,9 @@ def dot(a: Any, b: Any) -> tuple[float, int]:
         a: vector (NumPy or CuPy), only read.
         b: vector of the same length.
 
-    >>> m, k = rv.norms.dot(np.array([3e200, 4e200]), np.array([2e200, 0.0]))
-    >>> round(math.log10(m) + k * math.log10(2), 3)  # 6e400
-    400.778
+    >>> m, k = rv.norms.dot(np.array([2.0**600, 2.0**600]), np.array([2.0**500, 0.0]))
+    >>> m, k  # 2^1100
+    (1.0, 1100)
     """
     with np.errstate(all="ignore"):
         plain = float(a @ b)

@@ -1734,6 +1734,14 @@ struct lars {
         return double(0.0);
     }
 
+    // Whether the first coefficient is a ratio of the norms; and what it is of, with gradients that are multiplied by 2^power.
+    static constexpr bool RATIO = true;
+    static __device__ Hyper scaled(Hyper h, const int power) {
+        h.eps = times_two_to(h.eps, power);
+        h.weight_decay = times_two_to(h.weight_decay, power);
+        return h;
+    }
+
     // What the second norm is of.
     template <typename A>
     static __device__ __forceinline__ A measured(const Coefficients<A> &c, const A p, const A g, const A *s) {
@@ -1810,6 +1818,12 @@ struct lamb {
         return double(0.0);
     }
 
+    // Whether the first coefficient is a ratio of the norms; and what it is of, with gradients that are multiplied by 2^power.
+    static constexpr bool RATIO = false;
+    static __device__ Hyper scaled(Hyper h, const int power) {
+        return h;
+    }
+
     // What the second norm is of.
     template <typename A>
     static __device__ __forceinline__ A measured(const Coefficients<A> &c, const A p, const A g, const A *s) {
@@ -1884,6 +1898,12 @@ struct novograd {
         const double x14 = t == 1 ? x8 : x13;
         const double x16 = largest<double>() < x14 ? largest<double>() : x14;
         return x16;
+    }
+
+    // Whether the first coefficient is a ratio of the norms; and what it is of, with gradients that are multiplied by 2^power.
+    static constexpr bool RATIO = false;
+    static __device__ Hyper scaled(Hyper h, const int power) {
+        return h;
     }
 
     // What the second norm is of.
