@@ -712,7 +712,12 @@ impl Bound {
         let checked: Result<Vec<_>, Error> =
             // SAFETY: the same promise.
             gradients.iter().enumerate().map(|(i, tensor)| unsafe { self.gradient(i, tensor) }).collect();
-        for (i, gradient) in checked?.into_iter().enumerate() {
+        let checked = checked?;
+        if !checked.is_empty() && checked.iter().all(Option::is_none) {
+            let text = "gradients: each is RV_NONE; a step needs one gradient at least";
+            return Err(Error::Shape(text.to_owned()));
+        }
+        for (i, gradient) in checked.into_iter().enumerate() {
             // SAFETY: checked to be like its parameter and apart from all that is written; alive during the call.
             unsafe { self.step.set_gradient(i, gradient) };
         }

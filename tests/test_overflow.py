@@ -77,3 +77,16 @@ def test_a_number_that_float32_does_not_have_is_refused(name):
         opt.step(g)
     with pytest.raises(ValueError, match="lr: expected a number that is finite in float32"):
         rv.functional.sgd_(np.zeros(2, np.float32), np.ones(2, np.float32), lr=1e39)
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 4)])
+def test_second_moments_of_adafactor_stay_finite(shape, gpu):
+    for xp in (np, gpu):
+        w = xp.ones(shape)
+        opt = rv.Adafactor(w, lr=0.1, scale_parameter=False)
+        g = xp.full(shape, 2e160)
+        opt.step(g)
+        opt.step(xp.ones(shape))
+        states = opt.state_dict()["states"]["params"]
+        assert all(np.isfinite(rv.trees.to_host(state)).all() for state in states.values())
+        assert np.isfinite(rv.trees.to_host(w)).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Unpack
 
@@ -127,7 +128,7 @@ def _whole(
     for start in range(0, d.size, at_once):
         part = slice(start, start + at_once)
         g = flat[part].astype("float64")
-        v[part] = (1.0 - new) * old[part] + new * (g * g + eps)
+        v[part] = _capped(xp, (1.0 - new) * old[part] + new * (g * g + eps))
         result[part] = g * _inverse_root(xp, v[part])
     return {"v": v.reshape(d.shape)}, u
 
@@ -146,9 +147,9 @@ def _factored(
         rows[i, j] = _sum(square, 2)
         slabs[i, j.start // _SLAB : -(-j.stop // _SLAB)] = _slabs(xp, square)
     moments = {"r": rows, "c": _sum(slabs, 1)}
-    made = {k: (1.0 - new) * states[k] + new * x.reshape(states[k].shape) for k, x in moments.items()}
+    made = {k: _capped(xp, (1.0 - new) * states[k] + new * x.reshape(states[k].shape)) for k, x in moments.items()}
     r, c = made["r"].reshape(count, n), made["c"].reshape(count, m)
-    total = _sum(r, 1)[:, None]
+    total = _capped(xp, _sum(r, 1)[:, None])
     of_rows = _inverse_root(xp, xp.where(r == 0, 0.0, r / total))  # 0/0 is no share
     of_columns = _inverse_root(xp, c)
     result = u.reshape(-1, n, m)
@@ -156,6 +157,11 @@ def _factored(
         g = matrices[i, j].astype("float64")
         result[i, j] = g * of_rows[i, j, None] * of_columns[i, None]
     return made, u
+
+
+def _capped(xp: Any, v: Any) -> Any:
+    """Give the largest finite number in the place of ∞, so that a second moment decays again."""
+    return xp.minimum(v, sys.float_info.max)
 
 
 def _inverse_root(xp: Any, v: Any) -> Any:

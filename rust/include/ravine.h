@@ -236,11 +236,11 @@ typedef struct rv_step_info {
 } rv_step_info;
 
 /* One step over all parameters, in this order: grad_scale, sign (maximize), check for finite numbers, clip_value, clip_norm, l2, the
- * rule, with weight_decay on the parameter as it was before.
+ * rule, whose step is subtracted from the parameter, with weight_decay, in one rounding.
  * gradients: n, one for each parameter, of its shape and dtype; for a parameter of RV_FLOAT32 also of RV_FLOAT16 or
  * RV_BFLOAT16, which are widened. They are only read, may lie and overlap one another as they like, and share no memory
  * with parameters and states. One of dtype RV_NONE is none: it leaves its parameter, states and count of updates as
- * they are.
+ * they are; RV_ERROR_SHAPE if all are.
  * info: may be NULL. */
 rv_status rv_optimizer_step(rv_optimizer *optimizer, const rv_tensor *gradients, size_t n, rv_step_info *info);
 
