@@ -757,6 +757,8 @@ impl Chunk {
 #[derive(Debug)]
 pub struct Step {
     rule: &'static Entry,
+    /// Of its hyperparameters: the rule's, but for those widened.
+    ranges: Vec<Range>,
     options: Options,
     after: After,
     groups: Vec<Group>,
@@ -785,6 +787,7 @@ impl Step {
         };
         Self {
             rule,
+            ranges: rule.ranges.to_vec(),
             options,
             after: After::default(),
             groups: vec![group; groups],
@@ -971,11 +974,18 @@ impl Step {
         self.rule.hyperparameters.iter().position(|known| *known == name).ok_or_else(unknown)
     }
 
+    /// Lets a hyperparameter of the rule be any finite number, for a caller with a wider range than the paper's.
+    pub fn widen(&mut self, name: &str) -> Result<(), Error> {
+        let i = self.position(name)?;
+        self.ranges[i] = Range::Finite;
+        Ok(())
+    }
+
     /// Whether a hyperparameter or common option may have this value.
     pub fn check_hyper(&self, name: &str, value: f64) -> Result<(), Error> {
         let common = COMMON.iter().find(|(known, _)| *known == name);
         let range = match (self.position(name), common) {
-            (Ok(i), _) => self.rule.ranges[i],
+            (Ok(i), _) => self.ranges[i],
             (Err(_), Some((_, range))) => *range,
             (Err(unknown), None) => return Err(unknown),
         };

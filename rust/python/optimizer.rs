@@ -444,6 +444,11 @@ impl Engine {
         Ok(self.bound()?.step.check_hyper(name, value)?)
     }
 
+    /// Lets a hyperparameter of the rule be any finite number: the caller checks it.
+    fn widen(&self, name: &str) -> PyResult<()> {
+        Ok(self.bound()?.step.widen(name)?)
+    }
+
     /// Sets a hyperparameter or common option of a group.
     fn set_hyper(&self, group: usize, name: &str, value: f64) -> PyResult<()> {
         let mut bound = self.bound()?;
