@@ -485,7 +485,7 @@ def test_ways_to_run_a_step_may_be_said_if_they_are_off(kind, option):
 
 
 def test_lbfgs_says_where_it_is():
-    with pytest.raises(AttributeError, match="rv.minimize"):
+    with pytest.raises(AttributeError, match=r"rv\.minimize"):
         ravine.torch.LBFGS  # noqa: B018
     with pytest.raises(AttributeError, match="Adam3"):
         ravine.torch.Adam3  # noqa: B018

@@ -46,8 +46,8 @@ class Optimizer:
         last_score: what the training loop last said of the model, for thinc's schedules.
 
     Raises:
-        ValueError: an unknown rule, an empty list; in a call, an empty generator, a number out of range or arrays that do
-            not fit, named by the key.
+        ValueError: an unknown rule, an empty list; in a call, an empty generator, a number out of range or arrays that
+            do not fit, named by the key.
         TypeError: something else for a schedule; in a call, arrays that are not float.
 
     >>> optimizer = ravine.thinc.Optimizer("lion", 0.25, beta1=0.9, beta2=0.99)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Any
@@ -156,9 +157,15 @@ class Optimizer(Rules, torch.optim.Optimizer):
         self._bindings, self._slots, self._rules = None, {}, []
         for group in self.param_groups:
             for name, value in self.defaults.items():
-                group.setdefault(name, value)
+                # torch puts "differentiable" among the defaults of all its classes.
+                if name != "differentiable" or self._takes(name):
+                    group.setdefault(name, value)
             # How torch ran the steps is no part of what is to be gone on with.
             group.update({name: self.defaults[name] for name in _HOW if name in group})
+
+    def _takes(self, name: str) -> bool:
+        own = (vars(base).get("__init__") for base in type(self).__mro__ if issubclass(base, Optimizer))
+        return any(name in inspect.signature(init).parameters for init in own if init is not None)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state_dict of this class or of torch's, which is copied.
