@@ -350,6 +350,21 @@ def test_empty_tensors_are_stepped_and_saved(kind, dtype):
         assert all(not name.numel() or bool((name != 1).any()) for name in params)
 
 
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"average": ravine.EMA(0.9)}])
+@pytest.mark.parametrize("kind", ["SGD", "AdamW", "LAMB", "Adafactor"])
+@pytest.mark.parametrize("shapes", [[(0,)], [(0, 3), (2,)], [(2, 0), (0,), (3,)]])
+def test_empty_tensors_are_stepped_by_ravines_own_classes(kind, options, shapes):
+    params = {str(i): torch.ones(shape) for i, shape in enumerate(shapes)}
+    optimizer = getattr(ravine, kind)(params, lr=0.1, **options)
+    for _ in range(2):
+        optimizer.step({name: torch.ones_like(p) for name, p in params.items()})
+    assert all(bool((p != 1).all()) for p in params.values())
+    # One that is no longer empty is still found.
+    params["0"].data = torch.ones(4)
+    with pytest.raises(ValueError, match=r"params\['0'\]: the array was resized"):
+        optimizer.step({name: torch.ones_like(p) for name, p in params.items()})
+
+
 # Sparse gradients
 
 
