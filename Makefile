@@ -55,7 +55,7 @@ test-slow: $(CORE) $(GROUPS_INSTALLED)  ## what takes many gigabytes, a step ove
 		tests/test_cuda_sanitized.py -k "fault_20 or fault_22 or fault_24 or kernels_are_clean" --timeout 1800
 
 test-adapters: $(CORE) $(GROUPS_INSTALLED) .venv/.adapters  ## with torch, JAX, optax, autograd and spaCy, which it installs (on Linux 2.5 GB to fetch, 6 GB on disk): what works with them
-	$(BIN)/python -m pytest -rs $(addprefix tests/test_,$(addsuffix .py,torch thinc foreign convert_runs examples docs))
+	$(BIN)/python -m pytest -rs $(addprefix tests/test_,$(addsuffix .py,torch torch_classes torch_inputs thinc foreign convert_runs examples docs))
 
 test-gpu: $(CORE) $(GROUPS_INSTALLED) .venv/.gpu  ## with an NVIDIA GPU: the tests of kernels on it, graphs and streams too, and compute-sanitizer
 	RAVINE_GPU=1 $(BIN)/python -m pytest $(wildcard tests/test_cuda_*.py) --timeout 3600

@@ -2,8 +2,8 @@
 
     python benches/bench_decay.py --output benches/record/decay.md
 
-AdamW over 100 000 parameters between 1 and 2, 300 steps of normal gradients, from the same numbers in every library. What
-the steps without decay do is known from AdamW in float64.
+AdamW over 100 000 parameters between 1 and 2, 300 steps of normal gradients, from the same numbers in every library.
+The steps without decay are those of AdamW in float64.
 """
 
 import argparse

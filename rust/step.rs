@@ -921,6 +921,8 @@ impl Chunk {
 #[derive(Debug)]
 pub struct Step {
     rule: &'static Entry,
+    /// Of its hyperparameters: the rule's, but for those widened.
+    ranges: Vec<Range>,
     options: Options,
     after: After,
     groups: Vec<Group>,
@@ -958,6 +960,7 @@ impl Step {
         let place = |product: &&str| rule.hyperparameters.iter().position(|name| name == product);
         Self {
             rule,
+            ranges: rule.ranges.to_vec(),
             options,
             after: After::default(),
             groups: vec![group; groups],
@@ -1188,11 +1191,18 @@ impl Step {
         Ok(())
     }
 
+    /// Lets a hyperparameter of the rule be any finite number, for a caller with a wider range than the paper's.
+    pub fn widen(&mut self, name: &str) -> Result<(), Error> {
+        let i = self.position(name)?;
+        self.ranges[i] = Range::Finite;
+        Ok(())
+    }
+
     /// Whether a hyperparameter or common option may have this value.
     pub fn check_hyper(&self, name: &str, value: f64) -> Result<(), Error> {
         let common = COMMON.iter().find(|(known, _)| *known == name);
         let range = match (self.position(name), common) {
-            (Ok(i), _) => self.rule.ranges[i],
+            (Ok(i), _) => self.ranges[i],
             (Err(_), Some((_, range))) => *range,
             (Err(unknown), None) => return Err(unknown),
         };

@@ -271,6 +271,141 @@ def test_what_does_not_fit_of_optax_is_refused(make, error, message):
         rv.convert.from_optax(cls, state, np.ones(2), **settings)
 
 
+# What a state holds besides: taken, or refused by name.
+
+MultiSteps = named("MultiStepsState", "mini_step", "gradient_step", "inner_opt_state", "acc_grads", "skip_state")
+Empty = named("EmptyState")
+
+
+def multi_steps(mini_step, inner, gradients):
+    return MultiSteps(np.int32(mini_step), np.int32(4), inner, gradients, {})
+
+
+def test_pending_gradients_go_on_as_the_mean_of_their_micro_batches():
+    """Of 4 micro-batches, 3 in the state with a mean of 2, and one of 6: the mean is 3."""
+    w = nested(1.0)
+    opt = rv.convert.from_optax(rv.SGD, multi_steps(3, Empty(), nested(2.0)), w, pending="mean", lr=0.5)
+    assert opt.steps == 4
+    opt.accumulate(nested(6.0))
+    opt.step()
+    for leaf in rv.trees.leaves(w).values():
+        np.testing.assert_array_equal(leaf, 1.0 - 0.5 * 3.0)
+    dropped = nested(1.0)
+    opt = rv.convert.from_optax(rv.SGD, multi_steps(3, Empty(), nested(2.0)), dropped, pending="drop", lr=0.5)
+    opt.accumulate(nested(6.0))
+    opt.step()
+    np.testing.assert_array_equal(dropped["a"], 1.0 - 0.5 * 6.0)
+
+
+def test_pending_gradients_are_in_the_parameters_dtype():
+    w = np.ones(2)
+    state = multi_steps(1, Empty(), np.full(2, 2.0, np.float32))
+    opt = rv.convert.from_optax(rv.SGD, state, w, pending="mean", lr=0.5)
+    opt.step()
+    np.testing.assert_array_equal(w, 0.0)
+
+
+def test_nothing_pending_needs_no_word():
+    opt = rv.convert.from_optax(rv.SGD, multi_steps(0, Empty(), np.zeros(2)), np.ones(2), lr=0.5)
+    assert opt.steps == 4
+    with pytest.raises(ValueError, match="step"):
+        opt.step()
+
+
+MOMENTS = Adam(np.int32(2), np.ones(2), np.ones(2))
+BESIDES = {
+    "pending gradients": (multi_steps(3, Empty(), np.ones(2)), {}, r"MultiStepsState holds the gradients of 3 micro-"),
+    "an unknown choice": (multi_steps(3, Empty(), np.ones(2)), {"pending": "sum"}, "pending: expected 'mean', 'drop'"),
+    "lookahead": (
+        named("LookaheadState", "fast_state", "steps_since_sync")(Empty(), 2),
+        {},
+        "got LookaheadState as well, which has no place here",
+    ),
+    "an average of the updates": (
+        (Trace(np.ones(2)), named("EmaState", "count", "ema")(2, np.ones(2))),
+        {"momentum": 0.5},
+        "got EmaState as well",
+    ),
+    "an average of the parameters": (named("EmaParamsState", "ema", "count")(np.ones(2), 2), {}, "got EmaParamsState"),
+    "two rules": ((Trace(np.ones(2)), MOMENTS), {"momentum": 0.5}, "got ScaleByAdamState as well"),
+    "a momentum that the class has not": (Trace(np.ones(2)), {}, "got TraceState as well"),
+    "a rule for each part": (
+        named("PartitionState", "inner_states")({"a": Empty()}),
+        {},
+        "got PartitionState as well",
+    ),
+    "noise": (named("AddNoiseState", "count", "rng_key")(2, np.ones(2)), {}, "got AddNoiseState as well"),
+    "a mask": (
+        named("MaskedState", "inner_state")(Empty()),
+        {},
+        "MaskedState: the mask is not in it: say",
+    ),
+    "steps that were left out": (
+        named("ApplyIfFiniteState", "notfinite_count", "last_finite", "total_notfinite", "inner_state")(0, 1, 3, ()),
+        {},
+        "ApplyIfFiniteState: .* say nonfinite='skip'",
+    ),
+    "a schedule": (
+        Injected(2, {"learning_rate": 0.1}, {"learning_rate": named("WrappedScheduleState", "count")(2)}, Empty()),
+        {"lr": ...},
+        "state: learning_rate is a schedule there, which it does not hold; pass lr=",
+    ),
+    "an unknown number": (
+        Injected(2, {"learning_rate": 0.1, "threshold": 0.5}, {}, Empty()),
+        {},
+        r"inject_hyperparams holds {'threshold': 0.5}, which have no place here",
+    ),
+    "one beta": (Injected(2, {"b1": 0.8}, {}, Empty()), {}, "holds one of the betas, 0.8; pass betas="),
+}
+
+
+@pytest.mark.parametrize("state, settings, message", BESIDES.values(), ids=BESIDES)
+def test_what_a_state_of_optax_holds_besides_is_refused_by_name(state, settings, message):
+    given = {k: v for k, v in {"lr": 0.1, **settings}.items() if v is not ...}
+    w = np.ones(2)
+    with pytest.raises(ValueError, match=message):
+        rv.convert.from_optax(rv.SGD, state, w, **given)
+    assert (w == 1).all()
+
+
+def test_what_the_state_does_not_hold_may_be_said():
+    inner = named("MaskedState", "inner_state")(Empty())
+    finite = named("ApplyIfFiniteState", "notfinite_count", "last_finite", "total_notfinite", "inner_state")
+    schedule = named("ScaleByScheduleState", "count")
+    state = finite(0, 1, 3, (MOMENTS, inner, schedule(np.int32(2))))
+    opt = rv.convert.from_optax(rv.AdamW, state, np.ones(2), lr=0.1, groups=[], nonfinite="skip")
+    assert opt.steps == 2
+    rate = Injected(2, {"learning_rate": 0.1}, {"learning_rate": named("WrappedScheduleState", "count")(2)}, MOMENTS)
+    assert rv.convert.from_optax(rv.Adam, rate, np.ones(2), lr=rv.schedules.constant(0.25)).lr == 0.25
+
+
+def test_a_run_of_multi_steps_itself_goes_on():
+    optax = pytest.importorskip("optax", reason="optax is not installed: make test-adapters")
+    jax = pytest.importorskip("jax", reason="jax is not installed: make test-adapters")
+    rule = optax.MultiSteps(optax.adam(0.1), every_k_schedule=4)
+    p = {"w": jax.numpy.ones(3)}
+    state = rule.init(p)
+    gradients = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
+    for g in gradients[:6]:
+        update, state = rule.update({"w": g}, state, p)
+        p = optax.apply_updates(p, update)
+    mine = jax.tree.map(np.array, p)
+    opt = rv.convert.from_optax(rv.Adam, state, mine, pending="mean", lr=0.1)
+    for i, g in enumerate(gradients[6:], 7):
+        update, state = rule.update({"w": g}, state, p)
+        p = optax.apply_updates(p, update)
+        opt.accumulate({"w": g})
+        if i % 4 == 0:
+            opt.step()
+    np.testing.assert_allclose(mine["w"], np.asarray(p["w"]), rtol=1e-5)
+
+
+def test_what_torch_holds_besides_is_refused_by_name():
+    careful = adam([{"params": [np.ones(2)], "cautious": True}], [moments(2)])
+    with pytest.raises(ValueError, match=r"its groups have \{'cautious': True\}; torch's Adam has none"):
+        rv.convert.from_torch(careful)
+
+
 # The libraries themselves.
 
 

@@ -1060,7 +1060,7 @@ def test_wrong_options_are_named(call, options, words):
         (escape_saddle, {"distance": [1.0, 2.0]}, "distance: expected a finite number > 0, got list"),
         (step_report, {"lr": None}, "lr: expected a finite number > 0, got NoneType"),
         (step_report, {"lr": rv.schedules.linear(1, 0, 9)}, "lr: .*; of a schedule pass one step's value"),
-        (step_report, {"lr": 0.1, "rng": "0"}, r"rng: expected a Generator such as np.random.default_rng\(0\), or a seed such as 0, got str"),
+        (step_report, {"lr": 0.1, "rng": "0"}, "rng: expected a Generator such as .*, or a seed such as 0, got str"),
         (sharpness, {"distances": 1.0}, r"distances: expected a sequence of numbers, got float; pass \[x\]"),
         (sharpness, {"distances": ["1"]}, r"distances\[0\]: expected a number, got str"),
     ],

@@ -248,6 +248,8 @@ WITHOUT_EXAMPLE = {
     "ravine.descent": "internal",
     "ravine.report": "internal",
     "ravine.whole": "internal",
+    "ravine.torch.binding": "internal",
+    "ravine.torch.optimizer": "internal",
     "ravine.history.Curve": "a result; History's examples show it",
     "ravine.lr_range.LearningRateRange": "a result; lr_range_test's example shows it",
 }
@@ -264,6 +266,8 @@ WITHOUT_ARGS = {
     "ravine.line_search": "internal",
     "ravine.descent": "internal",
     "ravine.whole": "internal",
+    "ravine.torch.binding": "internal",
+    "ravine.torch.optimizer": "internal",
     "ravine.history.Curve": "a result; its two fields are in the one line",
     "ravine.lr_range.LearningRateRange": "a result, made by lr_range_test; its attributes are listed",
     "ravine.optimizers.Optimizer": "a base class, not made by users",

@@ -279,3 +279,91 @@ def test_a_spacy_model_trains():
     assert losses[-1] < losses[0] / 10
     with nlp.use_params(optimizer.averages):
         assert all(max(nlp(text).cats, key=nlp(text).cats.get) == label for text, label in texts.items())
+
+
+# Rates, and what is given for one
+
+
+MAKERS = {
+    "Adam": Adam,
+    "SGD": SGD,
+    "Lion": Lion,
+    "SGD's momentum": lambda x: SGD(0.1, momentum=x),
+    "Adam's L2": lambda x: Adam(0.1, L2=x),
+    "Lion's beta1": lambda x: Lion(0.1, beta1=x),
+    "Adam's grad_clip": lambda x: Adam(0.1, grad_clip=x),
+}
+every_maker = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+
+
+@every_maker
+@pytest.mark.parametrize("empty", [[], (), np.zeros(0)], ids=["list", "tuple", "array"])
+def test_a_list_of_no_numbers_raises(make, empty):
+    with pytest.raises(ValueError, match=r"\w+: expected at least one number, got "):
+        make(empty)
+
+
+@every_maker
+def test_a_generator_of_no_numbers_raises_at_the_first_call_and_changes_nothing(make):
+    optimizer = make(x for x in ())
+    w, g = random((3,), 0), random((3,), 1)
+    before = w.copy(), g.copy()
+    with pytest.raises(ValueError, match=r"\w+: expected at least one number, got a generator of none"):
+        optimizer(KEY, w, g)
+    assert_same_bits(w, before[0])
+    assert_same_bits(g, before[1])
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.25], (0.5, 0.25), np.array([0.5, 0.25]), iter([0.5, 0.25])])
+def test_the_last_number_of_a_list_or_a_generator_stays(values):
+    optimizer = SGD(values, grad_clip=0.0, use_averages=False)
+    rates = []
+    for _ in range(4):
+        w = np.zeros(1, F32)
+        optimizer(KEY, w, np.ones(1, F32))
+        rates.append(-float(w[0]))
+        optimizer.step_schedules()
+    assert rates == [0.5, 0.25, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("rate", [np.float32(0.25), np.float64(0.25), np.array(0.25), 1 / 4])
+def test_a_number_may_be_numpys(rate):
+    w = np.zeros(1, F32)
+    SGD(rate, grad_clip=0.0)(KEY, w, np.ones(1, F32))
+    assert w == -0.25
+
+
+@every_maker
+@pytest.mark.parametrize("wrong", ["0.1", b"01", {"a": 0.1}, {0.1}, None, [0.1, None], ["a"]])
+def test_what_is_no_number_raises_by_name(make, wrong):
+    with pytest.raises(TypeError, match=r"\w+: expected a number"):
+        make(wrong)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SGD(lambda step: None), r"lr: expected a number from the schedule at step 0, got None"),
+        (lambda: SGD(iter([None])), r"lr: expected a number at place 0, got None"),
+        (lambda: SGD([float("nan")]), r"\(7, 'W'\): lr: expected a finite number >= 0, got NaN"),
+        (lambda: SGD([-0.1]), r"\(7, 'W'\): lr: expected a finite number >= 0"),
+        (lambda: SGD(0.1, L2=-1.0), r"\(7, 'W'\): weight_decay: expected a finite number >= 0"),
+        (lambda: SGD(0.1, L2=float("nan"), L2_is_weight_decay=False), r"\(7, 'W'\): l2: expected a finite number >= 0"),
+        (lambda: Adam(0.1, grad_clip=-1.0), r"\(7, 'W'\): grad_clip: expected a finite number >= 0, got -1.0"),
+        (lambda: Adam(0.1, beta1=lambda step: 1.0), r"\(7, 'W'\): beta1: expected a number in \[0, 1\)"),
+    ],
+)
+def test_numbers_out_of_range_raise_before_anything_is_clipped_or_stepped(make, message):
+    w, g = random((3,), 0), 100 * random((3,), 1)
+    before = w.copy(), g.copy()
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()(KEY, w, g)
+    assert_same_bits(w, before[0])
+    assert_same_bits(g, before[1])
+
+
+def test_a_schedule_may_be_any_callable():
+    for rate in (np.float64, rv.schedules.constant(0.0), lambda step: 0.0):
+        w = np.ones(1, F32)
+        SGD(rate, grad_clip=0.0)(KEY, w, np.ones(1, F32))
+        assert w == 1

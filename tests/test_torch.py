@@ -404,7 +404,7 @@ def test_the_state_dict_has_torchs_names_and_shapes(kind, options):
     ]
     assert described[0] == {i: s for i, s in described[1].items() if s}
     for i, states in first["state"].items():
-        assert_near(list(states.values()), [second["state"][i][name].double() for name in states])
+        assert_near(list(states.values()), [second["state"][i][name] for name in states])
 
 
 @every_case
@@ -622,7 +622,7 @@ def test_tensors_on_a_gpu_go_to_its_kernels(gpu, monkeypatch, name):
         first.step()
     monkeypatch.setattr(foreign, "gpu_of", lambda x: 0)
     monkeypatch.setattr(foreign, "_of_torch", lambda torch, x: cupy_like._wrap(of_torch(torch, x)))
-    monkeypatch.setattr(ravine.torch._Binding, "stream", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(ravine.torch.binding.Binding, "stream", lambda self: contextlib.nullcontext())
     second = getattr(ravine.torch, kind)(there, **options)
     for step in range(6):
         give_gradients(step, there)
@@ -656,9 +656,9 @@ def test_options_that_cannot_be_honoured_raise(kind, option):
         ("AdamW", {"betas": (0.9, 1.0)}, "beta2: expected"),
         ("Adam", {"eps": -1.0}, "eps: expected"),
         ("Adam", {"weight_decay": -1.0}, "l2: expected"),
-        ("SGD", {"momentum": 1.5}, "momentum: expected"),
+        ("SGD", {"momentum": -0.5}, "momentum: expected a finite number >= 0"),
         ("SGD", {"nesterov": True}, "nesterov: expected momentum > 0"),
-        ("RMSprop", {"alpha": -0.1}, "decay: expected"),
+        ("RMSprop", {"alpha": -0.1}, "alpha: expected"),
         ("Adagrad", {"lr_decay": -1}, "lr_decay: expected"),
         ("Adagrad", {"initial_accumulator_value": -1}, "initial_accumulator_value: expected"),
         ("Lion", {"betas": (1.0, 0.9)}, "beta1: expected"),
@@ -709,7 +709,6 @@ def test_parameters_that_cannot_be_right_raise_at_construction():
     broken = {
         "elements share memory": [torch.zeros(3).expand(4, 3)],
         r"params\['0.0'\] and params\['0.1'\] share memory": [w[:3], w[2:]],
-        "expected a dense real tensor, got torch.complex64": [torch.zeros(3, dtype=torch.complex64)],
         r"params\['0.0'\]: expected float64, float32": [torch.zeros(3, dtype=torch.int64)],
         r"params\['0.0'\]: cannot share the memory of a torch.Tensor: it is on device meta": [
             torch.zeros(3, device="meta")
@@ -731,7 +730,7 @@ def test_a_group_that_is_refused_is_not_added():
 def test_gradients_that_cannot_be_taken_raise_by_name_and_change_nothing():
     embedding = torch.nn.Embedding(5, 3, sparse=True)
     other = torch.ones(3, requires_grad=True)
-    optimizer = ravine.torch.SGD([("table", embedding.weight), ("other", other)], lr=0.1)
+    optimizer = ravine.torch.AdamW([("table", embedding.weight), ("other", other)], lr=0.1)
     embedding(torch.tensor([1, 2])).sum().backward()
     other.grad = torch.ones(3)
     with pytest.raises(TypeError, match=r"grads\['table'\]: .* expected a dense real tensor.*to_dense"):

@@ -36,6 +36,10 @@ INTERNAL = {
     "ravine.line_search": "inside of minimize",
     "ravine.objective": "shared by the checks",
     "ravine.report": "what a step reports; Optimizer.step explains it",
+    **dict.fromkeys(
+        [f"ravine.torch.{part}" for part in ("adam", "binding", "classes", "matrix", "optimizer")],
+        "ravine.torch exports what is public",
+    ),
     "ravine.whole": "shared by Adafactor and Muon",
 }
 #: The order of the reference; what is not named follows by the alphabet.

@@ -144,12 +144,12 @@ def _factored(
     for i, j in _pieces(count, n, m, at_once):
         g = matrices[i, j].astype("float64")
         square = g * g + eps
-        rows[i, j] = _sum(square, 2)
+        rows[i, j] = summed(square, 2)
         slabs[i, j.start // _SLAB : -(-j.stop // _SLAB)] = _slabs(xp, square)
-    moments = {"r": rows, "c": _sum(slabs, 1)}
+    moments = {"r": rows, "c": summed(slabs, 1)}
     made = {k: _capped(xp, (1.0 - new) * states[k] + new * x.reshape(states[k].shape)) for k, x in moments.items()}
     r, c = made["r"].reshape(count, n), made["c"].reshape(count, m)
-    total = _capped(xp, _sum(r, 1)[:, None])
+    total = _capped(xp, summed(r, 1)[:, None])
     of_rows = _inverse_root(xp, xp.where(r == 0, 0.0, r / total))  # 0/0 is no share
     of_columns = _inverse_root(xp, c)
     result = u.reshape(-1, n, m)
@@ -188,11 +188,11 @@ def _slabs(xp: Any, x: Any) -> Any:
     """Sum the columns of each slab of some matrices."""
     count, n, m = x.shape
     even = n - n % _SLAB
-    sums = [_sum(x[:, :even].reshape(count, -1, _SLAB, m), 2)] if even else []
-    return xp.concatenate([*sums, _sum(x[:, even:], 1)[:, None]] if even < n else sums, 1)
+    sums = [summed(x[:, :even].reshape(count, -1, _SLAB, m), 2)] if even else []
+    return xp.concatenate([*sums, summed(x[:, even:], 1)[:, None]] if even < n else sums, 1)
 
 
-def _sum(x: Any, axis: int) -> Any:
+def summed(x: Any, axis: int) -> Any:
     """Sum along an axis that is not empty, in this order: the second half onto the first, again and again."""
     x = x.swapaxes(axis, 0)
     n = len(x)

@@ -323,6 +323,7 @@ def from_torch(optimizer: Any, params: Any = None, **options: Any) -> optimizers
     if kind is None:
         raise TypeError(f"optimizer: expected one of torch's {', '.join(_TORCH)}, got {type(optimizer).__name__}")
     there, saved = _TORCH[kind], optimizer.state_dict()
+    _check_torch(there, kind, saved)
     groups = saved["param_groups"]
     tensors = [p for group in optimizer.param_groups for p in group["params"]]
     params = _torch_params(optimizer, tensors, params)
@@ -352,6 +353,35 @@ def from_torch(optimizer: Any, params: Any = None, **options: Any) -> optimizers
         # Adagrad's sum is there before the first step, with what it starts at.
         states[name] = found if counts[name] else {}
     return _filled(opt, states, counts, max(counts.values(), default=0))
+
+
+#: Entries of a group that say nothing of the numbers: how the steps ran, and what schedulers note.
+_NOTES = frozenset(
+    {
+        *("params", "param_names", "foreach", "fused", "capturable", "differentiable"),
+        *("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"),
+    }
+)
+
+
+def _check_torch(there: _Torch, kind: str, saved: Mapping[str, Any]) -> None:
+    """Refuse what would be dropped: numbers of a subclass, and a product of momenta that no constant β₁ has."""
+    known = {*there.numbers.values(), *there.shapes, *_NOTES, "weight_decay", "maximize", "decoupled_weight_decay"}
+    for group in saved["param_groups"]:
+        if unknown := {k: v for k, v in group.items() if k not in known | {"lr_decay"} and v}:
+            raise ValueError(f"optimizer: its groups have {unknown}; torch's {kind} has none of them, nor has ravine's")
+        for number in group["params"] if kind == "NAdam" else ():
+            own = saved["state"].get(number) or {}
+            product, beta, decay = 1.0, float(group["betas"][0]), float(group["momentum_decay"])
+            for t in range(1, int(float(own.get("step", 0))) + 1):
+                product *= beta * (1 - 0.5 * 0.96 ** (t * decay))
+                if product < 1e-9:
+                    break
+            if abs(product - float(own.get("mu_product", product))) > 1e-4:
+                raise ValueError(
+                    f"state[{number}]['mu_product']: expected {product}, of {beta} in every step, got "
+                    f"{float(own['mu_product'])}: betas have changed, which has no place here"
+                )
 
 
 def _torch_params(optimizer: Any, tensors: list[Any], params: Any) -> Any:
@@ -438,8 +468,23 @@ _INJECTED = {
 }
 
 
+#: States of optax that hold others, or a number that is taken.
+_HOLDERS = ("MultiStepsState", "MaskedState", "ApplyIfFiniteState", "InjectHyperparamsState")
+#: Those whose effect no state tells: the argument here that has to say it, and how.
+_SAID = {
+    "MaskedState": ("groups", "the mask is not in it: say with groups=[(pattern, {…})] which parameters differ, or []"),
+    "ApplyIfFiniteState": ("nonfinite", "steps that are not finite were left out: say nonfinite='skip'"),
+}
+
+
 def from_optax(
-    optimizer: type[optimizers.Optimizer], state: Any, params: Any, *, steps: int | None = None, **settings: Any
+    optimizer: type[optimizers.Optimizer],
+    state: Any,
+    params: Any,
+    *,
+    steps: int | None = None,
+    pending: Literal["mean", "drop"] | None = None,
+    **settings: Any,
 ) -> optimizers.Optimizer:
     """Go on here where a run of optax stands: its states and counts, in the class here that you name.
 
@@ -453,13 +498,19 @@ def from_optax(
         params: writable arrays, NumPy's or CuPy's, in the nesting that optax has: ``jax.tree.map(np.array, params)``.
         steps: completed steps, where the state does not count them: for SGD, RMSprop, Adagrad and Adadelta with a
             constant rate. None: as many as it counts, else 1. Only schedules need it.
+        pending: what to do with gradients that ``optax.MultiSteps`` has not used yet. ``"mean"``: they are the mean of
+            so many micro-batches, as MultiSteps keeps them unless ``use_grad_mean=False``; they go where `accumulate`
+            puts the next ones, for ``step()`` to take the mean of all. ``"drop"``: forget them. None: raise if there
+            are any, for the state does not say whether they are a mean or a sum.
         settings: arguments of the class, ``lr`` above all.
 
     Returns:
         An optimizer made with ``like="optax"``.
 
     Raises:
-        ValueError: a state without what the rule needs, other names or shapes, several rules in one state; what
+        ValueError: a state without what the rule needs, or with what it does not know, such as that of ``lookahead``,
+            named; other names or shapes, several rules in one state; gradients that are pending; a mask, a schedule or
+            ``apply_if_finite``, of which the state does not hold all, unless ``settings`` has the argument for it; what
             ``like="optax"`` refuses.
         TypeError: no ``lr``.
 
@@ -474,10 +525,12 @@ def from_optax(
     (1, array([0.5, 0.5]))
     """
     nodes = list(_nodes(state))
-    opt = optimizer(params, **{"like": "optax", **_injected(nodes), **settings})
+    held = _pending(nodes, pending)
+    opt = optimizer(params, **{"like": "optax", **_injected(nodes, settings), **settings})
     rule = opt._rule
     if rule not in _OPTAX:
         raise ValueError(f"optimizer: no state of optax is known for the rule {rule!r} of {optimizer.__name__}")
+    _check_known(nodes, {kind for kind, _ in _OPTAX[rule].values()}, settings)
     t = _completed(nodes) if steps is None else steps
     found: dict[str, dict[str, Any]] = {name: {} for name in opt._engine.names}
     for ours, (kind, name) in _OPTAX[rule].items() if t else ():
@@ -502,13 +555,59 @@ def from_optax(
         beta = opt._engine.hyper(0, "momentum" if rule == "schedule_free_sgd" else "beta1")
         for (name, of), w in zip(found.items(), opt._engine.parameters, strict=True):
             of["d"] = (adopt(of["d"], name, False).astype("float64") - w.astype("float64")) / beta
-    return _filled(opt, found, dict.fromkeys(found, t), t)
+    _filled(opt, found, dict.fromkeys(found, t), t)
+    if held is not None:
+        opt.accumulate(_like_parameters(opt, held.acc_grads, params), weight=float(held.mini_step))
+    return opt
+
+
+def _pending(nodes: list[Any], choice: str | None) -> Any:
+    """Give the state of MultiSteps if its gradients are to be taken."""
+    if choice not in (None, "mean", "drop"):
+        raise ValueError(f"pending: expected 'mean', 'drop' or None, got {choice!r}")
+    held = [node for node in nodes if type(node).__name__ == "MultiStepsState" and int(node.mini_step)]
+    if held and choice is None:
+        raise ValueError(
+            f"state: MultiStepsState holds the gradients of {int(held[0].mini_step)} micro-batches that no step has "
+            "used, and not whether they are a mean; pass pending='mean' to go on with them (MultiSteps keeps the mean "
+            "unless use_grad_mean=False), or pending='drop'"
+        )
+    return held[0] if held and choice == "mean" else None
+
+
+def _like_parameters(opt: optimizers.Optimizer, gradients: Any, params: Any) -> Any:
+    """Give gradients in the parameters' dtypes and nesting."""
+    leaves, made = trees.leaves(gradients), []
+    for name, w in zip(opt._engine.names, opt._engine.parameters, strict=True):
+        where = f"state: MultiStepsState.acc_grads[{name!r}]"
+        if name not in leaves:
+            raise ValueError(f"{where}: expected one like its parameter, got those of {list(leaves)}")
+        made.append(adopt(leaves[name], where, False).astype(w.dtype))
+    given = iter(made)
+    return trees.map(lambda _: next(given), params)
+
+
+def _check_known(nodes: list[Any], own: set[str], settings: Mapping[str, Any]) -> None:
+    """Refuse states that would be dropped; those of a count alone are taken by it."""
+    for node in nodes:
+        kind = type(node).__name__
+        if kind in _SAID and _SAID[kind][0] not in settings:
+            raise ValueError(f"state: {kind}: {_SAID[kind][1]}")
+        counts = {*node._fields} <= {"count", "t", "step"}
+        known = kind in own or kind in _HOLDERS or "hyperparams" in node._fields or counts
+        if kind.endswith("State") and not known:
+            raise ValueError(
+                f"state: expected {sorted(own) or 'no states'} in it, got {kind} as well, which has no place here "
+                f"(fields {list(node._fields)}); give the part of the state that is the rule's"
+            )
 
 
 def _nodes(state: Any) -> Iterator[Any]:
     """Give all named tuples in a state, and what they hold."""
     if hasattr(state, "_fields"):
         yield state
+    if type(state).__name__ == "WrappedScheduleState":  # of a number there: `_injected` asks for it
+        return
     children = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
     for child in children:
         yield from _nodes(child)
@@ -516,17 +615,30 @@ def _nodes(state: Any) -> Iterator[Any]:
 
 def _completed(nodes: list[Any]) -> int:
     """Give the count of steps in a state; 1 if it has none."""
-    counts = [getattr(node, name) for node in nodes for name in ("count", "t") if name in node._fields]
+    counts = [getattr(node, name) for node in nodes for name in ("count", "t", "gradient_step") if name in node._fields]
     # Schedule-free rules count the step to come.
     counts += [node.step_count - 1 for node in nodes if "step_count" in node._fields]
     return max((int(count) for count in counts if getattr(count, "shape", ()) == ()), default=1)
 
 
-def _injected(nodes: list[Any]) -> dict[str, Any]:
+def _injected(nodes: list[Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Give the numbers that ``inject_hyperparams`` has put into a state."""
-    kept = {k: float(v) for node in nodes if "hyperparams" in node._fields for k, v in node.hyperparams.items()}
+    injected = [node for node in nodes if "hyperparams" in node._fields]
+    kept = {k: float(v) for node in injected for k, v in node.hyperparams.items()}
+    scheduled = {k for node in injected for k in getattr(node, "hyperparams_states", None) or ()}
+    places = {k: "betas" if k in ("b1", "b2", "b3") else _INJECTED.get(k, k) for k in (*kept, *scheduled)}
+    for name in sorted(scheduled):
+        if places[name] not in settings:
+            raise ValueError(f"state: {name} is a schedule there, which it does not hold; pass {places[name]}=")
+    unknown = {k: v for k, v in kept.items() if k not in _INJECTED and places[k] not in (*settings, "betas") and v}
+    if unknown:
+        raise ValueError(
+            f"state: inject_hyperparams holds {unknown}, which have no place here; say them as arguments of the class"
+        )
     numbers: dict[str, Any] = {_INJECTED[name]: value for name, value in kept.items() if name in _INJECTED}
     betas = tuple(kept[name] for name in ("b1", "b2", "b3") if name in kept)
+    if len(betas) == 1 and "betas" not in settings:
+        raise ValueError(f"state: inject_hyperparams holds one of the betas, {betas[0]}; pass betas=")
     return numbers | ({"betas": betas} if len(betas) > 1 else {})
 
 

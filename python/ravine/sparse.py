@@ -94,30 +94,30 @@ class RowSparse:
 
 
 @dataclass
-class _Rows:
+class Rows:
     """Rows of a parameter that have a gradient."""
 
     parameter: Any
     states: tuple[Any, ...]
     #: Their numbers, rising, here and where the parameter is.
     numbers: np.ndarray[Any, np.dtype[np.int64]]
-    index: Any
+    index: tuple[Any, ...]
     gradient: Any
     #: Copies of them.
     copies: list[Any]
 
     @classmethod
-    def of(cls, backend: Any, parameter: Any, states: tuple[Any, ...], given: RowSparse) -> _Rows:
-        """Sum the gradient, and copy the rows."""
+    def of(cls, backend: Any, parameter: Any, states: tuple[Any, ...], given: RowSparse, axes: int = 1) -> Rows:
+        """Sum the gradient, and copy the rows, which the first axes number in C order."""
         xp = backends.array_module(parameter)
         indices = cpu.put(given.indices).astype(np.int64)
         order = np.argsort(indices, kind="stable")  # those of a row in order of occurrence
         ordered = indices[order]
         starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(order)])
         numbers = ordered[starts]
-        gradient = backend.empty((len(numbers), *parameter.shape[1:]), parameter.dtype)
+        gradient = backend.empty((len(numbers), *parameter.shape[axes:]), parameter.dtype)
         backend.sum_rows(given.values, order, np.append(starts, len(order)), gradient)
-        index = backend.put(numbers)
+        index = tuple(backend.put(place) for place in np.unravel_index(numbers, parameter.shape[:axes]))
         copies = [xp.ascontiguousarray(array[index]) for array in (parameter, *states)]
         return cls(parameter, states, numbers, index, gradient, copies)
 
@@ -156,7 +156,7 @@ def step(
         engine.set_hyper(group, name, value)
     given = dict(_core.flatten(grads))
     bound = dict(zip(engine.names, zip(engine.parameters, engine.states, strict=True), strict=True))
-    rows = {name: _Rows.of(backend, *bound[name], leaf) for name, leaf in given.items() if isinstance(leaf, RowSparse)}
+    rows = {name: Rows.of(backend, *bound[name], leaf) for name, leaf in given.items() if isinstance(leaf, RowSparse)}
     params = {name: rows[name].copies[0] if name in rows else parameter for name, (parameter, _) in bound.items()}
     states = [rows[name].copies[1:] if name in rows else list(states) for name, (_, states) in bound.items()]
     other = opt._bound_alike(params, states)

@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from numbers import Real
 from typing import Any, Self
 
 from ravine import _core
@@ -30,7 +33,8 @@ class Optimizer:
 
     Args:
         rule: a rule of this package, by its name.
-        learn_rate: γ ≥ 0: a number, a list, a generator, a schedule of this package or of thinc's.
+        learn_rate: γ ≥ 0: a number, a list, a generator, a schedule of this package or of thinc's. The last number of a
+            list or a generator stays; one without any raises.
         hyper: the rule's other numbers, each of them a number or a schedule.
         L2: λ ≥ 0, the same.
         L2_is_weight_decay: decoupled decay; else coupled, on the gradient before it is clipped.
@@ -43,7 +47,8 @@ class Optimizer:
         last_score: what the training loop last said of the model, for thinc's schedules.
 
     Raises:
-        ValueError: an unknown rule; in a call, a number out of range or arrays that do not fit, named by the key.
+        ValueError: an unknown rule, an empty list; in a call, an empty generator, a number out of range or arrays that
+            do not fit, named by the key.
         TypeError: something else for a schedule; in a call, arrays that are not float.
 
     >>> optimizer = ravine.thinc.Optimizer("lion", 0.25, beta1=0.9, beta2=0.99)
@@ -73,6 +78,9 @@ class Optimizer:
         numbers = {"lr": learn_rate, **hyper}
         self._numbers = {name: _Number(name, value) for name, value in numbers.items()}
         self._L2, self._grad_clip = _Number("L2", L2), _Number("grad_clip", grad_clip)
+        #: What knows the ranges of the numbers, and those that were last found to be in them.
+        self._ranges = _core.Engine(rule, {}, lambda _: [], lambda *_: [], None, None, "propagate")
+        self._checked: tuple[list[tuple[str, float]], float] | None = None
         self._states: dict[Any, list[tuple[str, Any]]] = {}
         self._updates: dict[Any, int] = {}
         self.averages: dict[Any, Any] | None = {} if use_averages else None
@@ -94,6 +102,7 @@ class Optimizer:
         hyper = [(name, number(self.step, context)) for name, number in self._numbers.items()]
         hyper[0] = ("lr", hyper[0][1] * lr_scale)
         decay, clip = self._L2(self.step, context), self._grad_clip(self.step, context)
+        self._check(key, [*hyper, (self._decay, decay)], clip)
         backend = backend_of(weights)
         if key not in self._states:
             dtype = "float64" if weights.dtype == "float64" else "float32"
@@ -118,6 +127,19 @@ class Optimizer:
 
     def __copy__(self) -> Self:
         return copy.deepcopy(self)  # the states are its own
+
+    def _check(self, key: Any, hyper: list[tuple[str, float]], clip: float) -> None:
+        """Refuse numbers out of range before the gradient is clipped."""
+        if (hyper, clip) == self._checked:
+            return
+        try:
+            for name, value in hyper:
+                self._ranges.check_hyper(name, value)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+        if not 0 <= clip < math.inf:
+            raise ValueError(f"{key}: grad_clip: expected a finite number >= 0, got {clip!r}")
+        self._checked = (hyper, clip)
 
     def _average(self, key: Any, weights: Any, t: int) -> None:
         assert self.averages is not None
@@ -152,28 +174,57 @@ class _Number:
     """A number at each step, from all that thinc and this package take for one."""
 
     def __init__(self, name: str, value: Any) -> None:
+        self._name = name
         self._values: Iterator[Any] | None = None
         self._call: Callable[..., Any] | None = None
         self._told, self._at, self._last = False, -1, 0.0
         if callable(value):
-            self._call = value
-            # thinc's schedules are told the key and the last score.
-            kinds = {parameter.kind for parameter in inspect.signature(value).parameters.values()}
-            self._told = inspect.Parameter.VAR_KEYWORD in kinds
-        elif isinstance(value, int | float):
-            self._last = float(value)
-        elif hasattr(value, "__iter__") and not isinstance(value, str):
+            self._call, self._told = value, _is_told(value)
+        elif isinstance(value, Real) or getattr(value, "shape", None) == ():
+            self._last = self._float(value, "")
+        elif hasattr(value, "__len__") and _is_ordered(value):
+            numbers = [self._float(x, f" at place {i}") for i, x in enumerate(value)]
+            if not numbers:
+                raise ValueError(f"{name}: expected at least one number, got {value!r}")
+            self._values = iter(numbers)
+        elif hasattr(value, "__iter__") and _is_ordered(value):
             self._values = iter(value)
         else:
             raise TypeError(f"{name}: expected a number, a list, a generator or a schedule, got {value!r}")
 
     def __call__(self, step: int, context: dict[str, Any]) -> float:
         if self._call is not None:
-            return float(self._call(step, **context) if self._told else self._call(step))
+            value = self._call(step, **context) if self._told else self._call(step)
+            return self._float(value, f" from the schedule at step {step}")
         while self._values is not None and self._at < step:
-            self._last = float(next(self._values, self._last))  # when it is used up, its last value
+            try:
+                value = next(self._values)
+            except StopIteration:  # used up: its last value stays
+                if self._at < 0:
+                    raise ValueError(f"{self._name}: expected at least one number, got a generator of none") from None
+                break
+            self._last = self._float(value, f" at place {self._at + 1}")
             self._at += 1
         return self._last
+
+    def _float(self, value: Any, where: str) -> float:
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{self._name}: expected a number{where}, got {value!r}") from error
+
+
+def _is_told(schedule: Callable[..., Any]) -> bool:
+    """Whether a schedule takes the key and the last score, as thinc's do."""
+    try:
+        parameters = inspect.signature(schedule).parameters.values()
+    except (TypeError, ValueError):  # of C
+        return False
+    return inspect.Parameter.VAR_KEYWORD in {parameter.kind for parameter in parameters}
+
+
+def _is_ordered(values: Any) -> bool:
+    return not isinstance(values, str | bytes | bytearray | Mapping | AbstractSet)
 
 
 def Adam(  # noqa: N802
@@ -223,7 +274,7 @@ def SGD(  # noqa: N802
     array([0.75, 0.75], dtype=float32)
     """
     common = {"L2": L2, "L2_is_weight_decay": L2_is_weight_decay, "grad_clip": grad_clip, "use_averages": use_averages}
-    if isinstance(momentum, int | float) and momentum == 0:
+    if isinstance(momentum, Real) and momentum == 0:
         return Optimizer("sgd", learn_rate, **common)
     return Optimizer("momentum", learn_rate, momentum=momentum, **common)
 

@@ -88,6 +88,7 @@ mod _core {
                     Range::NotBelowOne => "not_below_one",
                     Range::Whole => "whole",
                     Range::Switch => "switch",
+                    Range::Finite => "finite",
                 };
                 hyper.set_item(name, range)?;
             }

@@ -549,6 +549,11 @@ impl Engine {
         Ok(self.bound()?.step.check_hyper(name, value)?)
     }
 
+    /// Lets a hyperparameter of the rule be any finite number: the caller checks it.
+    fn widen(&self, name: &str) -> PyResult<()> {
+        Ok(self.bound()?.step.widen(name)?)
+    }
+
     /// Sets a hyperparameter or common option of a group.
     fn set_hyper(&self, group: usize, name: &str, value: f64) -> PyResult<()> {
         let mut bound = self.bound()?;
@@ -1284,7 +1289,8 @@ fn check_in_place(place: Place, bond: &Bond, name: &str, parameter: &Bound<'_, P
     let called = || parameter_called(name);
     let parameter = arrays::adopt(parameter, &called, true)?;
     let now = arrays::array_at(place, &parameter, &called)?;
-    let moved = now.data as usize != bond.data || now.strides() != bond.strides;
+    // Without elements there is no place: another library's empty array gives another address at each look.
+    let moved = bond.len > 0 && (now.data as usize != bond.data || now.strides() != bond.strides);
     if moved || now.shape() != bond.shape || now.dtype != bond.dtype || !now.writable {
         return Err(PyValueError::new_err(format!(
             "{}: the array was resized, reshaped, moved or made read-only since the optimizer was made; make a new optimizer",

@@ -142,6 +142,8 @@ pub enum Range {
     Whole,
     /// 0 or 1.
     Switch,
+    /// Any: of no rule, but of a caller who checks it in another system's words.
+    Finite,
 }
 
 pub(crate) const RATE: Range = Range::NotNegative;
@@ -160,6 +162,7 @@ impl Range {
             Self::NotBelowOne => (1.0..f64::INFINITY).contains(&x),
             Self::Whole => (0.0..=9_007_199_254_740_992.0).contains(&x) && x.fract() == 0.0,
             Self::Switch => x == 0.0 || x == 1.0,
+            Self::Finite => x.is_finite(),
         }
     }
 
@@ -171,6 +174,7 @@ impl Range {
             Self::NotBelowOne => "a finite number >= 1",
             Self::Whole => "a whole number >= 0",
             Self::Switch => "0 or 1",
+            Self::Finite => "a finite number",
         }
     }
 }
@@ -556,6 +560,7 @@ mod tests {
             }
         }
         assert!(Range::Whole.contains(7.0) && !Range::Whole.contains(0.5));
+        assert!(Range::Finite.contains(-1e300) && !Range::Finite.contains(f64::NAN));
         assert!(!Range::Fraction.contains(1.0) && Range::NotNegative.contains(1.0) && Range::NotBelowOne.contains(1.0));
     }
 }

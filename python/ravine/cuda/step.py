@@ -641,6 +641,10 @@ class Engine:
         """Check a value."""
         self._core.check_hyper(name, value)
 
+    def widen(self, name: str) -> None:
+        """Let a value of the rule be any finite number."""
+        self._core.widen(name)
+
     def set_hyper(self, group: int, name: str, value: float) -> None:
         """Set a value: from the next step on, of a captured one too."""
         self._core.set_hyper(group, name, value)
