@@ -104,6 +104,7 @@ bench: bench-kernels  ## every record, table and picture of docs/performance.md,
 	$(BIN)/python benches/bench_norm.py --threads $(THREADS) --output benches/record/norm-$(THREADS)-threads.md
 	$(BIN)/python -m benches.bench_minimize --output benches/record/minimize.md
 	$(BIN)/python benches/bench_onebit.py --threads $(THREADS) --output benches/record/onebit.md
+	$(BIN)/python benches/bench_decay.py --output benches/record/decay.md
 	$(BIN)/python benches/bench_sparse.py --threads $(THREADS) --output benches/record/sparse.md
 	MPLBACKEND=agg OPENBLAS_NUM_THREADS=1 $(BIN)/python benches/bench_states.py --threads $(THREADS) --output benches/record/states.md --picture docs/states.png
 

@@ -33,7 +33,7 @@ def ravine(dtype=np.float32, **options):
         w = start().astype(dtype)
         opt = rv.AdamW(w, lr=lr, weight_decay=weight_decay, **options)
         for g in gradients():
-            opt.step(g)
+            opt.step(g.astype(w.dtype))
         return w
 
     return run

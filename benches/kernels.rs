@@ -58,7 +58,7 @@ impl Case {
                 Range::NotNegative => 1e-3,
                 Range::Fraction => 0.9,
                 Range::NotBelowOne => 1.2,
-                Range::Whole | Range::Switch => 0.0,
+                Range::Whole | Range::Switch | Range::Finite => 0.0,
             };
             step.set_hyper(0, name, value).expect("in range");
         }

@@ -58,7 +58,7 @@ fn run(entry: &'static Entry, len: usize, stride: usize, stages: bool) -> Vec<u3
             Range::Fraction => 0.8,
             Range::NotBelowOne => 1.2,
             Range::Whole => 2.0,
-            Range::Switch => 0.0,
+            Range::Switch | Range::Finite => 0.0,
         };
         step.set_hyper(0, name, value).unwrap();
     }

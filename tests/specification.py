@@ -628,7 +628,7 @@ def adan(
     m = running(w, m, g, t, beta1, False)
     v = past * v + of_d * d
     look = g + ahead * d
-    n = running(w, n, look * look, t, beta3, False)
+    n = capped(running(w, n, look * look, t, beta3, False))
     c1, c2, c3 = (
         1.0 - product(f"beta{i + 1}", beta, t) if bias_correction else 1.0
         for i, beta in enumerate((beta1, beta2, beta3))

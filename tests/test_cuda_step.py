@@ -477,10 +477,12 @@ def test_whatever_the_list(rule, data):
         shapes = data.draw(st.lists(st.lists(st.integers(0, 9), max_size=3).map(tuple), min_size=1, max_size=5))
         kinds = [data.draw(st.sampled_from(KINDS)) for _ in shapes]
         params = [numbers(shape, kind[0], i) for i, (shape, kind) in enumerate(zip(shapes, kinds, strict=True))]
+        # A step in which none is there raises.
+        there = st.lists(st.booleans(), min_size=len(params), max_size=len(params)).filter(any)
         gradients = [
             [
-                finite(p.shape, kind[1], 7 * step + i) if data.draw(st.booleans()) else None
-                for i, (p, kind) in enumerate(zip(params, kinds, strict=True))
+                finite(p.shape, kind[1], 7 * step + i) if present else None
+                for i, (p, kind, present) in enumerate(zip(params, kinds, data.draw(there), strict=True))
             ]
             for step in range(2)
         ]

@@ -1,5 +1,7 @@
 """Decoupled decay far below the last bit of a parameter: right on average, for every rule and storage."""
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -135,3 +137,10 @@ def test_the_formula_says_that_decay_is_a_part_of_the_step():
     muon = rv.Muon(np.ones((1, 1))).formula().splitlines()
     assert muon[-2] == "w ← w − (γ·λ·w + γ·√max(1, rows/columns)·X)"
     assert rv.Adafactor(np.ones(1), weight_decay=0.5).formula().splitlines()[-2].startswith("w ← w − (γ·λ·w + γ·")
+
+
+def test_the_page_has_the_table_of_the_record():
+    root = Path(__file__).parent.parent
+    record = (root / "benches/record/decay.md").read_text(encoding="utf-8")
+    table = record[record.index("| γ") :].strip()
+    assert table in (root / "docs/conventions.md").read_text(encoding="utf-8")

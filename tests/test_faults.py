@@ -686,7 +686,7 @@ OUT_OF_RANGE = [
     *((rv.Adam, {"l2": bad}, "l2", bad) for bad in (NAN, -0.1, INF)),
     *((c, {"eps": bad}, "eps", bad) for c in (rv.Adam, rv.RMSprop, rv.Adagrad) for bad in (NAN, -0.5, INF)),
     *((rv.RMSprop, {"decay": bad}, "decay", bad) for bad in (NAN, 1.0, -0.1)),
-    *((rv.Adam, {"clip_norm": bad}, "clip_norm", bad) for bad in (NAN, 0.0, -1.0, INF)),
+    *((rv.Adam, {"clip_norm": bad}, "clip_norm", bad) for bad in (NAN, 0.0, -1.0)),
     *((rv.Adam, {"clip_value": bad}, "clip_value", bad) for bad in (NAN, 0.0, -1.0, INF)),
 ]
 
@@ -765,7 +765,8 @@ def test_fault_11_a_denominator_of_0_gives_no_update_but_the_decay(make, dtype, 
     opt = make(w, eps=eps, weight_decay=0.5)
     for _ in range(3):
         opt.step(np.full(3, tiny, dtype))
-        expected = (compute(1 - 0.1 * 0.5) * expected.astype(compute)).astype(dtype)
+        exact = expected.astype(compute)
+        expected = (exact - compute(0.1 * 0.5) * exact).astype(dtype)
     np.testing.assert_array_equal(w, expected)
     for states in opt.state_dict()["states"].values():
         assert all(np.isfinite(state).all() for state in states.values())
@@ -840,15 +841,17 @@ def test_fault_13_rules_that_do_not_square_take_large_gradients(make):
 
 @every_adaptive
 @pytest.mark.parametrize("dtype, large", TOO_LARGE)
-def test_fault_13_propagated_it_freezes_that_element_and_no_other(make, dtype, large):
-    w = np.ones(3, dtype)
-    opt = make(w, nonfinite="propagate", weight_decay=0.0)
+def test_fault_13_propagated_its_square_is_finite_and_no_other_element_sees_it(make, dtype, large):
+    w, calm = np.ones(3, dtype), np.ones(3, dtype)
+    opt, other = (make(x, nonfinite="propagate", weight_decay=0.0) for x in (w, calm))
     opt.step(np.array([1, large, 1], dtype))
+    other.step(np.ones(3, dtype))
     for _ in range(3):
         opt.step(np.ones(3, dtype))
-    assert w[1] == 1
+        other.step(np.ones(3, dtype))
     assert np.isfinite(w).all()
-    assert (w[[0, 2]] != 1).all()
+    assert all(np.isfinite(state).all() for state in opt.state_dict()["states"]["params"].values())
+    np.testing.assert_array_equal(w[[0, 2]], calm[[0, 2]])
 
 
 # 15: the floating-point environment

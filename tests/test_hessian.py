@@ -642,7 +642,7 @@ def test_a_seed_is_the_generator_of_it():
         rv.hessian.trace(quadratic(matrix(range(5))), np.ones(5), rng=rng) for rng in (7, np.random.default_rng(7))
     )
     assert one.samples.tolist() == other.samples.tolist()
-    with pytest.raises(TypeError, match="rng: expected a Generator such as .*, or a seed such as 0, got RandomState"):
+    with pytest.raises(TypeError, match=r"rng: expected a Generator such as .*, or a seed .*, got RandomState"):
         rv.hessian.trace(quartic, np.ones(5), rng=np.random.RandomState(0))
 
 

@@ -72,7 +72,7 @@ def bounds_of(bounds: Any, objective: Objective) -> Box:
         TypeError, ValueError: another nesting or shape, low above high, NaN, named by the parameter.
 
     >>> from ravine.objective import Objective
-    >>> rv.bounds.bounds_of((0, None), Objective(None, np.zeros(2))).low
+    >>> rv.bounds.bounds_of((0, None), Objective(lambda w: (w @ w, 2 * w), np.zeros(2))).low
     array([0., 0.])
     """
     lows, highs = [], []

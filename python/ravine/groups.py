@@ -23,6 +23,13 @@ def matches(names: Sequence[str], patterns: Sequence[str]) -> list[list[int]]:
 
     Only names that hold the pattern's longest literal part are tried, so thousands of patterns cost little more than
     what they match.
+
+    Args:
+        names: dotted names.
+        patterns: globs.
+
+    >>> rv.groups.matches(["in.w", "in.b", "out.b"], ["*.b", "in.?"])
+    [[1, 2], [0, 1]]
     """
     text = "\n".join(names)
     starts = list(itertools.accumulate((len(name) + 1 for name in names), initial=0))
@@ -48,8 +55,15 @@ Past: TypeAlias = tuple[float, int, float]
 def checked_past(past: Any, t: int) -> Past:
     """Return such a triple of what a state has, of a parameter that was updated t times.
 
+    Args:
+        past: a mapping of ``base``, ``constant`` and ``rest``.
+        t: updates.
+
     Raises:
         ValueError: it cannot be one.
+
+    >>> rv.groups.checked_past({"base": 0.9, "constant": 3, "rest": 0.5}, 4)
+    (0.9, 3, 0.5)
     """
     try:
         base, constant, rest = float(past["base"]), past["constant"], float(past["rest"])

@@ -221,8 +221,15 @@ struct heavy_ball {
     struct Hyper { double lr, momentum; };
     template <typename A> struct Coefficients { A lr, momentum; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x3 = t == 1 ? double(0.0) : h.momentum;
         return {h.lr, x3};
     }
@@ -1498,8 +1505,15 @@ struct asgd {
     struct Hyper { double lr, lambd, alpha, t0, weight_decay; };
     template <typename A> struct Coefficients { A rate, decay, weight; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x6 = double(t);
         const double x7 = x6 - double(1.0);
         const double x8 = h.lambd * h.lr;
@@ -1919,8 +1933,15 @@ struct madgrad {
     struct Hyper { double lr, momentum, eps, weight_decay; };
     template <typename A> struct Coefficients { A rate, one_minus_momentum, eps, first, of_past; };
 
-    // Of update number t.
-    static __device__ Coefficients<double> coefficients(const Hyper &h, const u64 t) {
+    // How many numbers have products that are kept; number k, and what update t multiplies its product by.
+    static constexpr unsigned PRODUCTS = 0;
+    static __device__ double value(const Hyper &h, const unsigned k) { return 0.0; }
+    static __device__ double factor(const unsigned k, const double value, const u64 t) {
+        return 0.0;
+    }
+
+    static __device__ Coefficients<double> coefficients(const Hyper &h, const Progress &at) {
+        const u64 t = at.t;
         const double x5 = double(t);
         const double x6 = sqrt(x5);
         const double x7 = h.lr * x6;
