@@ -334,39 +334,42 @@ impl<R: Rule<N>, A: Arithmetic, const N: usize> Formula<R, A, N> {
     #[inline(always)]
     fn compute<const W: usize>(&self, p: &mut [A; W], g: &mut [A; W], s: &mut [[A; W]; N]) {
         self.prepare(g, p);
-        let mut step = [A::ZERO; W];
+        // The common two have a loop of their own, where the step stays in registers; not the few elements at the end.
+        match self.decay {
+            None if W == GROUP => self.update(p, g, s, |_, p, step| *p = *p - step),
+            Some(Decay::Before(part)) if W == GROUP => {
+                self.update(p, g, s, |_, p, step| *p = *p - (part * *p + step));
+            }
+            decay => {
+                let mut steps = [A::ZERO; W];
+                self.update(p, g, s, |i, _, step| steps[i] = step);
+                decay.inspect(|decay| decay.add(&mut steps, p));
+                for (p, step) in p.iter_mut().zip(steps) {
+                    *p = *p - step;
+                }
+            }
+        }
+    }
+
+    /// The rule, over what is in registers; `take` is given each parameter with its place and its step.
+    #[inline(always)]
+    fn update<const W: usize>(
+        &self,
+        p: &mut [A; W],
+        g: &[A; W],
+        s: &mut [[A; W]; N],
+        mut take: impl FnMut(usize, &mut A, A),
+    ) {
         for i in 0..W {
             let mut state = [A::ZERO; N];
             for k in 0..N {
                 state[k] = s[k][i];
             }
-            let (own, state) = R::update(&self.coefficients, p[i], g[i], state);
-            step[i] = own;
+            let (step, state) = R::update(&self.coefficients, p[i], g[i], state);
+            take(i, &mut p[i], step);
             for k in 0..N {
                 s[k][i] = state[k];
             }
-        }
-        // Part of the step: 1 − γλ, or the new parameter, rounded by itself would lose a decay near its last bit.
-        match self.decay {
-            None => {}
-            Some(Decay::Before(part)) => {
-                for (s, p) in step.iter_mut().zip(&*p) {
-                    *s = part * *p + *s;
-                }
-            }
-            Some(Decay::After(part)) => {
-                for (s, p) in step.iter_mut().zip(&*p) {
-                    *s = *s + part * (*p - *s);
-                }
-            }
-            Some(Decay::Implicit(part, whole)) => {
-                for (s, p) in step.iter_mut().zip(&*p) {
-                    *s = (*s + part * *p) / whole;
-                }
-            }
-        }
-        for (p, s) in p.iter_mut().zip(&step) {
-            *p = *p - *s;
         }
     }
 
@@ -484,6 +487,32 @@ enum Decay<A> {
     After(A),
     /// Of the new one with the decay in it: (s + γλ·w)/(1 + γλ); with 1 + γλ.
     Implicit(A, A),
+}
+
+impl<A: Real> Decay<A> {
+    /// Adds it to the steps of these parameters: 1 − γλ, or the new parameter, rounded by itself would lose a decay near its
+    /// last bit.
+    #[inline(always)]
+    fn add<const W: usize>(self, steps: &mut [A; W], p: &[A; W]) {
+        let each = steps.iter_mut().zip(p);
+        match self {
+            Self::Before(part) => {
+                for (step, p) in each {
+                    *step = part * *p + *step;
+                }
+            }
+            Self::After(part) => {
+                for (step, p) in each {
+                    *step = *step + part * (*p - *step);
+                }
+            }
+            Self::Implicit(part, whole) => {
+                for (step, p) in each {
+                    *step = (*step + part * *p) / whole;
+                }
+            }
+        }
+    }
 }
 
 impl<A> Decay<A> {

@@ -309,7 +309,7 @@ def test_a_state_without_the_rest_starts_it_at_zero():
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_file_without_the_rest_starts_it_at_zero(strict, tmp_path, monkeypatch):
     one, other = (run(rv.AdamW(tree(), lr=0.01, **AFTER), 0, 6) for _ in range(2))
-    tensors = rv.checkpoint._tensors
+    tensors = rv.checkpoint.snapshot._tensors
 
     def older(opt, params):
         return {
@@ -318,7 +318,7 @@ def test_a_file_without_the_rest_starts_it_at_zero(strict, tmp_path, monkeypatch
         }
 
     with monkeypatch.context() as patch:
-        patch.setattr(rv.checkpoint, "_tensors", older)
+        patch.setattr(rv.checkpoint.snapshot, "_tensors", older)
         one.save(tmp_path / "run")
     loaded = other.load(tmp_path / "run", strict=strict)
     assert loaded.kept == loaded.left_out == ()

@@ -93,9 +93,9 @@ def operations():
     text = (ROOT / "tests" / "golden" / "rules.cu").read_text(encoding="utf-8")
     counts = {}
     for rule, body in re.findall(r"^struct (\w+) \{\n(.*?)^\};", text, re.MULTILINE | re.DOTALL):
-        (update,) = re.findall(r" void update\(.*?\{\n(.*?)^    \}", body, re.MULTILINE | re.DOTALL)
+        (update,) = re.findall(r" A update\(.*?\{\n(.*?)^    \}", body, re.MULTILINE | re.DOTALL)
         counts[rule] = {
-            "add, mul": len(re.findall(r" = \S+ [-+*] \S+;", update)),
+            "add, mul": 1 + len(re.findall(r" = \S+ [-+*] \S+;", update)),  # the step is subtracted
             "div": len(re.findall(r" = \S+ / \S+;", update)),
             "sqrt": update.count("= sqrt("),
         }

@@ -343,9 +343,10 @@ def test_a_gradient_that_is_none_keeps_its_place_in_the_tree_as_a_sum_of_zero(no
     made = engine("sgd", [np.zeros(9) for _ in range(5)], {"lr": 0.1}, clip_norm=1.0)
     for seed in range(50):
         gradients = [None if i in none else numbers(9, np.float64, 5 * seed + i) for i in range(5)]
-        norm = made.step(gradients).grad_norm
+        norm = rv.global_norm(gradients)
         assert_same_bits(norm, specification.global_norm(gradients))
-        assert_same_bits(rv.global_norm(gradients), norm, "rv.global_norm")
+        if len(none) < 5:  # a step without any gradient raises
+            assert_same_bits(made.step(gradients).grad_norm, norm, "step")
 
 
 # Clipping.
@@ -501,9 +502,9 @@ def test_every_optimizer_may_only_measure(make, tmp_path):
         runs.append((w["w"].tobytes(), opt.formula(), norm))
     assert runs[0][:2] == runs[1][:2]
     assert (runs[0][2], runs[1][2]) == (None, rv.global_norm(g))
-    with pytest.raises(ValueError, match=r"clip_norm: expected 'inf', got None"):
+    with pytest.raises(ValueError, match=r"clip_norm: expected inf, got None"):
         opt.load(tmp_path / "None")
-    with pytest.raises(ValueError, match=r"clip_norm: expected None, got 'inf'"):
+    with pytest.raises(ValueError, match=r"clip_norm: expected None, got inf"):
         make(w, lr=0.1).load(tmp_path / "inf")
 
 

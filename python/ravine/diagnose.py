@@ -581,7 +581,9 @@ def _filter_normalized(objective: Objective, x: Array, direction: Array, axis: i
 
 def _unit_norms(xp: Any, x: Array, axes: tuple[int, ...] | None) -> Array:
     """Return the norms of units, scaled by powers of two: squares of small and large ones leave float64's range."""
-    size = abs(x).max(axis=axes, keepdims=True, initial=0.0)
+    if not x.size:
+        return xp.zeros_like(x)
+    size = abs(x).max(axis=axes, keepdims=True)
     exponent = xp.where((size > 0) & xp.isfinite(size), xp.frexp(size)[1] - 1, 0)
     power = xp.ldexp(1.0, exponent)
     return power * xp.sqrt(xp.square(x / power).sum(axis=axes, keepdims=True))

@@ -717,8 +717,9 @@ class Optimizer:
                 raise TypeError(f"copy: params[{name!r}]: a memoryview has no copy of its kind; use np.asarray(it)")
         engine, parts = self._engine, {**self._about["hyperparameters"], **_COMMON}
         attributes = {name: value for name, value in vars(self).items() if name not in self._not_copied}
-        sums = [x if x is None else x.copy() for x in engine.sums]
-        pending = None if engine.accumulated is None else (engine.accumulated, sums)
+        pending = None
+        if engine.accumulated is not None:
+            pending = engine.accumulated, [x if x is None else x.copy() for x in engine.sums]
         return {
             "attributes": attributes,
             "state": self._state(),

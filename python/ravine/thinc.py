@@ -78,8 +78,7 @@ class Optimizer:
         numbers = {"lr": learn_rate, **hyper}
         self._numbers = {name: _Number(name, value) for name, value in numbers.items()}
         self._L2, self._grad_clip = _Number("L2", L2), _Number("grad_clip", grad_clip)
-        #: What knows the ranges of the numbers, and those that were last found to be in them.
-        self._ranges = _core.Engine(rule, {}, lambda _: [], lambda *_: [], None, None, "propagate")
+        #: The numbers that were last found to be in their ranges.
         self._checked: tuple[list[tuple[str, float]], float] | None = None
         self._states: dict[Any, list[tuple[str, Any]]] = {}
         self._updates: dict[Any, int] = {}
@@ -133,8 +132,9 @@ class Optimizer:
         if (hyper, clip) == self._checked:
             return
         try:
+            ranges = _core.Engine(self._rule, {}, lambda _: [], lambda *_: [], None, None, "propagate")
             for name, value in hyper:
-                self._ranges.check_hyper(name, value)
+                ranges.check_hyper(name, value)
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
         if not 0 <= clip < math.inf:

@@ -32,7 +32,6 @@ __device__ __forceinline__ u64 divide(const u64 a, const u64 b) {
     return (a | b) >> 32 ? a / b : unsigned(a) / unsigned(b);
 }
 
-__device__ __forceinline__ A infinity() { return A(__longlong_as_double(0x7ff0000000000000LL)); }
 __device__ __forceinline__ A not_a_number() { return A(__longlong_as_double(0x7ff8000000000000LL)); }
 
 __device__ __forceinline__ A load(const Array &array, const u64 i) { return STORAGE::load(*place<const Stored>(array, i)); }
@@ -96,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) extremes(const OnebitArgs a
     u64 end = (block + 1) * a.block < a.n ? (block + 1) * a.block : a.n;
     end = start + a.piece < end ? start + a.piece : end;
     const Array &array = *a.array;
-    Extremes found = {infinity(), -infinity(), A(0)};
+    Extremes found = {A(infinity()), A(-infinity()), A(0)};
     const auto add = [&](const A x) {
         const Extremes one = {x, x, x * A(0)};
         merge(found, one);
@@ -137,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) merge_pieces(const OnebitAr
     __shared__ A of_warps[3 * (THREADS / WARP)];
     const u64 block = blockIdx.x;
     const unsigned lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    Extremes found = {infinity(), -infinity(), A(0)};
+    Extremes found = {A(infinity()), A(-infinity()), A(0)};
     for (u64 i = block * a.in_block + threadIdx.x; i < (block + 1) * a.in_block; i += THREADS) {
         const Extremes piece = {a.pieces[3 * i], a.pieces[3 * i + 1], a.pieces[3 * i + 2]};
         merge(found, piece);
@@ -420,7 +419,7 @@ extern "C" __global__ void __launch_bounds__(256, RESIDENT) encode_rotated(const
 #pragma unroll
     for (unsigned k = 0; k < HELD; ++k) bits |= unsigned(x[k] >= A(0)) << k;
     bits = transpose_bits(bits);
-    if (!(c > A(0) && c < infinity())) bits = 0;
+    if (!(c > A(0) && c < A(infinity()))) bits = 0;
     // Thread t has elements 32t and up, and a block has a multiple of 32.
     if (32 * lane < d) reinterpret_cast<unsigned *>(a.bits)[start / 32 + lane] = bits;
     if (lane == 0) a.scales[block] = c;
