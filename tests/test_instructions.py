@@ -51,8 +51,8 @@ LOOPS = {
 }
 ARITHMETIC = re.compile(r"v?(add|sub|mul|div|sqrt)([ps])[sd]$")
 
-#: What is done to an element besides the rule: unscaled, scaled, + l2·w, and two places of the decay.
-STAGES = 6
+#: What is done to an element besides the rule: unscaled, scaled, + l2·w, and the three forms of decay.
+STAGES = {"add, mul": 11, "div": 1, "sqrt": 0}
 
 
 class Code(NamedTuple):
@@ -134,9 +134,10 @@ def test_every_rule_computes_with_whole_registers(dtype, size, level):
         arithmetic = functions()[name].arithmetic
         for operation, n in operations()[rule].items():
             packed, scalar = arithmetic[operation, WIDTHS[level]], arithmetic[operation, "scalar"]
-            stages = STAGES if operation == "add, mul" else 0
+            stages = STAGES[operation]
             # Not twice, with some room for what the compiler did to the stages.
-            least, most = without * (n + stages) + 1, 1.5 * n + 4 / 3 * stages
+            # A loop that the compiler did not unroll holds each operation once, in each of the four places for groups.
+            least, most = min(without * (n + stages) + 1, 4 * (n + stages)), 1.5 * n + 4 / 3 * stages
             if n and not (packed >= least and scalar <= most):
                 faults.append(
                     f"{rule}: {n} {operation} an element, and {stages} of the stages; {packed} with {WIDTHS[level]}, "
@@ -154,6 +155,8 @@ def kernels(level):
 SMALL = ("ravine::norm::batch::Each<", "ravine::norm::sums::FoldRows<")
 #: Backward with relu and fixed statistics: for AVX2 the compiler loads what relu leaves of dy one by one.
 LOADED_SINGLY = ("ravine::norm::batch::ApplyInside<f32, ravine::norm::ScaleRectified<",)
+#: For AVX2 it adds float32 numbers to float64 sums by halves; whole registers that it spilt had made up for it here.
+BY_HALVES = ("ravine::step::layerwise::OneBlock<ravine::rules::lamb::Lamb, f32,",)
 
 
 @pytest.mark.parametrize("level", ["avx2", "avx512"])
@@ -166,7 +169,9 @@ def test_every_other_kernel_computes_with_whole_registers(level):
         whole, least = code.registers[WIDTHS[level]], code.registers["xmm"]
         # float32 that becomes float64 takes half a register first.
         fine = whole >= 8 and whole >= 3 * scalar and whole >= least / 1.5
-        if not fine and not name.partition("::<")[2].startswith((*SMALL, *LOADED_SINGLY, "ravine::step::Loop<")):
+        if not fine and not name.partition("::<")[2].startswith(
+            (*SMALL, *LOADED_SINGLY, *BY_HALVES, "ravine::step::Loop<")
+        ):
             faults.append(
                 f"{name}: {whole} instructions with {WIDTHS[level]}, {least} with xmm; {scalar} scalar operations"
             )
