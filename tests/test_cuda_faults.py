@@ -113,7 +113,6 @@ FAULTS = {
     "3, a view of the parameter as gradient": own_parameter_as_gradient,
     "5, unaligned": make(lambda xp: xp.zeros(13, np.int8)[1:9].view(F32)),
     "5, integers": make(lambda xp: xp.ones(3, np.int32)),
-    "5, complex": make(lambda xp: {"w": xp.ones(3, np.complex64)}),
     "5, bool": make(lambda xp: [xp.ones(3, bool)]),
     "6, another shape": step(w=lambda xp: xp.ones((4, 3), F32)),
     "6, a shape that would broadcast": step(b=lambda xp: xp.ones((4, 1), F32)),

@@ -518,7 +518,7 @@ def test_the_function_changes_nothing_if_any_array_is_read_only():
 
 @pytest.mark.parametrize(
     "leaf",
-    [1.0, [2.0], "g", np.ones(2, np.int64), np.ones(2, np.complex128), object()],
+    [1.0, [2.0], "g", np.ones(2, np.int64), np.ones(2, np.clongdouble), object()],
     ids=lambda leaf: type(leaf).__name__,
 )
 def test_what_is_not_a_float_array_raises_by_name(leaf):

@@ -444,7 +444,7 @@ def take_like(optimizer: type) -> None:
         leaves = params.get("params")
         parts = leaves if isinstance(leaves, list | tuple) else []
         groups = [part for part in parts if isinstance(part, dict) and "params" in part]
-        self._conventional = True
+        self._conventional = like
         return init(self, **params, **resolve(optimizer, like, given, groups))
 
     setattr(optimizer, "__init__", taking_like)  # noqa: B010, mypy allows no other assignment

@@ -20,6 +20,7 @@ from numbers import Real
 from typing import Any, Literal
 
 from ravine import conventions, optimizers, trees
+from ravine.backends import as_reals
 from ravine.backends.foreign import adopt
 
 __all__ = ["Conversion", "coupled_to_decoupled", "decoupled_to_coupled", "from_optax", "from_torch"]
@@ -646,7 +647,7 @@ def _filled(
     opt: optimizers.Optimizer, found: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int], steps: int
 ) -> optimizers.Optimizer:
     """Put states and counts into a new optimizer."""
-    state = opt.state_dict()
+    state, pairs = opt.state_dict(), opt._engine.complex_names
     for name, arrays in state["states"].items():
         for kind, own in arrays.items() if counts[name] else ():
             given = found[name].get(kind)
@@ -655,6 +656,7 @@ def _filled(
                     f"state of {name!r}: expected {kind}, which {opt._rule!r} needs, got {list(found[name])}"
                 )
             array = adopt(given, f"state of {name!r}: {kind}", False)
+            array = as_reals(array) if name in pairs else array
             if array.shape != own.shape:
                 raise ValueError(f"state of {name!r}: expected {kind} of shape {own.shape}, got {array.shape}")
             arrays[kind] = array.astype(own.dtype)

@@ -2,7 +2,8 @@
 
 Every function changes ``p`` and the states in place and returns nothing. The states are arrays of zeros before the
 first update, of ``p``'s shape, in the dtype that ``p`` is computed in: float64 for float64, else float32; but for the
-v of :func:`novograd_`, a float64 array without axes. ``step`` is the number of this update, 1 at the first.
+v of :func:`novograd_`, a float64 array without axes. Of a complex ``p`` they are complex arrays, or pairs of reals on a
+last axis of 2. ``step`` is the number of this update, 1 at the first.
 ``options``: ``weight_decay`` (decoupled), ``l2`` (coupled), ``maximize``. The formulas and their sources are those of
 the classes in :mod:`ravine.optimizers`. Arrays of other libraries are taken as the optimizers take them.
 

@@ -176,7 +176,8 @@ class History:
         for (_, update), (_, w) in zip(updates, parameters, strict=True):
             update -= w.astype(update.dtype, copy=False)
         gradients = dict(zip(engine.names, sums, strict=True)) if grads is ... else dict(_core.flatten(grads))
-        of_each = {name: (gradients[name], w.dtype) for name, w in parameters if gradients[name] is not None}
+        dtypes = dict(zip(engine.names, [w.dtype for w in engine.arrays], strict=True))
+        of_each = {name: (gradients[name], dtypes[name]) for name in engine.names if gradients[name] is not None}
         present = [(name, adopt(as_array(g, dtype), name, False)) for name, (g, dtype) in of_each.items()]
         norms = backend.tensor_norms(present)
         norms = norms if divisor == 1.0 else norms / divisor

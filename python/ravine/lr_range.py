@@ -202,7 +202,7 @@ def _arrays(params: Tree, optimizer: Optimizer) -> list[Any]:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected one of ravine's, got {type(optimizer).__name__}")
     leaves = trees.leaves(params)
-    bound = optimizer._engine.parameters
-    if {id(array) for array in leaves.values()} != {id(array) for array in bound}:
+    if {id(array) for array in leaves.values()} != {id(array) for array in optimizer._engine.arrays}:
         raise ValueError("params: expected the arrays that the optimizer was made from, got others")
+    bound: list[Any] = optimizer._engine.arrays
     return bound

@@ -28,13 +28,13 @@ def global_norm(tree: Any) -> Any:
     underflow to a sum below 2⁻⁹⁰⁰, the elements are scaled by a power of two: the norm is right at every size.
 
     Args:
-        tree: array, or any nesting of dict, list and tuple of arrays; None counts as nothing.
+        tree: array, or any nesting of dict, list and tuple of arrays, float or complex; None counts as nothing.
 
     Returns:
         A float; of CuPy arrays, an array without axes that stays on the GPU.
 
     Raises:
-        TypeError: a leaf that is not a float array, named by its path.
+        TypeError: a leaf that is no float or complex array, named by its path.
 
     >>> rv.global_norm({"w": np.array([3.0]), "b": np.array([[4.0]])})
     5.0
@@ -48,13 +48,13 @@ def tensor_norms(tree: Any) -> dict[str, Any]:
     .. math:: \|g_k\| = \sqrt{\sum_i g_{k,i}^2}
 
     Args:
-        tree: array, or any nesting of dict, list and tuple of arrays; None is left out.
+        tree: array, or any nesting of dict, list and tuple of arrays, float or complex; None is left out.
 
     Returns:
         Floats; of CuPy arrays, arrays without axes that stay on the GPU.
 
     Raises:
-        TypeError: a leaf that is not a float array, named by its path.
+        TypeError: a leaf that is no float or complex array, named by its path.
 
     >>> rv.tensor_norms({"w": np.array([3.0, 4.0]), "b": [np.array([2.0]), None]})
     {'w': 5.0, 'b.0': 2.0}
@@ -75,7 +75,7 @@ def clip_by_global_norm_(tree: Any, max_norm: float) -> Any:
     others 0. The norm afterwards may exceed c by a few units in the last place.
 
     Args:
-        tree: array, or any nesting of dict, list and tuple of writable arrays.
+        tree: array, or any nesting of dict, list and tuple of writable arrays, float or complex.
         max_norm: c > 0; infinity only measures, and writes nothing.
 
     Returns:
@@ -83,7 +83,7 @@ def clip_by_global_norm_(tree: Any, max_norm: float) -> Any:
 
     Raises:
         ValueError: max_norm not above 0; a read-only array; two that share memory. Nothing was changed.
-        TypeError: a leaf that is not a float array, named by its path.
+        TypeError: a leaf that is no float or complex array, named by its path.
 
     Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", 2013, Algorithm 1.
 
@@ -161,7 +161,8 @@ def adaptive_clip_(params: Any, grads: Any, clipping: float = 0.01, eps: float =
 
     Args:
         params: array, or any nesting of dict, list and tuple of arrays; only read.
-        grads: arrays in the same nesting, of their shapes, float of any width, writable; None is left out.
+        grads: arrays in the same nesting, of their shapes, float of any width, or complex where the parameters are,
+            writable; None is left out.
         clipping: c > 0 (0.01).
         eps: ε > 0 (1e-3), the least norm that a unit's parameters count with: else those that are 0 would stay there.
         axis: the axis of outputs: -1 for (n_in, n_out) and (height, width, n_in, n_out), as in `ravine.nn` and JAX; 0
@@ -170,7 +171,7 @@ def adaptive_clip_(params: Any, grads: Any, clipping: float = 0.01, eps: float =
     Raises:
         ValueError: a value out of range; another nesting or another shape; an axis that an array does not have; a
             gradient that is read-only or shares memory. Nothing was changed.
-        TypeError: a leaf that is not a float array, named by its path.
+        TypeError: a leaf that is no float or complex array, named by its path.
 
     Source: Brock, De, Smith and Simonyan, "High-Performance Large-Scale Image Recognition Without Normalization", 2021,
     equation 3.

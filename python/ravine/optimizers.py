@@ -142,7 +142,7 @@ class Optimizer:
 
     The order of a step is fixed: unscale (``grad_scale``) → sign (``maximize``) → finite check → clip by value → clip
     by norm → coupled l2 → rule → its step, with decoupled decay, subtracted in one rounding → Lookahead → average →
-    rounding to the parameter's dtype.
+    rounding to the parameter's dtype. Complex parameters are stepped as pairs of reals, their two parts.
     """
 
     #: Rules whose states hold where the parameter was, or lie about it: it must not be moved behind their back.
@@ -202,6 +202,7 @@ class Optimizer:
         after |= {"correction": None if correction == "product" else correction}
         self._options |= {name: str(value) for name, value in after.items() if value is not None}
         self._engine: _core.Engine = self._new_engine(params, group_of)
+        self._check_complex()
         if correction == "current":
             for group in range(len(self._values)):
                 self._engine.set_hyper(group, "current_correction", 1.0)
@@ -225,7 +226,8 @@ class Optimizer:
 
         Args:
             grads: arrays in the same nesting as the parameters, of their shapes; only read. ``None`` in the place of an
-                array leaves that parameter, its states and its update count as they are. :class:`RowSparse` is the
+                array leaves that parameter, its states and its update count as they are. Of a complex parameter
+                z = x + iy it is ∂L/∂x + i·∂L/∂y, as torch has it; JAX's is the conjugate. :class:`RowSparse` is the
                 gradient of some rows. A parameter without axes also takes NumPy's scalars of its dtype, and plain
                 numbers. Left out: the mean of what `accumulate` was given since the last step.
             grad_scale: s in [2⁻¹²⁶, 2¹²⁶], if the gradients come multiplied by it. Before anything else g ← g·(1/s),
@@ -237,7 +239,7 @@ class Optimizer:
             step (completed steps), lr (of the first parameter's group), grad_norm (unscaled, after clipping by value,
             before clipping by norm; None unless ``clip_norm`` is set), skipped (gradients that are not finite, or
             accumulated ones that all weigh 0: nothing was changed), nonfinite (None unless checked; else
-            name → how many elements, C-order index of the first).
+            name → how many elements, C-order index of the first; of complex ones, how many of their parts).
 
         Raises:
             ValueError: names, shapes or memory that do not fit; a schedule or a scale out of range; neither or both of
@@ -263,6 +265,19 @@ class Optimizer:
                 raise
         self._sparse = True
         return self._careful_step(grads, grad_scale)
+
+    #: Rules that do the same to a complex number as to its two parts.
+    _linear: frozenset[str] = frozenset({"sgd", "momentum", "nesterov"})
+
+    def _check_complex(self) -> None:
+        """Refuse another system's formula for complex numbers."""
+        if self._conventional == "optax" and self._rule not in self._linear:
+            for name in self._engine.complex_names:
+                called = "params" if name == "params" else f"params[{name!r}]"
+                raise TypeError(
+                    f"{called}: complex, where optax's {type(self).__name__} takes |g|, and this one each part on its "
+                    "own, as torch's; leave like out"
+                )
 
     def _after(self, options: Options) -> tuple[Lookahead | None, EMA | SWA | None, str | None]:
         """Return what follows the rule: each checked by its class, and that this optimizer can do it."""
@@ -601,7 +616,8 @@ class Optimizer:
         >>> opt.averages(), w
         ({'w': array([2.5])}, {'w': array([2.])})
         """
-        made = iter(self._averages())
+        pairs, averages = self._engine.complex_names, zip(self._engine.names, self._averages(), strict=True)
+        made = iter([backends.as_complex(a) if name in pairs else a for name, a in averages])
         return trees.map(lambda _: next(made), self._params)
 
     def _averages(self) -> list[Any]:
@@ -737,8 +753,8 @@ class Optimizer:
                 engine.set_hyper(group, part, number)
         if state["accumulated"]:
             weight, sums = state["accumulated"]
-            xp = backends.array_module(engine.parameters[0])
-            rows = zip(engine.parameters, sums, strict=True)
+            xp = backends.array_module(engine.arrays[0])
+            rows = zip(engine.arrays, sums, strict=True)
             zeros = iter([x if x is None else xp.zeros_like(w) for w, x in rows])
             self.accumulate(trees.map(lambda _: next(zeros), self._params), weight=weight)
             for here, there in zip(engine.sums, sums, strict=True):
@@ -770,6 +786,7 @@ class Optimizer:
 
         Where a rule corrects biases, ``products`` has for each β of each parameter: ``base``, what it was in the first
         ``constant`` updates, and ``rest``, the product of those that were used since. Without it β counts as constant.
+        States of complex parameters, which ``complex`` names, have a last axis of 2, the real and the imaginary part.
 
         >>> opt = rv.Adam({"w": np.ones(2)}); _ = opt.step({"w": np.ones(2)})
         >>> opt.state_dict()["updates"], sorted(opt.state_dict()["states"]["w"])
@@ -784,6 +801,8 @@ class Optimizer:
         states = {name: {kind: array.copy() for kind, array in own.items()} for name, own in self._arrays().items()}
         updates = dict(zip(self._engine.names, self._engine.updates, strict=True))
         state = {"format": 1, "rule": self._rule, "step": self.steps, "updates": updates, "states": states}
+        if pairs := list(self._engine.complex_names):
+            state["complex"] = pairs
         if not self._about.get("products"):
             return state
         parts = ("base", "constant", "rest")
@@ -817,6 +836,14 @@ class Optimizer:
                     wrong.append(f"products[{name!r}][{key!r}]: {error}")
         return wrong
 
+    def _complex_differences(self, state: Mapping[str, Any]) -> list[str]:
+        """Tell complex numbers from real ones on two axes, which look the same among the states."""
+        here, there = self._engine.complex_names, state.get("complex", [])
+        if not isinstance(there, list | tuple):
+            return [f"complex: expected a list of names, got {type(there).__name__}"]
+        wrong = [f"complex: expected {name!r} among the names, got {list(there)}" for name in here if name not in there]
+        return wrong + [f"complex: expected real numbers, got {name!r}" for name in there if name not in here]
+
     def _set_counters(self, steps: int, updates: Mapping[str, int], products: Mapping[str, Mapping[str, Past]]) -> None:
         """Set the counts of steps and updates, by name, and the products that are known."""
         names, keys = self._engine.names, self._about.get("products", {})
@@ -846,6 +873,7 @@ class Optimizer:
         own = self._arrays()
         state, uppers = self._with_masters_as_here(state, own)
         wrong = _state_differences(state, self._rule, own) or self._product_differences(state)
+        wrong += self._complex_differences(state)
         if wrong:
             raise ValueError(f"state: {listed(wrong)}. Nothing was loaded.")
         for parameter, name in zip(self._engine.parameters, names, strict=True):
@@ -1039,8 +1067,8 @@ class Optimizer:
             numbers.append(number)
         return numbers, distinct or [defaults]
 
-    #: Whether ``like`` said what to do, of which some may not matter.
-    _conventional = False
+    #: What ``like`` said, of which some may not matter.
+    _conventional: conventions.System | None = None
     #: Values that stand for the rule's shape, so that groups cannot differ in them.
     _shapes: frozenset[str] = frozenset()
 

@@ -116,7 +116,8 @@ class Rows:
         starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1])[: len(order)])
         numbers = ordered[starts]
         gradient = backend.empty((len(numbers), *parameter.shape[axes:]), parameter.dtype)
-        backend.sum_rows(given.values, order, np.append(starts, len(order)), gradient)
+        values, sums = backends.as_reals(given.values), backends.as_reals(gradient)
+        backend.sum_rows(values, order, np.append(starts, len(order)), sums)
         index = tuple(backend.put(place) for place in np.unravel_index(numbers, parameter.shape[:axes]))
         copies = [xp.ascontiguousarray(array[index]) for array in (parameter, *states)]
         return cls(parameter, states, numbers, index, gradient, copies)
@@ -155,7 +156,7 @@ def step(
     for group, name, value in values:
         engine.set_hyper(group, name, value)
     given = dict(_core.flatten(grads))
-    bound = dict(zip(engine.names, zip(engine.parameters, engine.states, strict=True), strict=True))
+    bound = dict(zip(engine.names, zip(engine.arrays, engine.states, strict=True), strict=True))
     rows = {name: Rows.of(backend, *bound[name], leaf) for name, leaf in given.items() if isinstance(leaf, RowSparse)}
     params = {name: rows[name].copies[0] if name in rows else parameter for name, (parameter, _) in bound.items()}
     states = [rows[name].copies[1:] if name in rows else list(states) for name, (_, states) in bound.items()]
@@ -190,7 +191,7 @@ def _check(opt: Optimizer, grads: Any, values: list[tuple[int, str, float]]) -> 
     except (TypeError, ValueError) as error:
         errors.append(error)
     later = {(group, name): value for group, name, value in values}
-    bound = zip(opt._engine.names, opt._engine.parameters, opt._group_of, strict=True)
+    bound = zip(opt._engine.names, opt._engine.arrays, opt._group_of, strict=True)
     groups = {name: (parameter, group) for name, parameter, group in bound}
     for name, leaf in _core.flatten(grads):
         if not isinstance(leaf, RowSparse) or name not in groups:

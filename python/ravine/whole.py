@@ -123,6 +123,13 @@ class Driver:
             rounding=opt._rounding,
         )
         self.names: list[str] = self._core.names
+        for name in self._core.complex_names:
+            called = "params" if name == "params" else f"params[{name!r}]"
+            kind = type(opt).__name__
+            raise TypeError(
+                f"{called}: expected real numbers, got complex ones, for which {kind} has no formula; give it an "
+                "optimizer of its own, such as rv.AdamW"
+            )
         for name, parameter in zip(self.names, self.parameters, strict=True):
             opt._check_parameter(name, parameter)
         self._numbers: list[dict[str, float]] = [{} for _ in range(max(self._groups, default=0) + 1)]
@@ -138,6 +145,14 @@ class Driver:
         """The parameters, in order."""
         parameters: list[Any] = self._core.parameters
         return parameters
+
+    @property
+    def arrays(self) -> list[Any]:
+        """The same: none is complex."""
+        return self.parameters
+
+    #: The names of those that hold complex numbers.
+    complex_names: tuple[()] = ()
 
     @property
     def states(self) -> list[tuple[Any, ...]]:

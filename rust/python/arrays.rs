@@ -10,7 +10,7 @@ use numpy::{PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMet
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyFloat, PyInt};
+use pyo3::types::{PyComplex, PyDict, PyFloat, PyInt};
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -58,16 +58,32 @@ pub(crate) fn adopt<'py>(
     adopt.call1((object, name(), written))
 }
 
-/// Whether it is a Python number: it has no dtype of its own, and takes the other operand's, as everywhere in NumPy.
-pub(crate) fn is_number(object: &Bound<'_, PyAny>) -> bool {
-    object.is_exact_instance_of::<PyFloat>() || object.is_exact_instance_of::<PyInt>()
+/// A complex array as the step has it, and as states are made like it: a view of its real and imaginary parts, on a last
+/// axis of 2.
+pub(crate) fn pairs_of<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    static PAIRS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    PAIRS.import(object.py(), "ravine.backends", "as_reals")?.call1((object,))
 }
 
-/// A Python number as an array of no axes, in the dtype of another array.
-pub(crate) fn number_as<'py>(number: &Bound<'py, PyAny>, like: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+/// Whether it is a Python number that may stand for an array of no axes: it has no dtype of its own, and takes the other
+/// operand's, as everywhere in NumPy.
+pub(crate) fn is_number(object: &Bound<'_, PyAny>, complex: bool) -> bool {
+    let real = object.is_exact_instance_of::<PyFloat>() || object.is_exact_instance_of::<PyInt>();
+    real || complex && object.is_exact_instance_of::<PyComplex>()
+}
+
+/// A Python number as an array of no axes, in the dtype of an array or of this name.
+pub(crate) fn number_as<'py>(
+    number: &Bound<'py, PyAny>,
+    like: &Bound<'py, PyAny>,
+    complex: Option<&str>,
+) -> PyResult<Bound<'py, PyAny>> {
     static ARRAY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let dtype = like.getattr(intern!(like.py(), "dtype"))?;
-    ARRAY.import(number.py(), "numpy", "array")?.call1((number, dtype))
+    let array = ARRAY.import(number.py(), "numpy", "array")?;
+    if let Some(name) = complex {
+        return array.call1((number, name));
+    }
+    array.call1((number, like.getattr(intern!(like.py(), "dtype"))?))
 }
 
 /// An array whose header has been read and whose dtype is one that ravine computes with.
@@ -75,7 +91,10 @@ pub(crate) fn number_as<'py>(number: &Bound<'py, PyAny>, like: &Bound<'py, PyAny
 pub(crate) struct Array<'a, 'py> {
     pub(crate) object: &'a Bound<'py, PyAny>,
     pub(crate) data: *mut u8,
+    /// Of a complex array, its parts'.
     pub(crate) dtype: Dtype,
+    /// Whether its last axis, of 2, is the real and the imaginary part of complex numbers.
+    pub(crate) complex: bool,
     pub(crate) contiguous: bool,
     pub(crate) writable: bool,
     shape: Cow<'a, [usize]>,
@@ -88,6 +107,21 @@ pub(crate) fn array<'a, 'py>(
     name: &dyn Fn() -> String,
 ) -> Result<Array<'a, 'py>, Error> {
     array_of(object, name, &dtype_of)
+}
+
+/// NumPy's numbers of complex64 and complex128.
+const COMPLEX: [i32; 2] = [14, 15];
+
+/// Gives complex numbers their last axis.
+fn in_pairs<'a>(
+    dtype: Dtype,
+    shape: Cow<'a, [usize]>,
+    strides: Cow<'a, [isize]>,
+) -> (Cow<'a, [usize]>, Cow<'a, [isize]>) {
+    let (mut shape, mut strides) = (shape.into_owned(), strides.into_owned());
+    shape.push(2);
+    strides.push(dtype.size().cast_signed());
+    (Cow::Owned(shape), Cow::Owned(strides))
 }
 
 /// How a dtype of NumPy is read; the error names the array.
@@ -106,7 +140,8 @@ fn array_of<'a, 'py>(
             name()
         )));
     }
-    let dtype = reading(&numpy.dtype(), name)?;
+    let descr = numpy.dtype();
+    let dtype = reading(&descr, name)?;
     let header = numpy.as_array_ptr();
     // SAFETY: `numpy` is an ndarray, alive while it is borrowed.
     let flags = unsafe { (*header).fields.flags };
@@ -115,14 +150,20 @@ fn array_of<'a, 'py>(
     if flags & NPY_ARRAY_ALIGNED == 0 {
         return Err(unaligned(name));
     }
+    let (mut shape, mut strides) = (Cow::Borrowed(numpy.shape()), Cow::Borrowed(numpy.strides()));
+    let complex = COMPLEX.contains(&descr.num());
+    if complex {
+        (shape, strides) = in_pairs(dtype, shape, strides);
+    }
     Ok(Array {
         object,
         data: data.cast(),
         dtype,
+        complex,
         contiguous: flags & NPY_ARRAY_C_CONTIGUOUS != 0,
         writable: flags & NPY_ARRAY_WRITEABLE != 0,
-        shape: Cow::Borrowed(numpy.shape()),
-        strides: Cow::Borrowed(numpy.strides()),
+        shape,
+        strides,
     })
 }
 
@@ -133,6 +174,15 @@ pub(crate) fn array_at<'a, 'py>(
     name: &dyn Fn() -> String,
 ) -> PyResult<Array<'a, 'py>> {
     array_read(place, object, name, &dtype_of)
+}
+
+/// The same, complex numbers as pairs of reals.
+pub(crate) fn pairs_at<'a, 'py>(
+    place: Place,
+    object: &'a Bound<'py, PyAny>,
+    name: &dyn Fn() -> String,
+) -> PyResult<Array<'a, 'py>> {
+    array_read(place, object, name, &dtype_of_pairs)
 }
 
 /// The same of a state that is kept so: two bytes or one of NumPy's integers may be its bits.
@@ -197,8 +247,12 @@ fn array_read<'a, 'py>(
     if !aligned(data) || !strides.iter().all(|stride| aligned(stride.unsigned_abs())) {
         return Err(unaligned(name).into());
     }
-    let (shape, strides) = (Cow::Owned(shape), Cow::Owned(strides));
-    Ok(Array { object, data: data as *mut u8, dtype, contiguous, writable: true, shape, strides })
+    let (mut shape, mut strides) = (Cow::Owned(shape), Cow::Owned(strides));
+    let complex = COMPLEX.contains(&descr.num());
+    if complex {
+        (shape, strides) = in_pairs(dtype, shape, strides);
+    }
+    Ok(Array { object, data: data as *mut u8, dtype, complex, contiguous, writable: true, shape, strides })
 }
 
 #[cold]
@@ -224,13 +278,33 @@ fn dtype_of(descr: &Bound<'_, PyArrayDescr>, name: &dyn Fn() -> String) -> Resul
         number if number == BFLOAT16.load(Ordering::Relaxed) => Dtype::Bf16,
         number => other_dtype(descr, number, name)?,
     };
+    check_byte_order(descr, name)?;
+    Ok(dtype)
+}
+
+/// The dtype of a complex dtype's parts; of others, as above.
+fn dtype_of_pairs(descr: &Bound<'_, PyArrayDescr>, name: &dyn Fn() -> String) -> Result<Dtype, Error> {
+    let dtype = match descr.num() {
+        14 => Dtype::F32,
+        15 => Dtype::F64,
+        16 => {
+            let text = format!("{}: expected complex64 or complex128, got {descr}", name());
+            return Err(Error::Dtype(text + "; convert it with x.astype(np.complex128)"));
+        }
+        _ => return dtype_of(descr, name),
+    };
+    check_byte_order(descr, name)?;
+    Ok(dtype)
+}
+
+fn check_byte_order(descr: &Bound<'_, PyArrayDescr>, name: &dyn Fn() -> String) -> Result<(), Error> {
     if descr.is_native_byteorder() == Some(false) {
         return Err(Error::Dtype(format!(
             "{}: expected native byte order, got {descr}; convert it with x.astype(x.dtype.newbyteorder('='))",
             name()
         )));
     }
-    Ok(dtype)
+    Ok(())
 }
 
 /// What an array looked like when it was checked: enough to see in a few loads that another one needs no second look.
@@ -259,7 +333,7 @@ impl Look {
         let plain = numpy.get_type().is(py.get_type::<PyUntypedArray>());
         // NumPy's own native dtypes are never freed, so an equal address is an equal dtype.
         let descr = numpy.dtype().as_ptr() as usize;
-        Ok(plain.then(|| Self::Host { kind, descr, shape: array.shape().to_vec() }))
+        Ok(plain.then(|| Self::Host { kind, descr, shape: numpy.shape().to_vec() }))
     }
 
     /// The address and flags of `object`'s elements, if it is an array of this very type, dtype and shape that is
@@ -309,10 +383,22 @@ fn other_dtype(descr: &Bound<'_, PyArrayDescr>, number: i32, name: &dyn Fn() -> 
         BFLOAT16.store(number, Ordering::Relaxed);
         return Ok(Dtype::Bf16);
     }
-    Err(Error::Dtype(format!(
-        "{}: expected float64, float32, float16 or bfloat16, got {descr}; convert it with x.astype(np.float32)",
-        name()
-    )))
+    let cure = if descr.kind() == b'c' { "pass x.real, x.imag" } else { "convert it with x.astype(np.float32)" };
+    Err(Error::Dtype(format!("{}: expected float64, float32, float16 or bfloat16, got {descr}; {cure}", name())))
+}
+
+/// What NumPy calls the dtype of such numbers, or of pairs of them.
+pub(crate) fn dtype_name(dtype: Dtype, complex: bool) -> &'static str {
+    match dtype {
+        Dtype::F32 if complex => "complex64",
+        Dtype::F64 if complex => "complex128",
+        _ => dtype.name(),
+    }
+}
+
+/// A shape as the user has it: without the axis of the parts.
+pub(crate) fn outer(shape: &[usize], complex: bool) -> &[usize] {
+    &shape[..shape.len() - usize::from(complex)]
 }
 
 impl Array<'_, '_> {
@@ -324,7 +410,17 @@ impl Array<'_, '_> {
         &self.strides
     }
 
-    /// How many elements it has.
+    /// Its shape as the user has it.
+    pub(crate) fn outer(&self) -> &[usize] {
+        outer(&self.shape, self.complex)
+    }
+
+    /// Its dtype as the user has it.
+    pub(crate) fn dtype_name(&self) -> &'static str {
+        dtype_name(self.dtype, self.complex)
+    }
+
+    /// How many elements it has; of complex ones, twice as many.
     pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()
     }
@@ -351,8 +447,8 @@ impl Array<'_, '_> {
             return Err(Error::Memory(format!(
                 "{}: elements share memory (a broadcast or sliding view, strides {:?} of shape {:?}); pass x.copy()",
                 name(),
-                self.strides,
-                self.shape
+                &self.strides[..self.outer().len()],
+                self.outer()
             )));
         }
         Ok(())
@@ -375,7 +471,7 @@ pub(crate) fn views(place: Place, arrays: &[(String, Bound<'_, PyAny>)], written
             continue;
         }
         let called = || name.clone();
-        let array = array_at(place, object, &called)?;
+        let array = pairs_at(place, object, &called)?;
         if written {
             array.check_writable(&called)?;
         }
@@ -414,10 +510,11 @@ impl Units {
         views(place, gradients, true)?;
         let mut units = Self { whole: Vec::new(), rows: [Vec::new(), Vec::new()], columns: Vec::new() };
         for ((name, parameter), (called, gradient)) in parameters.iter().zip(gradients) {
-            let pair = [array_at(place, parameter, &|| name.clone())?, array_at(place, gradient, &|| called.clone())?];
-            let shape = pair[0].shape();
-            if pair[1].shape() != shape {
-                let (expected, got) = (tuple(shape), tuple(pair[1].shape()));
+            let pair = [pairs_at(place, parameter, &|| name.clone())?, pairs_at(place, gradient, &|| called.clone())?];
+            check_alike(&pair[1], pair[0].complex, pair[0].dtype, pair[0].outer(), &|| called.clone())?;
+            let shape = pair[0].outer();
+            if pair[1].outer() != shape {
+                let (expected, got) = (tuple(shape), tuple(pair[1].outer()));
                 let text = format!("{called}: expected shape {expected} like its parameter, got {got}");
                 return Err(Error::Shape(text).into());
             }
@@ -448,6 +545,7 @@ impl Units {
             }
             (array.data, array.dtype, shape, strides)
         });
+        // The last axis of complex numbers is never one of units.
         let last = axis.is_some_and(|axis| axis + 1 == pair[0].shape.len());
         if last && pair.iter().all(|array| array.contiguous) && count > 0 {
             self.columns.push((pair.each_ref().map(Array::view), count));
@@ -469,6 +567,26 @@ impl Units {
             }
         }
     }
+}
+
+/// Refuses a real gradient of a complex parameter, and the other way round.
+pub(crate) fn check_alike(
+    gradient: &Array<'_, '_>,
+    complex: bool,
+    dtype: Dtype,
+    shape: &[usize],
+    called: &dyn Fn() -> String,
+) -> Result<(), Error> {
+    if gradient.complex == complex {
+        return Ok(());
+    }
+    let cure = match (complex, gradient.shape.split_last()) {
+        (false, _) => "pass its real part, g.real",
+        (true, Some((2, outer))) if outer == shape => "pass g[..., 0] + 1j * g[..., 1]",
+        (true, _) => "convert it with g.astype(w.dtype)",
+    };
+    let (expected, got) = (dtype_name(dtype, complex), gradient.dtype_name());
+    Err(Error::Dtype(format!("{}: expected {expected} like its parameter, got {got}; {cure}", called())))
 }
 
 /// Refuses arrays of which two share memory, by their views; `named` gives an array and what to call it.

@@ -64,6 +64,8 @@ struct Bond {
     /// What the container holds: the array, or that of another library whose memory it shares.
     given: Py<PyAny>,
     array: Py<PyAny>,
+    /// Its real and imaginary parts, if it is complex: what dtype, shape and states are of.
+    pairs: Option<Py<PyAny>>,
     states: Vec<Py<PyAny>>,
     /// In the order of [`KEPT`].
     kept: Vec<Option<Py<PyAny>>>,
@@ -93,6 +95,24 @@ impl Bond {
         // SAFETY: the same type, dtype, shape and place as a gradient that passed all checks.
         let view = || unsafe { View::contiguous(data, self.dtype, self.len) };
         (!self.may_move(place) || self.in_place(self.given.bind(gradient.py()))).then(view)
+    }
+
+    /// The shape and the dtype that the user knows.
+    fn outer(&self) -> &[usize] {
+        arrays::outer(&self.shape, self.is_complex())
+    }
+
+    fn dtype_name(&self) -> &'static str {
+        arrays::dtype_name(self.dtype, self.is_complex())
+    }
+
+    fn is_complex(&self) -> bool {
+        self.pairs.is_some()
+    }
+
+    /// The array of real numbers that is stepped.
+    fn reals<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny> {
+        self.pairs.as_ref().unwrap_or(&self.array).bind(py)
     }
 
     /// Whether a parameter can be resized under our hands: CuPy's arrays never move; those of other libraries may.
@@ -253,7 +273,7 @@ impl Engine {
         let adopted = given.iter().enumerate().map(|(i, leaf)| arrays::adopt(leaf, &called(i), true));
         let leaves = adopted.collect::<PyResult<Vec<_>>>()?;
         let place = leaves.first().map_or(Ok(Place::Host), Place::of)?;
-        let parameter = |i: usize| arrays::array_at(place, &leaves[i], &called(i));
+        let parameter = |i: usize| arrays::pairs_at(place, &leaves[i], &called(i));
         for i in 0..leaves.len() {
             parameter(i)?.check_writable(&called(i))?;
         }
@@ -271,6 +291,8 @@ impl Engine {
         for (i, leaf) in leaves.iter().enumerate() {
             let parameter = parameter(i)?;
             check_precision(precision, &parameter, &called(i))?;
+            let pairs = parameter.complex.then(|| arrays::pairs_of(leaf)).transpose()?;
+            let leaf = pairs.as_ref().unwrap_or(leaf);
             let (states, views) = states_of(place, leaf, &parameter, rule.states, precision, new_states)?;
             for view in views.iter().flat_map(View::all) {
                 ranges.extend(view.extent().map(|(low, high)| (low, high, i)));
@@ -306,7 +328,8 @@ impl Engine {
                 data: parameter.data as usize,
                 look: Look::at(place, &parameter)?,
                 given: given[i].clone().unbind(),
-                array: leaf.clone().unbind(),
+                array: leaves[i].clone().unbind(),
+                pairs: pairs.map(Bound::unbind),
                 states: states.into_iter().map(Bound::unbind).collect(),
                 kept: kept.into_iter().flatten().map(|array| array.map(Bound::unbind)).collect(),
                 last_gradient: 0,
@@ -585,9 +608,23 @@ impl Engine {
         Ok(self.bound()?.tree.names.clone())
     }
 
-    /// The parameters, in order.
+    /// The names of those that hold complex numbers, in order.
+    #[getter]
+    fn complex_names(&self) -> PyResult<Vec<String>> {
+        let bound = self.bound()?;
+        let named = bound.tree.names.iter().zip(&bound.bonds);
+        Ok(named.filter(|(_, bond)| bond.is_complex()).map(|(name, _)| name.clone()).collect())
+    }
+
+    /// The parameters, in order; complex ones as pairs of reals.
     #[getter]
     fn parameters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        PyList::new(py, self.bound()?.bonds.iter().map(|bond| bond.reals(py)))
+    }
+
+    /// The parameters, in order, as NumPy or CuPy has them.
+    #[getter]
+    fn arrays<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         PyList::new(py, self.bound()?.bonds.iter().map(|bond| bond.array.bind(py)))
     }
 
@@ -738,7 +775,7 @@ fn check_rounding(parameter: &Array<'_, '_>, kept: Option<&Kept>, called: &dyn F
         return Err(PyValueError::new_err(text));
     }
     if parameter.dtype != Dtype::Bf16 {
-        let (called, dtype) = (called(), parameter.dtype.name());
+        let (called, dtype) = (called(), parameter.dtype_name());
         let text =
             format!("{called}: rounding='stochastic' is for bfloat16, got {dtype}; give it an optimizer of its own");
         return Err(Error::Dtype(text).into());
@@ -750,7 +787,7 @@ fn check_precision(precision: Precision, parameter: &Array<'_, '_>, called: &dyn
     if precision == Precision::Full || parameter.dtype.compute() == Dtype::F32 {
         return Ok(());
     }
-    let dtype = parameter.dtype.name();
+    let dtype = parameter.dtype_name();
     let text = format!("{}: states in fewer bytes are of float32 arithmetic, got {dtype}; leave states out", called());
     Err(Error::Dtype(text).into())
 }
@@ -825,7 +862,7 @@ fn kept_of<'py>(
         Ok::<_, PyErr>(Some(array.view()))
     };
     if arrays[3].is_some() && parameter.dtype != Dtype::Bf16 {
-        let dtype = parameter.dtype.name();
+        let dtype = parameter.dtype_name();
         let text =
             format!("{}: master='split' is for bfloat16, got {dtype}; give it an optimizer of its own", called());
         return Err(Error::Dtype(text).into());
@@ -857,10 +894,10 @@ impl Step {
             std::iter::once(("p", parameter)).chain(states.iter().map(|(name, state)| (name.as_str(), state)));
         let written: Vec<_> = written.collect();
         let mut views = Vec::new();
-        let bond = arrays::array_at(place, parameter, &|| "p".to_owned())?;
+        let bond = arrays::pairs_at(place, parameter, &|| "p".to_owned())?;
         for (i, &(name, object)) in written.iter().enumerate() {
             let called = || name.to_owned();
-            let array = arrays::array_at(place, object, &called)?;
+            let array = arrays::pairs_at(place, object, &called)?;
             array.check_writable(&called)?;
             let kind = i.checked_sub(1).and_then(|i| self.rule().states.get(i));
             let (dtype, shape) =
@@ -890,6 +927,7 @@ impl Step {
             look: None,
             given: parameter.clone().unbind(),
             array: parameter.clone().unbind(),
+            pairs: bond.complex.then(|| parameter.clone().unbind()),
             states: states.iter().map(|(_, state)| state.clone().unbind()).collect(),
             kept: Vec::new(),
             last_gradient: 0,
@@ -990,7 +1028,7 @@ impl Binding {
         let mut made = Vec::with_capacity(bonds.len());
         for bond in bonds.iter() {
             let called = || "params".to_owned();
-            let parameter = bond.array.bind(py);
+            let parameter = bond.reals(py);
             let array = arrays::array_at(*place, parameter, &called)?;
             let kinds = [State::first_moment("sum")];
             let (new, mut views) = states_of(*place, parameter, &array, &kinds, Precision::Full, new_sum)?;
@@ -1175,6 +1213,7 @@ impl Binding {
             .map(|found| {
                 let dict = PyDict::new(py);
                 for (i, count, first) in found {
+                    let first = if self.bonds[i].is_complex() { first / 2 } else { first };
                     dict.set_item(&self.tree.names[i], (count, first))?;
                 }
                 Ok::<_, PyErr>(dict)
@@ -1231,22 +1270,20 @@ fn checked_gradient(
         return Ok((None, py.None()));
     }
     let leaf = &match place {
-        Place::Host if bond.shape.is_empty() && arrays::is_number(leaf) => {
-            arrays::number_as(leaf, bond.array.bind(py))?
+        Place::Host if bond.outer().is_empty() && arrays::is_number(leaf, bond.is_complex()) => {
+            arrays::number_as(leaf, bond.array.bind(py), bond.is_complex().then(|| bond.dtype_name()))?
         }
         _ => arrays::adopt(leaf, called, false)?,
     };
-    let gradient = arrays::array_at(place, leaf, called)?;
+    let gradient = arrays::pairs_at(place, leaf, called)?;
+    arrays::check_alike(&gradient, bond.is_complex(), bond.dtype, bond.outer(), called)?;
     if gradient.shape() != bond.shape {
-        let mut text = format!(
-            "{}: expected shape {} like its parameter, got {}",
-            called(),
-            tuple(&bond.shape),
-            tuple(gradient.shape())
-        );
-        if gradient.shape().iter().rev().eq(bond.shape.iter()) {
+        let (expected, got) = (bond.outer(), gradient.outer());
+        let mut text =
+            format!("{}: expected shape {} like its parameter, got {}", called(), tuple(expected), tuple(got));
+        if got.iter().rev().eq(expected.iter()) {
             text += "; transpose it, or pass grads.T";
-        } else if gradient.len() == bond.shape.iter().product::<usize>() {
+        } else if gradient.len() == bond.len {
             text += "; reshape it";
         }
         return Err(PyValueError::new_err(text));
@@ -1257,8 +1294,8 @@ fn checked_gradient(
         let text = format!(
             "{}: expected {} like its parameter, got {}; convert it with g.astype(w.dtype)",
             called(),
-            bond.dtype.name(),
-            gradient.dtype.name()
+            bond.dtype_name(),
+            gradient.dtype_name()
         );
         return Err(Error::Dtype(text).into());
     }
@@ -1288,9 +1325,10 @@ fn check_in_place(place: Place, bond: &Bond, name: &str, parameter: &Bound<'_, P
     }
     let called = || parameter_called(name);
     let parameter = arrays::adopt(parameter, &called, true)?;
-    let now = arrays::array_at(place, &parameter, &called)?;
+    let now = arrays::pairs_at(place, &parameter, &called)?;
     // Without elements there is no place: another library's empty array gives another address at each look.
-    let moved = bond.len > 0 && (now.data as usize != bond.data || now.strides() != bond.strides);
+    let elsewhere = bond.len > 0 && (now.data as usize != bond.data || now.strides() != bond.strides);
+    let moved = elsewhere || now.complex != bond.is_complex();
     if moved || now.shape() != bond.shape || now.dtype != bond.dtype || !now.writable {
         return Err(PyValueError::new_err(format!(
             "{}: the array was resized, reshaped, moved or made read-only since the optimizer was made; make a new optimizer",

@@ -435,6 +435,17 @@ module = _Module(
     asnumpy=_asnumpy,
     get_array_module=_get_array_module,
     is_available=lambda: True,
+    lib=_Module(
+        "cupy.lib",
+        SimpleNamespace(),
+        stride_tricks=_Module(
+            "cupy.lib.stride_tricks",
+            SimpleNamespace(),
+            as_strided=lambda x, shape=None, strides=None: _call(
+                np.lib.stride_tricks.as_strided, (x, shape, strides), {}
+            ),
+        ),
+    ),
     random=_Module("cupy.random", np.random, Generator=Generator, default_rng=Generator),
     cuda=_Module(
         "cupy.cuda",

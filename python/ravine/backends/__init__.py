@@ -12,7 +12,17 @@ import numpy as np
 from ravine import _core
 from ravine.backends import cpu, cuda, foreign
 
-__all__ = ["array_module", "backend_for", "backend_of", "backend_on", "is_array", "new_states", "states_maker"]
+__all__ = [
+    "array_module",
+    "as_complex",
+    "as_reals",
+    "backend_for",
+    "backend_of",
+    "backend_on",
+    "is_array",
+    "new_states",
+    "states_maker",
+]
 
 
 def array_module(x: Any) -> Any:
@@ -25,6 +35,20 @@ def array_module(x: Any) -> Any:
 def is_array(x: Any) -> bool:
     """Whether ``x`` is a NumPy or a CuPy array."""
     return type(x) is np.ndarray or isinstance(x, array_module(x).ndarray)
+
+
+def as_reals(x: Any) -> Any:
+    """Return a complex array's real and imaginary parts on a last axis of 2, over its memory; others as they are."""
+    if x.dtype.kind != "c":
+        return x
+    real = x.real  # the same memory, with the same strides
+    strided = array_module(x).lib.stride_tricks.as_strided
+    return strided(real, (*x.shape, 2), (*x.strides, real.itemsize))
+
+
+def as_complex(x: Any) -> Any:
+    """Return what `as_reals` makes into such an array, which is contiguous: the complex numbers, over its memory."""
+    return x.view(np.result_type(x.dtype, np.complex64))[..., 0]
 
 
 def backend_of(x: Any) -> Any:

@@ -36,7 +36,8 @@ def adopt(x: Any, name: str, written: bool) -> Any:
             by DLPack on the CPU, torch's tensors excepted.
 
     Raises:
-        TypeError: an array that cannot be shared: sparse, complex, quantised, on a device that is no NVIDIA GPU.
+        TypeError: an array that cannot be shared: sparse, quantised, a complex tensor of torch's, on a device that is
+            no NVIDIA GPU.
         ValueError: one that must not be written.
 
     >>> from array import array
@@ -70,7 +71,7 @@ def adopt(x: Any, name: str, written: bool) -> Any:
 
 def as_array(x: Any, dtype: Any) -> Any:
     """Return a Python number as an array of no axes, in the dtype of what it stands beside; all else as it is."""
-    return np.asarray(x, dtype) if type(x) in (float, int) else x
+    return np.asarray(x, dtype) if type(x) in (float, int, complex) else x
 
 
 def _kind(x: Any) -> str:
@@ -114,7 +115,8 @@ def _of_dlpack(x: Any) -> Any:
 def _of_torch(torch: Any, x: Any) -> Any:
     if x.layout is not torch.strided or x.dtype.is_complex or x.is_neg():
         # The last is a view of a complex tensor's memory, whose numbers are there with the other sign.
-        raise TypeError(f"expected a dense real tensor, got {x.dtype} of {x.layout}; pass x.to_dense(), x.real, x + 0")
+        cure = "torch.view_as_real(x)" if x.dtype.is_complex else "x.to_dense(), or x + 0"
+        raise TypeError(f"expected a dense real tensor, got {x.dtype} of {x.layout}; pass {cure}")
     bfloat16 = x.dtype is torch.bfloat16
     x = x.detach().view(torch.int16) if bfloat16 else x.detach()
     if x.device.type == "cuda":

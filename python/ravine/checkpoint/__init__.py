@@ -14,6 +14,8 @@ JSON:
 ``optimizer``   the class's name
 ``step``        completed steps
 ``updates``     t of each parameter
+``complex``     the names of complex parameters, if any: their arrays and states have a last axis of 2, the real and the
+                imaginary part
 ``products``    of parameters where a β has changed: what it was in the first updates, how many, the product since
 ``options``     ``values`` of ``clip_value``, ``clip_norm``, ``nonfinite``, ``clip_eps``, and of ``lookahead``,
                 ``average``, ``master``, ``states``, ``rounding`` and ``correction`` if they are on; ``exact``: its

@@ -90,6 +90,8 @@ class Header:
     tensors: dict[str, tuple[str, tuple[int, ...], int, int]]
     #: What `ravine.checkpoint.extras` wrote.
     extra: Any
+    #: The complex parameters, whose arrays are pairs of reals.
+    pairs: frozenset[str]
 
 
 def in_short(value: Any) -> str:
@@ -272,6 +274,9 @@ def _header(entries: dict[str, Any], meta: dict[str, Any], offset: int) -> Heade
         name: {key: _read_past(past, updates[name]) for key, past in _of(dict, pasts).items()}
         for name, pasts in _of(dict, meta.get("products", {})).items()
     }
+    pairs = [_of(str, name) for name in _of(list, meta.get("complex", []))]
+    if len(set(pairs)) < len(pairs) or set(pairs) - updates.keys():
+        raise ValueError(f"expected complex parameters among {in_short([*updates])}, each once, got {in_short(pairs)}")
     if any(past.keys() - keys for past in products.values()):
         raise ValueError(f"expected products of {list(keys)}, got {in_short(products)}")
     return Header(
@@ -285,6 +290,7 @@ def _header(entries: dict[str, Any], meta: dict[str, Any], offset: int) -> Heade
         products,
         tensors,
         _of(dict, meta.get("extra", {})),
+        frozenset(pairs),
     )
 
 

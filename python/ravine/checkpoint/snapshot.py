@@ -99,6 +99,8 @@ def save(
         "options": layout.exact(_options(opt)),
         "groups": _groups(opt),
     } | ({"extra": tree} if tree else {})
+    if pairs := list(opt._engine.complex_names):
+        meta["complex"] = pairs
     if changed := _changed_products(opt):
         meta["products"] = {
             name: {key: [base.hex(), constant, rest.hex()] for key, (base, constant, rest) in pasts.items()}
@@ -133,7 +135,7 @@ def _check_bonds(opt: Optimizer) -> None:
     """Refuse arrays that are no longer what the container holds: nobody would miss those that it holds now."""
     opt._check_torch_groups()
     now = dict(_core.flatten(opt._params))
-    for name, array in zip(opt._engine.names, opt._engine.parameters, strict=True):
+    for name, array in zip(opt._engine.names, opt._engine.arrays, strict=True):
         leaf = now.get(name)
         # Another library's array is not ours to compare; the next step does.
         if name not in now or (is_array(leaf) and leaf is not array):
@@ -349,8 +351,12 @@ def _differences(opt: Optimizer, header: Header, params: bool, strict: bool) -> 
         kept = {f"{kind}/{name}" for kind in _core.KEPT} & header.tensors.keys()
         wrong += [f"{tensor}: expected nothing, got an array" for tensor in sorted(kept - own[name].keys())]
     fits = []
+    pairs = opt._engine.complex_names
     for name in (name for name in own if name in saved):
         unlike = [_difference(tensor, array, header) for tensor, array in own[name].items()]
+        if (name in pairs) != (name in header.pairs):
+            expected, got = ("complex", "real") if name in pairs else ("real", "complex")
+            unlike.append(f"{name!r}: expected {expected} numbers, got {got} ones")
         wrong += filter(None, unlike)
         fits += [] if any(unlike) else [name]
     if strict and wrong:

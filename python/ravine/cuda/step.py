@@ -261,8 +261,8 @@ class StepInfo:
         if self._left_out:
             return {}
         found = self._recall("found").reshape(-1, 2)
-        named = zip(self._engine.names, found.tolist(), strict=True)
-        return {name: (count, first) for name, (count, first) in named if count}
+        named, pairs = zip(self._engine.names, found.tolist(), strict=True), self._engine.complex_names
+        return {name: (count, first // 2 if name in pairs else first) for name, (count, first) in named if count}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be copied as what it says, which waits for the device."""
@@ -709,9 +709,19 @@ class Engine:
             self._arrays[name][...] = source._arrays[name]
 
     @property
+    def complex_names(self) -> list[str]:
+        """The names of those that hold complex numbers, in order."""
+        return self._core.complex_names
+
+    @property
     def parameters(self) -> list[Any]:
-        """The parameters, in order."""
+        """The parameters, in order; complex ones as pairs of reals."""
         return self._core.parameters
+
+    @property
+    def arrays(self) -> list[Any]:
+        """The parameters, in order, as CuPy has them."""
+        return self._core.arrays
 
     @property
     def states(self) -> list[tuple[Any, ...]]:
