@@ -8,7 +8,6 @@ import inspect
 import math
 import os
 import pickle
-import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack
@@ -19,6 +18,7 @@ from ravine import _core, backends, checkpoint, conventions, sparse, trees
 from ravine.averages import EMA, LATER, SWA, Lookahead, after_rule, rest_beside
 from ravine.checkpoint.layout import listed
 from ravine.groups import GroupList, Past, checked_past, matches
+from ravine.lock import StepLock
 from ravine.loss_scale import DynamicLossScale
 
 __all__ = [
@@ -205,7 +205,7 @@ class Optimizer:
         if correction == "current":
             for group in range(len(self._values)):
                 self._engine.set_hyper(group, "current_correction", 1.0)
-        self._lock = threading.Lock()
+        self._lock = StepLock()
         #: Whether a gradient was `RowSparse`: then the steps look for more of them.
         self._sparse = False
         self._scheduled = [
@@ -292,27 +292,25 @@ class Optimizer:
 
     def _careful_step(self, grads: Any, grad_scale: float | DynamicLossScale | None) -> _core.StepInfo:
         """Step where Python code runs before the core's: no other thread may come in between."""
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("step: another thread is inside a step of this optimizer; give each thread its own")
-        try:
-            self._check_torch_groups()
-            values = self._schedule_values(self._engine.steps) if self._scheduled else []
+        return self._lock.hold(lambda: self._locked_step(grads, grad_scale))
 
-            def step(scale: Any = None, skip: bool = False) -> _core.StepInfo:
-                if grads is ...:
-                    return self._engine.step_accumulated(values, scale, skip)
-                if self._sparse and sparse.has_rows(grads):
-                    info: _core.StepInfo = sparse.step(self, grads, values, scale, skip)
-                    return info
-                return self._engine.step(grads, values, scale, skip)
+    def _locked_step(self, grads: Any, grad_scale: float | DynamicLossScale | None) -> _core.StepInfo:
+        self._check_torch_groups()
+        values = self._schedule_values(self._engine.steps) if self._scheduled else []
 
-            if isinstance(grad_scale, DynamicLossScale):
-                return grad_scale._step(self, step)
-            if grad_scale is None:
-                return step()
-            return step(_number("grad_scale", grad_scale, "a number or a DynamicLossScale"))
-        finally:
-            self._lock.release()
+        def step(scale: Any = None, skip: bool = False) -> _core.StepInfo:
+            if grads is ...:
+                return self._engine.step_accumulated(values, scale, skip)
+            if self._sparse and sparse.has_rows(grads):
+                info: _core.StepInfo = sparse.step(self, grads, values, scale, skip)
+                return info
+            return self._engine.step(grads, values, scale, skip)
+
+        if isinstance(grad_scale, DynamicLossScale):
+            return grad_scale._step(self, step)
+        if grad_scale is None:
+            return step()
+        return step(_number("grad_scale", grad_scale, "a number or a DynamicLossScale"))
 
     def _bound_alike(self, params: dict[str, Any], states: Sequence[Sequence[Any]]) -> Any:
         """Bind other arrays in the places of the parameters and their states, with the present numbers and counts.
@@ -728,7 +726,7 @@ class Optimizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state["attributes"])
-        self._backend, self._lock = backends.backend_for(self._params), threading.Lock()
+        self._backend, self._lock = backends.backend_for(self._params), StepLock()
         self._engine = engine = self._new_engine(self._params, lambda names: self._group_of)
         self._take_state(state["state"])
         for group, numbers in enumerate(state["numbers"]):
