@@ -18,6 +18,7 @@ class StepLock:
     lock and writes down that it did, inside the ``try``; so a KeyboardInterrupt finds the lock free, or noted. It must
     not be a context manager: an interrupt may come before the first line of a Python ``__exit__``.
 
+    >>> from ravine.lock import StepLock
     >>> StepLock().hold(lambda: "done")
     'done'
     """
