@@ -577,8 +577,8 @@ def test_a_step_waits_for_the_stream_of_the_step_before(gpu_device):
 def test_a_second_thread_is_refused(gpu_device):
     w = gpu_device.xp.ones(3, np.float32)
     opt = rv.SGD(w, lr=0.1)
-    with opt._engine._lock, pytest.raises(RuntimeError, match="another thread is inside a step"):
-        opt.step(w.copy())
+    with pytest.raises(RuntimeError, match="another thread is inside a step"):
+        opt._engine._lock.hold(lambda: opt.step(w.copy()))
     assert opt.steps == 0
 
 

@@ -81,6 +81,7 @@ def test_setting_one_group_leaves_the_others(gpu):
         opt.step({"a": xp.ones(1), "b": xp.ones(1)})
         assert (w["a"].tolist(), w["b"].tolist()) == ([0.875], [0.5])
         assert (opt.lr, opt.groups["a"]["lr"], opt.groups["b"]["lr"]) == (0.125, 0.125, 0.5)
+        opt.groups[1]["lr"] = 0.125
         opt.lr = 1.0
         assert [group["lr"] for group in opt.groups] == [1.0, 1.0]
 

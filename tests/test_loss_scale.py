@@ -809,9 +809,9 @@ def test_on_a_device_a_micro_batch_is_one_launch(gpu_device):
 
 def test_a_second_thread_is_refused(gpu):
     opt = rv.SGD(gpu.zeros(2), lr=1.0)
-    with opt._engine._lock, pytest.raises(RuntimeError, match="another thread is inside a step"):
-        opt.accumulate(gpu.ones(2))
-    with opt._lock, pytest.raises(RuntimeError, match="another thread is inside a step"):
-        opt.step(gpu.ones(2), grad_scale=2.0)
+    with pytest.raises(RuntimeError, match="another thread is inside a step"):
+        opt._engine._lock.hold(lambda: opt.accumulate(gpu.ones(2)))
+    with pytest.raises(RuntimeError, match="another thread is inside a step"):
+        opt._lock.hold(lambda: opt.step(gpu.ones(2), grad_scale=2.0))
     with pytest.raises(ValueError, match="none were accumulated"):
         opt.step()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 if TYPE_CHECKING:
     from ravine.optimizers import Optimizer
 
-__all__ = ["Group", "GroupList", "Past", "checked_past", "matches"]
+__all__ = ["Group", "GroupList", "Past", "Rates", "checked_past", "matches"]
 
 
 def matches(names: Sequence[str], patterns: Sequence[str]) -> list[list[int]]:
@@ -76,11 +76,55 @@ def checked_past(past: Any, t: int) -> Past:
     return base, int(constant), rest
 
 
+class Rates:
+    """The learning rates of groups: ``lr``, a number or what a schedule says, times ``lr_scale``.
+
+    Args:
+        values: of each group, its values; ``lr_scale`` is among them if it was given.
+
+    >>> from ravine.groups import Rates
+    >>> rates = Rates([{"lr_scale": 0.5}]); rates.product(0, 0.3), rates.lr(0, 0.15)
+    (0.15, 0.3)
+    """
+
+    def __init__(self, values: Sequence[Mapping[str, Any]]) -> None:
+        self._values = values
+        #: Of each group, rates before the factor by those after it: to divide would lose the last bit.
+        self._made: list[dict[float, float]] = [{} for _ in values]
+
+    def scale(self, group: int) -> float:
+        """Return the factor of a group."""
+        return float(self._values[group].get("lr_scale", 1.0))
+
+    def product(self, group: int, lr: float) -> float:
+        """Return the rate of a group's steps."""
+        scale, made = self.scale(group), self._made[group]
+        if scale == 1:
+            return lr
+        made.pop(lr * scale, None)
+        made[lr * scale] = lr
+        if len(made) > _REMEMBERED:
+            del made[next(iter(made))]
+        return lr * scale
+
+    def lr(self, group: int, product: float) -> float:
+        """Return what `product` was made of."""
+        scale = self.scale(group)
+        return product if scale in (0, 1) else self._made[group].get(product, product / scale)
+
+
+#: The present step's rate, the last one's, and some of steps that did not happen.
+_REMEMBERED = 4
+
+
 class Group(Mapping[str, Any]):
     """The values of the parameters that share them, by the names of the optimizer's arguments.
 
     Reading gives the present value: of a schedule, that of the last step. Setting holds from the next step on, and is
     saved in checkpoints. Switches (``maximize``, ``bias_correction``, …) make the formula, and can only be read.
+
+    ``lr_scale`` (1) multiplies ``lr``, whether that is a number or a schedule's. It can be read and set in every group,
+    and is listed in those that were given one.
 
     Args:
         optimizer: whose they are; ``opt.groups`` makes these.
@@ -101,6 +145,10 @@ class Group(Mapping[str, Any]):
         return [name for name, group in zip(engine.names, groups, strict=True) if group == self._number]
 
     def __getitem__(self, name: str) -> Any:
+        if name == "lr":
+            return self._optimizer._rate(self._number)
+        if name == "lr_scale":
+            return self._optimizer._rates.scale(self._number)
         parts = self._parts(name)
         numbers = tuple(self._optimizer._engine.hyper(self._number, part) for part in parts)
         if isinstance(self._values[name], tuple | list):
@@ -116,16 +164,20 @@ class Group(Mapping[str, Any]):
             TypeError: a value that is no number. Nothing was changed.
         """
         parts, optimizer = self._parts(name), self._optimizer
+        if name == "lr_scale":
+            optimizer._set_number(self._number, name, optimizer._checked_scale(self._number, value))
+            return
         if self._optimizer._is_switch(parts[0]):
             raise ValueError(f"{name}: it makes the formula, and cannot change while it runs; make a new optimizer")
         for group, scheduled, schedule in optimizer._scheduled:
             if group == self._number and scheduled in parts:
+                cure = ", or set lr_scale, which multiplies it" if name == "lr" else ""
                 raise ValueError(
-                    f"{name}: the schedule {schedule!r} sets it; give the optimizer a number to set it by hand"
+                    f"{name}: the schedule {schedule!r} sets it; give the optimizer a number to set it by hand{cure}"
                 )
         numbers = optimizer._numbers(name, value)
         for part, number in numbers.items():
-            optimizer._engine.check_hyper(part, number)
+            optimizer._check_number(self._number, part, number)
         for part, number in numbers.items():
             optimizer._set_number(self._number, part, number)
 
@@ -148,8 +200,8 @@ class Group(Mapping[str, Any]):
 
     def _parts(self, name: str) -> list[str]:
         """Give the core's names for an argument."""
-        if name not in self._values:
-            near = difflib.get_close_matches(str(name), self._values, n=3)
+        if name not in self._values and name != "lr_scale":
+            near = difflib.get_close_matches(str(name), {**self._values, "lr_scale": 1.0}, n=3)
             hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {list(self._values)}"
             raise KeyError(f"{type(self._optimizer).__name__} has no {name!r} in its groups; {hint}")
         return self._optimizer._parts(name)

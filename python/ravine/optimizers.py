@@ -8,7 +8,6 @@ import inspect
 import math
 import os
 import pickle
-import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack
@@ -18,7 +17,8 @@ import numpy as np
 from ravine import _core, backends, checkpoint, conventions, sparse, trees
 from ravine.averages import EMA, LATER, SWA, Lookahead, after_rule, rest_beside
 from ravine.checkpoint.layout import listed
-from ravine.groups import GroupList, Past, checked_past, matches
+from ravine.groups import GroupList, Past, Rates, checked_past, matches
+from ravine.lock import StepLock
 from ravine.loss_scale import DynamicLossScale
 
 __all__ = [
@@ -206,7 +206,7 @@ class Optimizer:
         if correction == "current":
             for group in range(len(self._values)):
                 self._engine.set_hyper(group, "current_correction", 1.0)
-        self._lock = threading.Lock()
+        self._lock = StepLock()
         #: Whether a gradient was `RowSparse`: then the steps look for more of them.
         self._sparse = False
         self._scheduled = [
@@ -215,10 +215,14 @@ class Optimizer:
             for name, value in _engine_values(values, self._about["hyperparameters"]).items()
             if callable(value)
         ]
+        self._rates = Rates(self._values)
         for group, values in enumerate(self._values):
-            for name, value in _engine_values(values, self._about["hyperparameters"]).items():
+            if "lr_scale" in values:
+                values["lr_scale"] = _factor("lr_scale", values["lr_scale"], least=0.0)
+            for name, value in self._flat_values(group).items():
                 if not callable(value):
-                    self._engine.set_hyper(group, name, _number(name, value))
+                    self._check_number(group, name, number := _number(name, value))
+                    self._put_number(group, name, number)
         self._start()
 
     def step(self, grads: Any = ..., *, grad_scale: float | DynamicLossScale | None = None) -> _core.StepInfo:
@@ -307,27 +311,25 @@ class Optimizer:
 
     def _careful_step(self, grads: Any, grad_scale: float | DynamicLossScale | None) -> _core.StepInfo:
         """Step where Python code runs before the core's: no other thread may come in between."""
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("step: another thread is inside a step of this optimizer; give each thread its own")
-        try:
-            self._check_torch_groups()
-            values = self._schedule_values(self._engine.steps) if self._scheduled else []
+        return self._lock.hold(lambda: self._locked_step(grads, grad_scale))
 
-            def step(scale: Any = None, skip: bool = False) -> _core.StepInfo:
-                if grads is ...:
-                    return self._engine.step_accumulated(values, scale, skip)
-                if self._sparse and sparse.has_rows(grads):
-                    info: _core.StepInfo = sparse.step(self, grads, values, scale, skip)
-                    return info
-                return self._engine.step(grads, values, scale, skip)
+    def _locked_step(self, grads: Any, grad_scale: float | DynamicLossScale | None) -> _core.StepInfo:
+        self._check_torch_groups()
+        values = self._schedule_values(self._engine.steps) if self._scheduled else []
 
-            if isinstance(grad_scale, DynamicLossScale):
-                return grad_scale._step(self, step)
-            if grad_scale is None:
-                return step()
-            return step(_number("grad_scale", grad_scale, "a number or a DynamicLossScale"))
-        finally:
-            self._lock.release()
+        def step(scale: Any = None, skip: bool = False) -> _core.StepInfo:
+            if grads is ...:
+                return self._engine.step_accumulated(values, scale, skip)
+            if self._sparse and sparse.has_rows(grads):
+                info: _core.StepInfo = sparse.step(self, grads, values, scale, skip)
+                return info
+            return self._engine.step(grads, values, scale, skip)
+
+        if isinstance(grad_scale, DynamicLossScale):
+            return grad_scale._step(self, step)
+        if grad_scale is None:
+            return step()
+        return step(_number("grad_scale", grad_scale, "a number or a DynamicLossScale"))
 
     def _bound_alike(self, params: dict[str, Any], states: Sequence[Sequence[Any]]) -> Any:
         """Bind other arrays in the places of the parameters and their states, with the present numbers and counts.
@@ -431,17 +433,68 @@ class Optimizer:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the first parameter's group, at the last step; setting it sets every group's."""
-        return self._engine.lr
+        """The learning rate, at the last step; setting it sets that of all parameters.
+
+        It is the ``lr`` of the first parameter's group, before the group's ``lr_scale``, if it has one; ``info.lr`` is
+        the product. Where groups have rates of their own, `scale_lr` multiplies all of them, and
+        ``opt.groups[i]["lr"]`` sets one.
+
+        Raises:
+            ValueError: set where a schedule sets it, or where groups have different rates; out of range. Nothing was
+                changed.
+            TypeError: set to what is no number. Nothing was changed.
+        """
+        return self._rate(0)
 
     @lr.setter
     def lr(self, value: float) -> None:
-        value = _number("lr", value)
+        value = _number("lr", value, "a number")
         if any(name == "lr" for _, name, _ in self._scheduled):
-            raise ValueError("lr: a schedule sets it; give the optimizer a number to set it by hand")
-        for group, values in enumerate(self._values):
-            self._engine.set_hyper(group, "lr", value)
-            values["lr"] = value
+            raise ValueError(
+                "lr: a schedule sets it; give the optimizer a number to set it by hand, or multiply it by "
+                "opt.scale_lr(f)"
+            )
+        rates = [self._rate(group) for group in range(len(self._values))]
+        if len({*rates}) > 1:
+            raise ValueError(
+                f"lr: expected groups with one rate, which this would set, got {_some(rates)}; multiply all of them by "
+                'opt.scale_lr(f), or set each by opt.groups[i]["lr"] = …'
+            )
+        for group in range(len(self._values)):
+            self._check_number(group, "lr", value)
+        for group in range(len(self._values)):
+            self._set_number(group, "lr", value)
+
+    def scale_lr(self, factor: float) -> None:
+        r"""Multiply the learning rates of all groups, from the next step on; their ratios stay.
+
+        .. math:: \gamma_i \leftarrow f\, \gamma_i
+
+        A group's ``lr`` is multiplied where it is a number, its ``lr_scale`` where a schedule sets ``lr``. Both are
+        saved in checkpoints.
+
+        Args:
+            factor: f > 0.
+
+        Raises:
+            ValueError: a factor out of range, or a rate that would be. Nothing was changed.
+            TypeError: a factor that is no number. Nothing was changed.
+
+        >>> opt = rv.SGD({"w": np.ones(2), "b": np.ones(2)}, lr=0.5, groups=[("b", {"lr": 0.25})])
+        >>> opt.scale_lr(0.5); [group["lr"] for group in opt.groups]
+        [0.25, 0.125]
+        """
+        factor = _factor("factor", factor, least=math.ulp(0.0))
+        scheduled = {group for group, name, _ in self._scheduled if name == "lr"}
+        new = {}
+        for group in range(len(self._values)):
+            if group in scheduled:
+                new[group, "lr_scale"] = self._checked_scale(group, self._rates.scale(group) * factor)
+            else:
+                new[group, "lr"] = self._rate(group) * factor
+                self._check_number(group, "lr", new[group, "lr"])
+        for (group, name), number in new.items():
+            self._set_number(group, name, number)
 
     @property
     def groups(self) -> GroupList:
@@ -464,13 +517,16 @@ class Optimizer:
         changing = {(group, name) for group, name, _ in scheduled} | {
             (group, "lr") for group in range(len(self._values))
         }
-        before = {(group, name): self._engine.hyper(group, name) for group, name in changing}
+        before = {
+            (group, name): self._rate(group) if name == "lr" else self._engine.hyper(group, name)
+            for group, name in changing
+        }
         rates = [before[group, "lr"] for group in range(len(self._values))]
         ratios = [rate / rates[0] if rates[0] > 0 else 1.0 for rate in rates]
 
         def set_lr(value: float) -> None:
             for group, ratio in enumerate(ratios):
-                self._engine.set_hyper(group, "lr", value * ratio)
+                self._put_number(group, "lr", value * ratio)
 
         self._scheduled = [entry for entry in scheduled if entry[1] != "lr"]
         try:
@@ -480,7 +536,7 @@ class Optimizer:
             self.load_state_dict(state)
             # Loading asks the schedules about the next step; these are the last one's.
             for (group, name), value in before.items():
-                self._engine.set_hyper(group, name, value)
+                self._put_number(group, name, value)
 
     @property
     def steps(self) -> int:
@@ -507,7 +563,9 @@ class Optimizer:
         γ = 0.01, β = 0.99, ε = 1e-08, λ₂ = 0.1
         """
         rule = self._about["hyperparameters"]
-        scheduled = {name: value for group, name, value in self._scheduled if group == 0}
+        scheduled: dict[str, Any] = {name: value for group, name, value in self._scheduled if group == 0}
+        if "lr" in scheduled and (scale := self._rates.scale(0)) != 1:
+            scheduled["lr"] = f"{scale}·({scheduled['lr']})"
         # What is 0 is left out, unless a schedule may change that.
         values = {name: math.nan if name in scheduled else self._engine.hyper(0, name) for name in [*rule, *_COMMON]}
         lines, symbols = [], {name: values[name] for name, kind in rule.items() if kind != "switch"}
@@ -745,7 +803,7 @@ class Optimizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state["attributes"])
-        self._backend, self._lock = backends.backend_for(self._params), threading.Lock()
+        self._backend, self._lock = backends.backend_for(self._params), StepLock()
         self._engine = engine = self._new_engine(self._params, lambda names: self._group_of)
         self._take_state(state["state"])
         for group, numbers in enumerate(state["numbers"]):
@@ -1012,10 +1070,54 @@ class Optimizer:
         """Give a group's values by the core's names."""
         return _engine_values(self._values[group], self._about["hyperparameters"])
 
+    def _rate(self, group: int) -> float:
+        """Return a group's ``lr``, that of the last step where a schedule sets it, without its factor."""
+        return self._rates.lr(group, self._engine.hyper(group, "lr"))
+
+    def _check_number(self, group: int, name: str, value: float) -> None:
+        """Refuse a number out of range, by the core's name; a rate also if its product is."""
+        self._engine.check_hyper(name, value)
+        if name == "lr" and (scale := self._rates.scale(group)) != 1:
+            try:
+                self._engine.check_hyper(name, value * scale)
+            except ValueError as error:
+                raise ValueError(f"{error}, which is {value!r} times lr_scale={scale!r}") from None
+
+    def _checked_scale(self, group: int, value: Any) -> float:
+        """Return a factor of a group's rate, which may be the group's from now on."""
+        scale = _factor("lr_scale", value, least=0.0)
+        try:
+            self._engine.check_hyper("lr", self._rate(group) * scale)
+        except ValueError as error:
+            raise ValueError(f"lr_scale: with {scale!r}, {error}") from None
+        return scale
+
+    def _put_number(self, group: int, name: str, value: float) -> None:
+        """Have the engine step with a number, by the core's name."""
+        self._engine.set_hyper(group, name, self._rates.product(group, value) if name == "lr" else value)
+
+    def _set_numbers(self, numbers: Mapping[tuple[int, str], float]) -> None:
+        """Set numbers by group and the core's name, checked before; factors before the rates that they multiply."""
+        scaled = [group for group, name in numbers if name == "lr_scale"]
+        for group in scaled:
+            if numbers[group, "lr_scale"] != self._rates.scale(group):
+                self._values[group]["lr_scale"] = numbers[group, "lr_scale"]
+        for (group, name), number in numbers.items():
+            if name != "lr_scale":
+                self._set_number(group, name, number)
+        for group in scaled:
+            if not callable(lr := self._values[group]["lr"]):
+                self._put_number(group, "lr", lr)
+
     def _set_number(self, group: int, name: str, value: float) -> None:
         """Set a number of a group by the core's name, checked before."""
-        self._engine.set_hyper(group, name, value)
         values = self._values[group]
+        if name == "lr_scale":
+            lr = self._rate(group)
+            values["lr_scale"] = value
+            self._put_number(group, "lr", lr)
+            return
+        self._put_number(group, name, value)
         for whole, parts in _TUPLES.items():
             if name in parts and whole in values:
                 known = [part for part in parts if part in self._about["hyperparameters"]]
@@ -1035,17 +1137,17 @@ class Optimizer:
         for group, name, schedule in self._scheduled:
             try:
                 value = _number(name, schedule(step))
-                self._engine.check_hyper(name, value)
+                self._check_number(group, name, value)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{error}, from the schedule {schedule!r} at step {step}") from None
-            values.append((group, name, value))
+            values.append((group, name, self._rates.product(group, value) if name == "lr" else value))
         return values
 
     def _resolve(
         self, names: list[str], defaults: dict[str, Any], groups: Groups
     ) -> tuple[list[int], list[dict[str, Any]]]:
         """Return each parameter's group number, and the values of each group; the first is the first parameter's."""
-        changeable = {name for name, value in defaults.items() if name not in self._shapes}
+        changeable = {name for name, value in defaults.items() if name not in self._shapes} | {"lr_scale"}
         found = matches(names, [pattern for pattern, _ in groups])
         of_name: list[list[Mapping[str, Any]]] = [[] for _ in names]
         for (pattern, overrides), matching in zip(groups, found, strict=True):
@@ -1092,7 +1194,7 @@ def _hashable(value: Any) -> Any:
     return value if isinstance(value, Hashable) else id(value)
 
 
-def _some(names: Sequence[str]) -> str:
+def _some(names: Sequence[Any]) -> str:
     """List names, but not thousands of them."""
     return str(list(names)) if len(names) <= 20 else f"{str(list(names[:20]))[:-1]}, … ({len(names)} in all)]"
 
@@ -1138,6 +1240,8 @@ def _engine_values(values: Mapping[str, Any], known: Collection[str]) -> dict[st
     """Give the core's names: ``betas`` are two or three, and where momentum stands is the rule's business."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
+        if name == "lr_scale":  # the core has the product
+            continue
         parts = [part for part in _TUPLES.get(name, ()) if part in known]
         if not parts:
             flat[_CORE_NAMES.get(name, name)] = value
@@ -1149,6 +1253,14 @@ def _engine_values(values: Mapping[str, Any], known: Collection[str]) -> dict[st
             where = " in [0, 1)" if name == "betas" else ""
             raise ValueError(f"{name}: expected {count} numbers{where}, got {value!r}") from None
     return flat
+
+
+def _factor(name: str, value: Any, least: float) -> float:
+    """Return a factor of rates: a finite number >= least, or > 0 for the least above it."""
+    number = _number(name, value, "a number")
+    if not least <= number < math.inf:
+        raise ValueError(f"{name}: expected a finite number {'> 0' if least else '>= 0'}, got {number!r}")
+    return number
 
 
 def _number(name: str, value: Any, expected: str = "a number or a schedule") -> float:

@@ -10,7 +10,6 @@ refused before the first.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ravine import _core, trees
+from ravine.lock import StepLock
 from ravine.optimizers import Optimizer
 from ravine.report import StepInfo
 
@@ -138,7 +138,7 @@ class Driver:
             for name, parameter in zip(self.names, self.parameters, strict=True)
         }
         self.steps, self.updates = 0, [0] * len(self.names)
-        self._lock = threading.Lock()
+        self._lock = StepLock()
 
     @property
     def parameters(self) -> list[Any]:
@@ -191,8 +191,8 @@ class Driver:
 
     def set_counters(self, steps: int, updates: list[int], _products: Any = None) -> None:
         """Set the number of steps completed, and how often each parameter was updated."""
-        self.steps, self.updates = steps, list(updates)
         self._core.set_counters(steps, updates)
+        self.steps, self.updates = steps, list(updates)
 
     def check_hyper(self, name: str, value: float) -> None:
         """Refuse a value out of range."""
@@ -239,12 +239,7 @@ class Driver:
         skip: bool = False,
     ) -> StepInfo:
         """Do one step, with these values of (group, name) from now on; see `ravine.Optimizer.step`."""
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("step: another thread is inside a step of this optimizer; give each thread its own")
-        try:
-            return self._locked_step(grads, values or [], grad_scale, skip)
-        finally:
-            self._lock.release()
+        return self._lock.hold(lambda: self._locked_step(grads, values or [], grad_scale, skip))
 
     def _locked_step(
         self, grads: Any, values: list[tuple[int, str, float]], grad_scale: float | None, skip: bool
@@ -274,8 +269,11 @@ class Driver:
                 return info
             self._finish(work)
         except KeyboardInterrupt:  # the step finishes, if anything was changed
-            if first.steps > self.steps:
-                self._finish(work)
+            while first.steps > self.steps:
+                try:
+                    self._finish(work)
+                except KeyboardInterrupt:
+                    continue
             raise
         return info
 
@@ -317,8 +315,8 @@ class Driver:
         for name, (_, states) in work.done.items():
             for kind, state in states.items():
                 self._backend.assign(self.named_states[name][kind], state)
-        self.set_counters(work.steps, work.updates)
         self.spend(work.grads)
+        self.set_counters(work.steps, work.updates)
 
 
 def _nothing(parameter: Any, d: Any, *_: Any) -> tuple[Any, dict[str, Any]]:

@@ -160,12 +160,21 @@ def _groups(opt: Optimizer) -> list[dict[str, Any]]:
     members: list[list[str]] = [[] for _ in opt._values]
     for name, group in zip(opt._engine.names, opt._group_of, strict=True):
         members[group].append(name)
-    return [{"names": names, **layout.exact(_group_values(opt, group))} for group, names in enumerate(members)]
+    values = [_group_values(opt, group) for group in range(len(members))]
+    for each in values:
+        if each["lr_scale"] == 1:  # as in files of before there was one
+            del each["lr_scale"]
+    return [{"names": names, **layout.exact(each)} for names, each in zip(members, values, strict=True)]
 
 
 def _group_values(opt: Optimizer, group: int) -> dict[str, Any]:
     """Give a group's values: numbers as they are now, schedules by what they are."""
-    return {name: _spelled(value) or opt._engine.hyper(group, name) for name, value in opt._flat_values(group).items()}
+    rates = {name: opt.groups[group][name] for name in ("lr", "lr_scale")}
+    numbers = {
+        name: _spelled(value) or rates.get(name, opt._engine.hyper(group, name))
+        for name, value in opt._flat_values(group).items()
+    }
+    return {**numbers, "lr_scale": rates["lr_scale"]}
 
 
 def _changed_products(opt: Optimizer) -> dict[str, dict[str, Past]]:
@@ -244,8 +253,9 @@ def load(
         except ValueError as error:
             raise ValueError(f"{name}: {error}. Nothing was loaded") from error
     restored = []
+    present = [_group_values(opt, group) for group in range(len(opt._values))]
     for (group, key), number in numbers.items():
-        before = opt._engine.hyper(group, key)
+        before = present[group][key]
         if number != before:
             where = f" of {opt._engine.names[opt._group_of.index(group)]!r}" if len(opt._values) > 1 else ""
             restored.append(f"{key}{where}: {number!r}, was {before!r}")
@@ -257,7 +267,7 @@ def load(
     assign += [partial(opt._backend.assign, array, values[tensor]) for tensor, array in own.items()]
     assign += [partial(opt._round_masters, fits)] if rounded else []
     assign += [partial(opt._set_counters, header.step, counts, products)]
-    assign += [partial(opt._set_number, group, key, number) for (group, key), number in numbers.items()]
+    assign += [partial(opt._set_numbers, numbers)]
     try:
         # Objects of the user's first: they alone may fail.
         _finish([*(partial(_load_object, where, x, new) for where, x, new, _ in plan.objects()), *assign, opt._start])
@@ -393,7 +403,7 @@ def _numbers(opt: Optimizer, header: Header, fits: list[str]) -> tuple[dict[tupl
     own = [_group_values(opt, group) for group in range(len(opt._values))]
     kinds = opt._about["hyperparameters"]
     for name, group in zip(opt._engine.names, opt._group_of, strict=True):
-        saved = header.values[name] if name in fits else {}
+        saved = {"lr_scale": 1.0, **header.values[name]} if name in fits else {}
         for key in sorted(own[group].keys() | saved.keys()) if saved else ():
             here: Any = own[group].get(key)
             there: Any = saved.get(key)
@@ -402,7 +412,12 @@ def _numbers(opt: Optimizer, header: Header, fits: list[str]) -> tuple[dict[tupl
             what = f"{in_short(key)[1:-1]} of {name!r}"
             if changeable and numbers.setdefault((group, key), there) == there:
                 try:
-                    opt._engine.check_hyper(key, there)
+                    if key == "lr_scale":  # of a rate in its range, which stands before it
+                        rate = numbers.get((group, "lr"), 1.0)
+                        opt._engine.check_hyper("lr", there)
+                        opt._engine.check_hyper("lr", rate * there)
+                    else:
+                        opt._engine.check_hyper(key, there)
                 except ValueError as error:
                     unlike[f"{group} {key}"] = f"{what}: {error}"
             elif changeable:

@@ -9,7 +9,6 @@ be replayed.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
 from typing import Any, TypeAlias
@@ -18,6 +17,7 @@ import numpy as np
 
 from ravine import _core
 from ravine.cuda.device import Array, Device, Kernel, source, text
+from ravine.lock import StepLock
 
 __all__ = [
     "Engine",
@@ -298,7 +298,7 @@ class Engine:
         options = (clip_value, clip_norm, nonfinite, after, clip_eps, wide, states, rounding)
         self._core = _core.Engine(rule, params, group_of, new_states, *options)
         self._precision = states
-        self._device, self._rule, self._lock = device, rule, threading.Lock()
+        self._device, self._rule, self._lock = device, rule, StepLock()
         self._clip_norm, self._nonfinite = clip_norm, nonfinite
         self._clip_value = math.inf if clip_value is None else clip_value
         self.clips = clip_norm is not None
@@ -394,38 +394,36 @@ class Engine:
             self._tell("accumulated", None, words)
             return total
 
-        self._lock_or_raise()
-        try:
+        def step() -> StepInfo:
             if not self._core.leave_out_accumulated(values or [], scale):
                 return self._locked_step("accumulated", describe, values, grad_scale, skip)
             checks = skip or self._nonfinite != "propagate"
             # Waits for the device where only it knows the count: later it would be another.
             return StepInfo(self, 0, self.steps, self.lr, measured=False, checked=checks, left_out=True)
-        finally:
-            self._lock.release()
+
+        return self._lock.hold(step)
 
     def accumulate(self, grads: Any, weight: float, new_sum: Callable[[Any, str], list[Any]]) -> None:
         """Queue the addition of a micro-batch; see `ravine.Optimizer.accumulate`."""
-        self._lock_or_raise()
-        try:
-            addresses, words, first = self._core.take_micro_batch(grads, weight, new_sum)
-            if weight == 0:
-                self._core.count(weight)
-                return
-            if "sums of gradients" not in self._arrays:
-                xp = self._device.xp
-                self._arrays["sums of gradients"] = xp.asarray(self._core.sum_tables())
-                self._arrays["accumulated"] = xp.zeros(len(self.names) * WORDS, np.uint64)
-            self._tell("gradients", addresses, words)
-            args = np.zeros(1, _ACCUMULATE)
-            args["arrays"] = self._arrays["gradients"].data.ptr
-            args["sums"] = self._arrays["sums of gradients"].data.ptr
-            args["count"], args["blocks"] = len(self.names), self._blocks
-            args["weight"], args["first"] = weight, first
-            self._launch(self._kernel("gradients", "accumulate"), self._grid(self._blocks), args)
+        self._lock.hold(lambda: self._locked_accumulate(grads, weight, new_sum))
+
+    def _locked_accumulate(self, grads: Any, weight: float, new_sum: Callable[[Any, str], list[Any]]) -> None:
+        addresses, words, first = self._core.take_micro_batch(grads, weight, new_sum)
+        if weight == 0:
             self._core.count(weight)
-        finally:
-            self._lock.release()
+            return
+        if "sums of gradients" not in self._arrays:
+            xp = self._device.xp
+            self._arrays["sums of gradients"] = xp.asarray(self._core.sum_tables())
+            self._arrays["accumulated"] = xp.zeros(len(self.names) * WORDS, np.uint64)
+        self._tell("gradients", addresses, words)
+        args = np.zeros(1, _ACCUMULATE)
+        args["arrays"] = self._arrays["gradients"].data.ptr
+        args["sums"] = self._arrays["sums of gradients"].data.ptr
+        args["count"], args["blocks"] = len(self.names), self._blocks
+        args["weight"], args["first"] = weight, first
+        self._launch(self._kernel("gradients", "accumulate"), self._grid(self._blocks), args)
+        self._core.count(weight)
 
     def discard(self) -> None:
         """Forget what was accumulated."""
@@ -441,10 +439,6 @@ class Engine:
         """What was accumulated, in order; None for parameters that had no gradient."""
         self._enter()
         return self._core.sums
-
-    def _lock_or_raise(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("step: another thread is inside a step of this optimizer; give each thread its own")
 
     def _tell(self, table: str, addresses: Words | None, words: Words | None) -> None:
         """Tell the device what the core has taken, or have the core forget that it knows."""
@@ -464,11 +458,7 @@ class Engine:
         grad_scale: float | LossScale | None,
         skip: bool,
     ) -> StepInfo:
-        self._lock_or_raise()
-        try:
-            return self._locked_step(table, describe, values, grad_scale, skip)
-        finally:
-            self._lock.release()
+        return self._lock.hold(lambda: self._locked_step(table, describe, values, grad_scale, skip))
 
     def _locked_step(
         self,

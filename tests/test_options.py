@@ -1,0 +1,312 @@
+"""What an optimizer is told besides its gradients: rates, options, schedules; what it says of them; its lock."""
+
+import copy
+import dis
+import pickle
+import sys
+from functools import partial
+
+import numpy as np
+import pytest
+
+import ravine as rv
+from tests.conftest import assert_same_bits
+from tests.test_state import OPTIMIZERS
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 32: Ctrl-C at any moment of a step
+
+#: After these, Python looks whether a signal has come.
+LOOKS = {dis.opmap[name] for name in ("CALL", "CALL_FUNCTION_EX", "RESUME", "JUMP_BACKWARD") if name in dis.opmap}
+
+
+def interrupted_at(n, call):
+    """Raise KeyboardInterrupt where ravine's own Python would handle the n-th signal; say whether there was one."""
+    left, last = [n], {}
+
+    def trace(frame, event, argument):
+        if "ravine" not in frame.f_globals.get("__name__", "") or frame.f_globals["__name__"].startswith("tests"):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            if last.get(id(frame)) in LOOKS:
+                left[0] -= 1
+                if left[0] == -1:
+                    raise KeyboardInterrupt
+            last[id(frame)] = frame.f_code.co_code[frame.f_lasti]
+        elif event == "call":
+            last.pop(id(frame), None)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return left[0] < 0
+
+
+def accumulated(opt, g):
+    opt.accumulate(g)
+    opt.step()
+
+
+STEPS = {
+    "schedule": (partial(rv.SGD, lr=rv.schedules.linear(0.5, 0.25, 100) * 0.5), lambda opt, g: opt.step(g)),
+    "grad_scale": (partial(rv.Adam, lr=0.1), lambda opt, g: opt.step(g, grad_scale=2.0)),
+    "loss_scale": (partial(rv.Adam, lr=0.1), lambda opt, g: opt.step(g, grad_scale=rv.DynamicLossScale(2.0))),
+    "accumulate": (partial(rv.SGD, lr=0.1), accumulated),
+    "rows": (
+        partial(rv.SGD, lr=0.1),
+        lambda opt, g: opt.step(rv.RowSparse(np.array([0]), np.ones((1, 3), np.float32))),
+    ),
+    "muon": (partial(rv.Muon, lr=0.1), lambda opt, g: opt.step(g)),
+    "adafactor": (partial(rv.Adafactor, lr=0.1), lambda opt, g: opt.step(g)),
+}
+
+
+@pytest.mark.parametrize("where", ["cpu", "gpu"])
+@pytest.mark.parametrize(("make", "step"), STEPS.values(), ids=STEPS)
+def test_fault_32_ctrl_c_at_any_moment_of_a_step_leaves_no_lock(make, step, where, request):
+    put = np.asarray if where == "cpu" else request.getfixturevalue("gpu").asarray
+    if where == "gpu" and step is STEPS["rows"][1]:
+        pytest.skip("its rows are NumPy's; they take the lock of the step alone")
+    g, n, opt = put(np.ones((2, 3), np.float32)), 0, make(put(np.ones((2, 3), np.float32)))
+    step(opt, g)
+    while interrupted_at(n, lambda: step(opt, g)):
+        opt.discard_accumulated()
+        before = opt.steps
+        step(opt, g)
+        assert opt.steps == before + 1, n
+        n += 1 if where == "cpu" else 7
+    assert n > 10
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# C1: rates of groups
+
+EVERY = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+
+
+def two(xp=np):
+    return {"w": xp.asarray([[1.0, -2.0]]), "b": xp.asarray([[3.0, 0.5]])}
+
+
+def grads(seed, xp=np):
+    rng = np.random.default_rng(seed)
+    return {name: xp.asarray(rng.standard_normal((1, 2))) for name in ("w", "b")}
+
+
+def test_a_rate_for_all_is_refused_where_groups_have_their_own():
+    """Multiplying what the getter says set both to .0001."""
+    opt = rv.SGD(two(), lr=0.001, groups=[("b", {"lr": 0.1})])
+    with pytest.raises(ValueError, match=r"lr: expected .*\[0\.001, 0\.1\].*opt\.scale_lr\(f\).*opt\.groups\[i\]") as e:
+        opt.lr *= 0.1
+    assert '["lr"]' in str(e.value)
+    assert [group["lr"] for group in opt.groups] == [0.001, 0.1]
+    opt.scale_lr(0.1)
+    assert [group["lr"] for group in opt.groups] == [0.001 * 0.1, 0.1 * 0.1]
+    assert opt.lr == 0.001 * 0.1
+
+
+def test_a_rate_for_all_keeps_the_factors_of_groups():
+    opt = rv.SGD(two(), lr=0.5, groups=[("b", {"lr_scale": 0.25})])
+    opt.lr *= 0.5
+    assert [(group["lr"], group["lr_scale"]) for group in opt.groups] == [(0.25, 1.0), (0.25, 0.25)]
+    assert opt.step(two()).lr == opt.lr == 0.25
+
+
+@EVERY
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_factor_multiplies_the_rate_of_every_rule(make, scheduled):
+    """As if the group had that rate, bit for bit."""
+    lr = rv.schedules.linear(0.3, 0.1, 4) if scheduled else 0.3
+    here, there = two(), two()
+    opt = make(here, lr=lr, weight_decay=0.01, groups=[("b", {"lr_scale": 0.7})])
+    other = make(there, lr=lr, weight_decay=0.01, groups=[("b", {"lr": lr * 0.7})])
+    for t in range(5):
+        opt.step(grads(t))
+        other.step(grads(t))
+        assert opt.groups["b"]["lr"] == opt.lr == (lr(t) if scheduled else lr)
+    for name in here:
+        assert_same_bits(here[name], there[name], name)
+    assert not np.array_equal(here["b"], two()["b"])
+
+
+@pytest.mark.parametrize("kind", [rv.Muon, rv.Adafactor])
+def test_a_factor_multiplies_the_rate_of_whole_matrices(kind):
+    here, there = two(), two()
+    opt = kind(here, lr=rv.schedules.linear(0.3, 0.1, 4), groups=[("b", {"lr_scale": 0.7})])
+    other = kind(
+        there, lr=rv.schedules.linear(0.3, 0.1, 4), groups=[("b", {"lr": rv.schedules.linear(0.3, 0.1, 4) * 0.7})]
+    )
+    for t in range(3):
+        opt.step(grads(t))
+        other.step(grads(t))
+    for name in here:
+        assert_same_bits(here[name], there[name], name)
+
+
+def test_a_factor_is_the_same_on_a_gpu_and_under_a_loss_scale(gpu):
+    here, there = two(), two(gpu)
+    a, b = (rv.AdamW(p, lr=rv.schedules.linear(0.3, 0.1, 4), groups=[("b", {"lr_scale": 0.7})]) for p in (here, there))
+    for t in range(3):
+        a.step(grads(t), grad_scale=2.0)
+        b.step(grads(t, gpu), grad_scale=2.0)
+    for name in here:
+        assert_same_bits(there[name].get(), here[name], name)
+
+
+def test_a_factor_is_set_from_the_next_step_on():
+    w = two()
+    opt = rv.SGD(w, lr=rv.schedules.constant(0.5), groups=[("b", {"lr_scale": 0.5})])
+    opt.step(two())
+    opt.groups["b"]["lr_scale"] = 0.0
+    b = w["b"].copy()
+    opt.step(two())
+    assert np.array_equal(w["b"], b)
+    opt.groups["w"]["lr_scale"] = 2.0
+    assert opt.step(two()).lr == 1.0
+    assert (opt.lr, opt.groups["w"]["lr"], opt.groups["w"]["lr_scale"]) == (0.5, 0.5, 2.0)
+
+
+def test_scale_lr_multiplies_numbers_and_the_factors_of_schedules():
+    s = rv.schedules.linear(0.3, 0.1, 4)
+    w, expected = two(), two()
+    opt = rv.SGD(w, lr=s, groups=[("b", {"lr": 0.25})])
+    other = rv.SGD(expected, lr=s * 0.7, groups=[("b", {"lr": 0.25 * 0.7})])
+    opt.scale_lr(0.7)
+    assert [(group["lr"], group["lr_scale"]) for group in opt.groups] == [(0.3, 0.7), (0.25 * 0.7, 1.0)]
+    for t in range(3):
+        assert opt.step(grads(t)).lr == other.step(grads(t)).lr
+        assert opt.lr == s(t)
+    for name in w:
+        assert_same_bits(w[name], expected[name], name)
+
+
+@pytest.mark.parametrize(
+    ("factor", "error", "words"),
+    [
+        (-1.0, ValueError, "factor: expected a finite number > 0, got -1"),
+        (0, ValueError, "factor: expected a finite number > 0, got 0"),
+        (float("nan"), ValueError, "factor: expected a finite number > 0, got nan"),
+        (1e300, ValueError, "lr: expected"),
+        ("0.1", TypeError, "factor: expected a number, got '0.1'"),
+        (rv.schedules.constant(1.0), TypeError, "factor: expected a number"),
+        (None, TypeError, "factor: expected a number, got None"),
+    ],
+    ids=str,
+)
+def test_a_wrong_factor_changes_nothing(factor, error, words):
+    opt = rv.SGD({"w": np.ones(2, np.float32), "b": np.ones(2)}, lr=1e-30, groups=[("b", {"lr": 1e10})])
+    with pytest.raises(error, match=words):
+        opt.scale_lr(factor)
+    assert [group["lr"] for group in opt.groups] == [1e-30, 1e10]
+
+
+@pytest.mark.parametrize(
+    ("factor", "error", "words"),
+    [
+        (-0.5, ValueError, "lr_scale: expected a finite number >= 0, got -0.5"),
+        (float("inf"), ValueError, "lr_scale: expected a finite number >= 0, got inf"),
+        ("1", TypeError, "lr_scale: expected a number, got '1'"),
+        (rv.schedules.constant(1.0), TypeError, "lr_scale: expected a number"),
+    ],
+    ids=str,
+)
+def test_a_wrong_lr_scale_is_refused(factor, error, words):
+    with pytest.raises(error, match=words):
+        rv.SGD(two(), lr=0.1, groups=[("b", {"lr_scale": factor})])
+    opt = rv.SGD(two(), lr=0.1, groups=[("b", {"lr_scale": 0.5})])
+    with pytest.raises(error, match=words):
+        opt.groups["b"]["lr_scale"] = factor
+    assert (opt.groups["b"]["lr_scale"], opt._engine.hyper(1, "lr")) == (0.5, 0.05)
+
+
+def test_lr_itself_is_checked_whatever_its_factor():
+    with pytest.raises(ValueError, match="lr: expected a finite number >= 0, got -1"):
+        rv.SGD(two(), lr=-1.0, groups=[("*", {"lr_scale": 0.0})])
+    opt = rv.SGD(np.ones(2, np.float32), lr=1e30, groups=[("*", {"lr_scale": 0.5})])
+    with pytest.raises(ValueError, match=r"lr: .*times lr_scale"):
+        rv.SGD(np.ones(2, np.float32), lr=1e30, groups=[("*", {"lr_scale": 1e30})])
+    with pytest.raises(ValueError, match=r"lr_scale: with 1e\+30, lr: "):
+        opt.groups[0]["lr_scale"] = 1e30
+    with pytest.raises(TypeError, match=r"lr: expected a number, got '0\.1'"):
+        opt.lr = "0.1"
+    with pytest.raises(TypeError, match="lr: expected a number, got"):
+        opt.lr = rv.schedules.constant(0.5)
+
+
+def test_a_schedule_in_the_way_names_the_cure():
+    opt = rv.SGD(two(), lr=rv.schedules.constant(0.5))
+    with pytest.raises(ValueError, match=r"lr: a schedule sets it; .*opt\.scale_lr\(f\)"):
+        opt.lr = 0.1
+    with pytest.raises(ValueError, match=r"lr: the schedule .* sets it; .*lr_scale"):
+        opt.groups[0]["lr"] = 0.1
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_factors_are_saved_pickled_and_copied(tmp_path, scheduled):
+    pytest.importorskip("safetensors")
+    lr = rv.schedules.linear(0.3, 0.1, 9) if scheduled else 0.3
+
+    def make():
+        return rv.Adam(two(), lr=lr, groups=[("b", {"lr_scale": 0.7})])
+
+    opt = make()
+    opt.step(grads(0))
+    opt.groups["b"]["lr_scale"] = 0.3
+    opt.scale_lr(0.9)
+    opt.step(grads(1))
+    opt.save(tmp_path / "run")
+    resumed = make()
+    message = resumed.load(tmp_path / "run").message
+    assert "lr_scale of 'b': 0.3, was 0.7" in message or scheduled
+    others = [resumed, pickle.loads(pickle.dumps(opt)), copy.deepcopy(opt)]
+    for other in others:
+        assert [group["lr_scale"] for group in other.groups] == [group["lr_scale"] for group in opt.groups]
+    opt.step(grads(2))
+    for other in others:
+        other.step(grads(2))
+        for a, b in zip(other._engine.parameters, opt._engine.parameters, strict=True):
+            assert_same_bits(a, b, "after loading")
+    assert resumed.groups["b"]["lr"] == opt.groups["b"]["lr"]
+
+
+def test_files_without_factors_load_as_one(tmp_path):
+    pytest.importorskip("safetensors")
+    opt = rv.SGD(two(), lr=0.5)
+    opt.save(tmp_path / "run")
+    assert b"lr_scale" not in (tmp_path / "run").read_bytes()
+    other = rv.SGD(two(), lr=0.5, groups=[("*", {"lr_scale": 0.5})])
+    assert other.load(tmp_path / "run").restored == ("lr_scale: 1.0, was 0.5",)
+    assert (other.groups[0]["lr_scale"], other.step(two()).lr) == (1.0, 0.5)
+
+
+def test_trials_keep_the_ratios_of_groups():
+    w = {"w": np.array([1.0]), "b": np.array([1.0])}
+    opt = rv.SGD(w, lr=0.3, groups=[("b", {"lr_scale": 0.7})])
+    other = rv.SGD({k: v.copy() for k, v in w.items()}, lr=0.3, groups=[("b", {"lr": 0.3 * 0.7})])
+
+    def loss(p):
+        return 0.5 * (p["w"] ** 2).sum() + 0.5 * (p["b"] ** 2).sum(), {k: v.copy() for k, v in p.items()}
+
+    found = [rv.lr_range_test(loss, o.params, o, steps=30, lr_min=1e-3, lr_max=1.0) for o in (opt, other)]
+    np.testing.assert_allclose(found[0].losses, found[1].losses, rtol=1e-13)
+    assert (opt.lr, opt._engine.hyper(1, "lr"), opt.groups[1]["lr"]) == (0.3, 0.3 * 0.7, 0.3)
+
+
+def test_the_formula_and_repr_show_the_factor():
+    groups = [("*", {"lr_scale": 0.5})]
+    assert rv.SGD(two(), lr=0.5, groups=groups).formula().endswith("γ = 0.25")
+    s = rv.schedules.linear(0.5, 0.25, 4)
+    assert rv.SGD(two(), lr=s, groups=groups).formula().endswith("γ = 0.5·(linear(0.5, 0.25, 4))")
+    assert "lr_scale=0.5" in repr(rv.SGD(two(), lr=s, groups=groups))
+    opt = rv.SignSGD(two(), lr=s, groups=[("b", {"lr_scale": 0.5})])
+    assert repr(opt.groups[1]) == "Group(['b'], lr=0.5, weight_decay=0.0, l2=0.0, lr_scale=0.5)"
+    with pytest.raises(KeyError, match="did you mean 'lr_scale'"):
+        opt.groups[0]["lr_scal"]
+    assert opt.groups[0]["lr_scale"] == 1.0
