@@ -337,6 +337,31 @@ TABLE: dict[str, dict[str, Line]] = {
     },
 }
 
+#: Arguments as other systems spell them, and as they are spelled here, where a class has them.
+NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "learning_rate": ("lr",),
+    "alpha": ("lr",),
+    "step_size": ("lr",),
+    "beta_1": ("betas",),
+    "beta_2": ("betas",),
+    "beta1": ("betas",),
+    "beta2": ("betas",),
+    "b1": ("betas",),
+    "b2": ("betas",),
+    "epsilon": ("eps",),
+    "weight_decay_rate": ("weight_decay",),
+    "decay_rate": ("decay", "rho"),
+    "rho": ("decay",),
+    "momentum": ("betas",),
+    "clipnorm": ("clip_norm",),
+    "global_clipnorm": ("clip_norm",),
+    "max_norm": ("clip_norm",),
+    "max_grad_norm": ("clip_norm",),
+    "clipvalue": ("clip_value",),
+    "use_ema": ("average",),
+    "ema_momentum": ("average",),
+}
+
 #: What a system has in every optimizer, unless its line says otherwise.
 EVERYWHERE: dict[str, Given] = {
     system: {

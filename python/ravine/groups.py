@@ -23,6 +23,14 @@ def matches(names: Sequence[str], patterns: Sequence[str]) -> list[list[int]]:
 
     Only names that hold the pattern's longest literal part are tried, so thousands of patterns cost little more than
     what they match.
+
+    Args:
+        names: of parameters.
+        patterns: globs on them.
+
+    >>> from ravine.groups import matches
+    >>> matches(["a.w", "a.b", "c.w"], ["*.w", "a.*"])
+    [[0, 2], [0, 1]]
     """
     text = "\n".join(names)
     starts = list(itertools.accumulate((len(name) + 1 for name in names), initial=0))
@@ -48,8 +56,16 @@ Past: TypeAlias = tuple[float, int, float]
 def checked_past(past: Any, t: int) -> Past:
     """Return such a triple of what a state has, of a parameter that was updated t times.
 
+    Args:
+        past: ``base``, ``constant`` and ``rest``.
+        t: the number of updates.
+
     Raises:
         ValueError: it cannot be one.
+
+    >>> from ravine.groups import checked_past
+    >>> checked_past({"base": 0.9, "constant": 2, "rest": 0.5}, 3)
+    (0.9, 2, 0.5)
     """
     try:
         base, constant, rest = float(past["base"]), past["constant"], float(past["rest"])
