@@ -404,3 +404,12 @@ WRONG = {
 def test_a_wrong_argument_is_named_with_what_was_expected(options, error, words):
     with pytest.raises(error, match=words):
         rv.Adam({**two(), "c": [np.ones(2)]}, **options)
+
+
+@pytest.mark.parametrize(
+    "make", [rv.SGD, rv.RMSprop, partial(rv.SGD, like="torch"), partial(rv.Adam, like="keras"), rv.Muon]
+)
+@pytest.mark.parametrize("groups", [{"b": {"lr": 0.5}}, [("b", 0.5)], ["b"], "b"])
+def test_groups_that_are_no_pairs_are_refused_by_every_class(make, groups):
+    with pytest.raises(TypeError, match=r"groups.*: expected pairs"):
+        make(two(), lr=0.1, groups=groups)

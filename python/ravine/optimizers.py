@@ -1436,7 +1436,7 @@ class SGD(Optimizer):
             near = difflib.get_close_matches(str(form), rules, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"form: expected one of {sorted(rules)}, got {form!r}{hint}")
-        groups: Any = [overrides for _, overrides in options.get("groups") or ()]
+        groups: Any = [overrides for _, overrides in _checked_groups(options.get("groups"))]
         groups += params if _is_torch(params) else []
         plain = not callable(momentum) and momentum == 0 and all("momentum" not in group for group in groups)
         if nesterov and (plain or form not in ("accumulate", "velocity") or callable(dampening) or dampening != 0):
