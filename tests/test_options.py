@@ -2,7 +2,9 @@
 
 import copy
 import dis
+import inspect
 import pickle
+import re
 import sys
 from functools import partial
 
@@ -310,3 +312,104 @@ def test_the_formula_and_repr_show_the_factor():
     with pytest.raises(KeyError, match="did you mean 'lr_scale'"):
         opt.groups[0]["lr_scal"]
     assert opt.groups[0]["lr_scale"] == 1.0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# C12: what is on is shown
+
+SHOWN = {
+    "clip_norm": (1.5, "clip_norm=1.5"),
+    "clip_value": (2.5, "clip_value=2.5"),
+    "nonfinite": ("skip", "nonfinite='skip'"),
+    "average": (rv.EMA(0.75), "average=EMA(decay=0.75, warmup=True, start=0, every=1)"),
+    "lookahead": (rv.Lookahead(3, 0.25), "lookahead=Lookahead(k=3, alpha=0.25)"),
+    "master": ("float32", "master='float32'"),
+    "states": ("bfloat16", "states='bfloat16'"),
+    "maximize": (True, "maximize=True"),
+    "correction": ("current", "correction='current'"),
+    "lr": (rv.schedules.cosine(0.5, 9), "lr=cosine(0.5, 9)"),
+    "groups": ([("b", {"lr": 0.25, "weight_decay": 0.5})], "groups=[(['b'], {'lr': 0.25, 'weight_decay': 0.5})]"),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_repr_shows_what_is_on_and_not_what_is_off(name):
+    value, text = SHOWN[name]
+    params = {key: w.astype(np.float32) for key, w in two().items()}
+    assert text in repr(rv.Adam(params, **{name: value}))
+    assert f" {name}=" not in repr(rv.Adam(params)) or name == "lr"
+
+
+def test_repr_shows_rounding_and_clip_eps():
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    opt = rv.Adam(np.ones(2, bfloat16), rounding="stochastic", clip_norm=1.0, clip_eps=0.5)
+    assert "rounding='stochastic'" in repr(opt)
+    assert "clip_norm=1.0, clip_eps=0.5" in repr(opt)
+
+
+OPTIONS = {*rv.optimizers.OptionsButDecay.__annotations__, *rv.optimizers.Options.__annotations__}
+
+
+CLASSES = [cls for name in rv.__all__ if isinstance(cls := getattr(rv, name), type) and rv.Optimizer in cls.__mro__[1:]]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_the_help_of_each_class_lists_all_that_it_takes(cls):
+    doc = inspect.getdoc(cls)
+    refused = {"l2"} if "``l2`` is refused" in doc else set()
+    taken = {*inspect.signature(cls).parameters, *OPTIONS} - {"options"} - refused
+    for option in taken:
+        assert len(re.findall(rf"^    (?:\w+, )*{option}(?:, \w+)*: ", doc, re.MULTILINE)) == 1, option
+    assert doc.index("Args:") < doc.index("Options:") < doc.index("Raises:")
+
+
+def test_a_users_class_keeps_its_docstring():
+    class Own(rv.SGD):
+        """Mine."""
+
+    assert Own.__doc__ == "Mine."
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# C11: what an argument should have been
+
+WRONG = {
+    "a dict of groups": (
+        {"groups": {"b": {"lr": 0.5}}},
+        TypeError,
+        r"groups: expected pairs.*pass list\(groups\.items\(\)\)",
+    ),
+    "a triple": ({"groups": [("b", {}, 1)]}, TypeError, r"groups\[0\]: expected pairs"),
+    "a number as a pattern": ({"groups": [("w", {}), (0, {})]}, TypeError, r"groups\[1\]: expected pairs"),
+    "a rate alone": ({"groups": [("b", 0.5)]}, TypeError, r"groups\[0\]: expected pairs"),
+    "an index": (
+        {"groups": [("c[0]", {"lr": 0.5})]},
+        ValueError,
+        r"'c\[0\]' matches none of .*did you mean 'c\.0'.*set of char",
+    ),
+    "a misspelt pattern": ({"groups": [("ww", {"lr": 0.5})]}, ValueError, r"did you mean 'w'"),
+    "learning_rate": ({"learning_rate": 0.5}, TypeError, "unknown option 'learning_rate'; did you mean 'lr'"),
+    "beta_1": ({"beta_1": 0.5}, TypeError, "did you mean 'betas'"),
+    "epsilon": ({"epsilon": 0.5}, TypeError, "did you mean 'eps'"),
+    "momentum": ({"momentum": 0.5}, TypeError, "did you mean 'betas'"),
+    "weight_decay_rate": ({"weight_decay_rate": 0.5}, TypeError, "did you mean 'weight_decay'"),
+    "clipnorm": ({"clipnorm": 0.5}, TypeError, "did you mean 'clip_norm'"),
+    "betas of one": ({"betas": (0.9,)}, ValueError, r"betas: expected two numbers"),
+    "one beta": ({"betas": 0.9}, ValueError, r"betas: expected two numbers"),
+    "a text as a rate": ({"lr": "0.1"}, TypeError, "lr: expected a number or a schedule, got '0.1'"),
+}
+
+
+@pytest.mark.parametrize(("options", "error", "words"), WRONG.values(), ids=WRONG)
+def test_a_wrong_argument_is_named_with_what_was_expected(options, error, words):
+    with pytest.raises(error, match=words):
+        rv.Adam({**two(), "c": [np.ones(2)]}, **options)
+
+
+@pytest.mark.parametrize(
+    "make", [rv.SGD, rv.RMSprop, partial(rv.SGD, like="torch"), partial(rv.Adam, like="keras"), rv.Muon]
+)
+@pytest.mark.parametrize("groups", [{"b": {"lr": 0.5}}, [("b", 0.5)], ["b"], "b"])
+def test_groups_that_are_no_pairs_are_refused_by_every_class(make, groups):
+    with pytest.raises(TypeError, match=r"groups.*: expected pairs"):
+        make(two(), lr=0.1, groups=groups)

@@ -257,3 +257,38 @@ def test_no_memory_between_calls():
 def test_wrong_arguments_are_named(make, error, words):
     with pytest.raises(error, match=words):
         make(schedules)
+
+
+CHAINS = {
+    "product": lambda a, i: a * 0.999,
+    "product of schedules": lambda a, i: a * schedules.warmup(i + 1),
+    "number first": lambda a, i: 0.999 * a,
+    "sum": lambda a, i: a + 0.001,
+    "both": lambda a, i: a * 0.5 + 0.25,
+    "to the right": lambda a, i: schedules.warmup(i + 1) * (a + 0.001),
+    "then": lambda a, i: a.then(schedules.constant(float(i)), after=i),
+    "then to the right": lambda a, i: schedules.constant(float(i)).then(a, after=1),
+}
+
+
+@pytest.mark.parametrize("link", CHAINS.values(), ids=CHAINS)
+def test_chains_of_thousands_work(link):
+    """No recursion: the interpreter's limit ended them at 500."""
+    chain = schedules.cosine(0.5, 7)
+    for i in range(3000):
+        chain = link(chain, i)
+    again = [pickle.loads(pickle.dumps(chain)), copy.deepcopy(chain), copy.copy(chain)]
+    assert all(other == chain and hash(other) == hash(chain) for other in again)
+    assert len(repr(chain)) > 3000
+    assert {other(5) for other in (chain, *again)} == {chain(5)}
+
+
+def test_chains_are_computed_from_left_to_right():
+    chain, values = schedules.cosine(0.3, 7), 0.3
+    for _ in range(3000):
+        chain, values = chain * 0.999 + 0.1, values * 0.999 + 0.1
+    assert chain(0) == values
+    rest = schedules.constant(-1.0)
+    for i in reversed(range(3000)):
+        rest = schedules.constant(float(i)).then(rest, after=2)
+    assert [rest(t) for t in (0, 1, 2, 5999, 6000)] == [0.0, 0.0, 1.0, 2999.0, -1.0]

@@ -337,6 +337,31 @@ TABLE: dict[str, dict[str, Line]] = {
     },
 }
 
+#: Arguments as other systems spell them, and as they are spelled here, where a class has them.
+NAMES_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "learning_rate": ("lr",),
+    "alpha": ("lr",),
+    "step_size": ("lr",),
+    "beta_1": ("betas",),
+    "beta_2": ("betas",),
+    "beta1": ("betas",),
+    "beta2": ("betas",),
+    "b1": ("betas",),
+    "b2": ("betas",),
+    "epsilon": ("eps",),
+    "weight_decay_rate": ("weight_decay",),
+    "decay_rate": ("decay", "rho"),
+    "rho": ("decay",),
+    "momentum": ("betas",),
+    "clipnorm": ("clip_norm",),
+    "global_clipnorm": ("clip_norm",),
+    "max_norm": ("clip_norm",),
+    "max_grad_norm": ("clip_norm",),
+    "clipvalue": ("clip_value",),
+    "use_ema": ("average",),
+    "ema_momentum": ("average",),
+}
+
 #: What a system has in every optimizer, unless its line says otherwise.
 EVERYWHERE: dict[str, Given] = {
     system: {
@@ -409,7 +434,7 @@ def resolve(optimizer: type, like: System, given: Given, groups: Sequence[Given]
     corrects = "correction" in inspect.signature(optimizer).parameters
     fixed = everywhere | ({"correction": "current"} if corrects else {}) | dict(line.fixed)
     # What groups set is given too, the way of torch included.
-    parts = [given, *(overrides for _, overrides in given.get("groups") or ()), *groups]
+    parts = [given, *_overrides(given.get("groups")), *groups]
     for part in parts:
         for name, value in part.items():
             if name in fixed and not _same(value, fixed[name]):
@@ -424,6 +449,14 @@ def resolve(optimizer: type, like: System, given: Given, groups: Sequence[Given]
         raise TypeError(f"{missing[0]}: {where} has no default for it; give one")
     meant = {k: line.meaning[k].get(v, v) if k in line.meaning else v for k, v in given.items()}
     return {**line.defaults, **fixed, **meant}
+
+
+def _overrides(groups: Any) -> list[Given]:
+    """Give what groups set, of pairs; the class refuses others."""
+    pairs = [] if groups is None or isinstance(groups, Mapping | str) else groups
+    return [
+        pair[1] for pair in pairs if isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[1], dict)
+    ]
 
 
 def take_like(optimizer: type) -> None:

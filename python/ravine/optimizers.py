@@ -8,6 +8,8 @@ import inspect
 import math
 import os
 import pickle
+import re
+import textwrap
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack
@@ -17,7 +19,7 @@ import numpy as np
 from ravine import _core, backends, checkpoint, conventions, sparse, trees
 from ravine.averages import EMA, LATER, SWA, Lookahead, after_rule, rest_beside
 from ravine.checkpoint.layout import listed
-from ravine.groups import GroupList, Past, Rates, checked_past, matches
+from ravine.groups import Group, GroupList, Past, Rates, checked_past, matches
 from ravine.lock import StepLock
 from ravine.loss_scale import DynamicLossScale
 
@@ -72,7 +74,8 @@ class OptionsButDecay(TypedDict, total=False):
             ``info.grad_norm``.
         nonfinite: ``"propagate"``, ``"skip"`` (the step does not happen) or ``"raise"``, for gradients that hold NaN,
             inf or, in rules that square them, more than the root of the largest number.
-        groups: ``[(pattern, {name: value})]``: values that differ for the parameters whose names match.
+        groups: ``[(pattern, {name: value})]``: values that differ for the parameters whose names match; ``lr_scale``
+            there multiplies the rate, be it a number or a schedule's.
         lookahead: a :class:`ravine.Lookahead`: every k updates go only a part of the way.
         average: a :class:`ravine.EMA` or :class:`ravine.SWA` of the parameters, for :meth:`Optimizer.averages`.
         master: ``"float32"`` keeps an exact copy of each float16 or bfloat16 parameter, which is then its rounding: the
@@ -126,6 +129,34 @@ class Options(OptionsButDecay, total=False):
     weight_decay: Value
 
 
+def _with_options(cls: type) -> str | None:
+    """Give a class's docstring with all options in it, if it takes any: `help` is what a user looks at."""
+    text = cls.__doc__
+    found = text and re.search(r"^( *)options: (see|those of) .*:class:`(Options|OptionsButDecay)`", text, re.MULTILINE)
+    if not text or not found or re.search(r"^ *Options:$", text, re.MULTILINE):
+        return text
+    rows = _arguments(OptionsButDecay)
+    if found[2] == "those of":
+        rows = {**_arguments(cls.__mro__[1]), **rows}
+    elif found[3] == "Options":
+        rows = {"weight_decay": _arguments(Options)["weight_decay"], **rows}
+    own = {*_arguments(cls), *re.findall(r"``(\w+)`` is refused", text)}
+    listed = "\n".join(row for name, row in rows.items() if name not in own)
+    indent = found[1][4:]
+    section = textwrap.indent(f"Options:\n{listed}\n\n", indent)
+    raises = re.search(rf"^{indent}Raises:", text, re.MULTILINE)
+    at = raises.start() if raises else len(text)
+    return f"{text[:at]}{section}{text[at:]}"
+
+
+def _arguments(cls: type) -> dict[str, str]:
+    """Give what a class's docstring says of each argument, by name."""
+    listed = inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")[2]
+    block = re.match(r"(?:    .*\n?)*", listed)
+    rows = re.split(r"^(?=    \w[^:]*: )", block[0] if block else "", flags=re.MULTILINE)
+    return {row.strip().partition(":")[0]: row.rstrip() for row in rows if row.strip()}
+
+
 #: The options that are numbers of a group, with their defaults.
 _COMMON: dict[str, Value] = {
     "weight_decay": 0.0,
@@ -156,6 +187,7 @@ class Optimizer:
         """Have the class take ``like=``, if there is a line for it in the table of conventions."""
         super().__init_subclass__(**arguments)
         conventions.take_like(cls)
+        cls.__doc__ = _with_options(cls)
 
     def __init__(
         self,
@@ -176,7 +208,7 @@ class Optimizer:
             raise ValueError(f"correction: expected 'product' or 'current', got {correction!r}")
         defaults: dict[str, Any] = {**hyper, **_COMMON, **{k: v for k, v in options.items() if k in _COMMON}}
         given = params
-        params, groups, self._torch_groups = _torch_groups(params, list(options.get("groups") or ()))
+        params, groups, self._torch_groups = _torch_groups(params, _checked_groups(options.get("groups")))
         self._rule = rule
         self._given = given
         self._params = params
@@ -444,7 +476,7 @@ class Optimizer:
                 changed.
             TypeError: set to what is no number. Nothing was changed.
         """
-        return self._rate(0)
+        return self._rates.lr(0, self._engine.lr)  # which a step of another thread does not keep waiting
 
     @lr.setter
     def lr(self, value: float) -> None:
@@ -1042,8 +1074,24 @@ class Optimizer:
         return checkpoint.load(self, path, params, hyper, strict, extra)
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={value!r}" for name, value in self._values[0].items() if value is not False)
-        return f"{type(self).__name__}({len(self._engine.names)} parameters, {values})"
+        shown = {name: value for name, value in self._values[0].items() if value is not False}
+        shown |= {
+            name: value for name, value in self._options.items() if value not in (None, 0.0) and value != "propagate"
+        }
+        shown |= {"lookahead": self._lookahead} if self._lookahead is not None else {}
+        shown |= {"average": self._averaging} if self._averaging is not None else {}
+        values = [f"{name}={value!r}" for name, value in shown.items()]
+        if len(self._values) > 1:
+            values.append(f"groups=[{', '.join(self._differing(group) for group in self.groups[1:])}]")
+        return f"{type(self).__name__}({len(self._engine.names)} parameters, {', '.join(values)})"
+
+    def _differing(self, group: Group) -> str:
+        """Say how a group is unlike the first."""
+        first, names = self._values[0], group.names
+        own = self._values[self._group_of[self._engine.names.index(names[0])]]
+        values = {name: value for name, value in own.items() if name not in first or value != first[name]}
+        values |= {"lr_scale": 1.0} if "lr_scale" in first and "lr_scale" not in own else {}
+        return f"({names if len(names) <= 3 else [*names[:3], f'… {len(names)} in all']}, {values})"
 
     def _check_nothing_accumulated(self, doing: str) -> None:
         if self._engine.accumulated is not None:
@@ -1153,7 +1201,11 @@ class Optimizer:
         for (pattern, overrides), matching in zip(groups, found, strict=True):
             self._check_names(overrides, changeable, f"value in group {pattern!r}")
             if not matching:
-                raise ValueError(f"groups: pattern {pattern!r} matches none of {_some(names)}")
+                dotted = re.sub(r"\[['\"]?([^]'\"]*)['\"]?\]", r".\1", pattern).lstrip(".")
+                near = [dotted] if dotted in names else difflib.get_close_matches(pattern, names, n=3)
+                hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+                hint += " (names are dotted; [0] in a pattern is a set of characters)" if "[" in pattern else ""
+                raise ValueError(f"groups: pattern {pattern!r} matches none of {_some(names)}{hint}")
             for i in matching:
                 of_name[i].append(overrides)
         distinct: list[dict[str, Any]] = []
@@ -1182,9 +1234,27 @@ class Optimizer:
             if name in own:
                 raise TypeError(f"{type(self).__name__}: {name!r} is the same for all parameters; it is no {what}")
             names = sorted({*own, *known})
-            near = difflib.get_close_matches(name, names, n=3)
+            elsewhere = [own_name for own_name in conventions.NAMES_ELSEWHERE.get(name, ()) if own_name in names]
+            near = elsewhere or difflib.get_close_matches(name, names, n=3)
             hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it takes {names}"
             raise TypeError(f"{type(self).__name__}: unknown {what} {name!r}; {hint}")
+
+
+def _checked_groups(groups: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the pairs of ``groups=``."""
+    expected = 'expected pairs of a pattern and its values, [("*.b", {"weight_decay": 0.0})]'
+    if isinstance(groups, Mapping | str):
+        cure = "; pass list(groups.items())" if isinstance(groups, Mapping) else ""
+        raise TypeError(f"groups: {expected}, got {groups!r}{cure}")
+    pairs = []
+    for i, pair in enumerate(groups or ()):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"groups[{i}]: {expected}, got {pair!r}")
+        pattern, values = pair
+        if not isinstance(pattern, str) or not isinstance(values, Mapping):
+            raise TypeError(f"groups[{i}]: {expected}, got {pair!r}")
+        pairs.append((pattern, values))
+    return pairs
 
 
 def _hashable(value: Any) -> Any:
@@ -1395,7 +1465,7 @@ class SGD(Optimizer):
             near = difflib.get_close_matches(str(form), rules, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"form: expected one of {sorted(rules)}, got {form!r}{hint}")
-        groups: Any = [overrides for _, overrides in options.get("groups") or ()]
+        groups: Any = [overrides for _, overrides in _checked_groups(options.get("groups"))]
         groups += params if _is_torch(params) else []
         plain = not callable(momentum) and momentum == 0 and all("momentum" not in group for group in groups)
         if nesterov and (plain or form not in ("accumulate", "velocity") or callable(dampening) or dampening != 0):

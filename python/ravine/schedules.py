@@ -17,7 +17,7 @@ import operator
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
 
@@ -72,16 +72,16 @@ class Schedule:
         return self.formula(t, **self.arguments)
 
     def __mul__(self, other: Schedule | float) -> Schedule:
-        return _combine(_product, self, other)
+        return _combine("*", self, other)
 
     def __rmul__(self, other: Schedule | float) -> Schedule:
-        return _combine(_product, other, self)
+        return _combine("*", other, self)
 
     def __add__(self, other: Schedule | float) -> Schedule:
-        return _combine(_sum, self, other)
+        return _combine("+", self, other)
 
     def __radd__(self, other: Schedule | float) -> Schedule:
-        return _combine(_sum, other, self)
+        return _combine("+", other, self)
 
     def then(self, other: Schedule | float, after: int | None = None) -> Schedule:
         """Follow this schedule for ``after`` steps, then ``other``, which starts counting from 0 there.
@@ -102,7 +102,9 @@ class Schedule:
         other = other if isinstance(other, Schedule) else _finite("then", "other", other)
         rest = other.length if isinstance(other, Schedule) else 0
         length = None if rest is None or first is None else first + rest
-        return Schedule(_then, {"first": self, "other": other, "after": first}, length)
+        before, rest_of = _parts(self), _parts(other)
+        joint = _Operator("then", len(before), first or 0, first == self.length)
+        return Schedule(_combined, {"parts": (joint, *before, *rest_of)}, length)
 
     def values(self, n: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """Give the values of the first ``n`` steps as a float64 array, ready to plot.
@@ -113,14 +115,7 @@ class Schedule:
         return np.array([self(t) for t in range(_count("values", "n", n, least=0))], dtype=np.float64)
 
     def __repr__(self) -> str:
-        if self.formula in (_product, _sum):
-            sign = "*" if self.formula is _product else "+"
-            return f"{self._operand('left')} {sign} {self._operand('right')}"
-        if self.formula is _then:
-            first, other, after = self.arguments.values()
-            text = f"({first!r})" if first._is_binary() else repr(first)
-            return f"{text}.then({other!r}{'' if after == first.length else f', after={after}'})"
-        return self._call()
+        return _text(_parts(self)) if self.formula is _combined else self._call()
 
     def _call(self) -> str:
         """``cosine(0.1, 100, end=0.01)``: what has a default is shown only if it differs."""
@@ -133,16 +128,6 @@ class Schedule:
             elif value != parameter.default:
                 shown.append(f"{parameter.name}={value!r}")
         return f"{name}({', '.join(shown)})"
-
-    def _is_binary(self) -> bool:
-        return self.formula in (_product, _sum)
-
-    def _operand(self, side: str) -> str:
-        """Parenthesise what would group otherwise: a·(b·c) and (a·b)·c may differ in the last bit."""
-        part = self.arguments[side]
-        inside = part.formula if isinstance(part, Schedule) else None
-        open_sum = inside is _sum and self.formula is _product
-        return f"({part!r})" if open_sum or (side == "right" and inside in (_product, _sum)) else repr(part)
 
 
 def constant(value: float) -> Schedule:
@@ -399,20 +384,74 @@ def warmup(steps: int) -> Schedule:
 Operand: TypeAlias = "Schedule | float"
 
 
-def _at(part: Operand, t: int) -> float:
-    return part(t) if isinstance(part, Schedule) else part
+class _Operator(NamedTuple):
+    """What stands in a combination before its operands, those of the left one first."""
+
+    sign: Literal["*", "+", "then"]
+    #: How many places the left operand takes.
+    left: int
+    #: Steps of the first schedule; whether they are its own length.
+    after: int = 0
+    whole: bool = True
 
 
-def _product(t: int, *, left: Operand, right: Operand) -> float:
-    return _at(left, t) * _at(right, t)
+#: A combination as one flat list, however deep it is: Python's own calls would end at some hundred.
+Parts: TypeAlias = "tuple[_Operator | Operand, ...]"
 
 
-def _sum(t: int, *, left: Operand, right: Operand) -> float:
-    return _at(left, t) + _at(right, t)
+def _parts(of: Operand) -> Parts:
+    combined = isinstance(of, Schedule) and of.formula is _combined
+    parts: Parts = of.arguments["parts"] if combined else (of,)  # type: ignore[union-attr]
+    return parts
 
 
-def _then(t: int, *, first: Schedule, other: Operand, after: int) -> float:
-    return first(t) if t < after else _at(other, t - after)
+def _combined(t: int, *, parts: Parts) -> float:
+    left_to_do: list[tuple[int, int] | str] = [(0, t)]
+    values: list[float] = []
+    while left_to_do:
+        match left_to_do.pop():
+            case "*":
+                right = values.pop()
+                values[-1] *= right
+            case "+":
+                right = values.pop()
+                values[-1] += right
+            case (int(i), int(t)):
+                part = parts[i]
+                if not isinstance(part, _Operator):
+                    values.append(part(t) if isinstance(part, Schedule) else part)
+                elif part.sign == "then":
+                    left_to_do.append((i + 1, t) if t < part.after else (i + 1 + part.left, t - part.after))
+                else:
+                    left_to_do += [part.sign, (i + 1 + part.left, t), (i + 1, t)]
+    return values[0]
+
+
+def _text(parts: Parts) -> str:
+    """Give the expression; in parentheses what would group otherwise: a·(b·c) and (a·b)·c may differ in a bit."""
+    pieces: list[str] = []
+    left_to_do: list[int | str] = [0]
+    while left_to_do:
+        match left_to_do.pop():
+            case str(piece):
+                pieces.append(piece)
+            case int(i):
+                part = parts[i]
+                if not isinstance(part, _Operator):
+                    pieces.append(repr(part))
+                    continue
+                first, second = i + 1, i + 1 + part.left
+                signs = [p.sign if isinstance(p := parts[at], _Operator) else "" for at in (first, second)]
+                if part.sign == "then":
+                    inside = signs[0] in ("*", "+"), False
+                    middle, end = ".then(", ")" if part.whole else f", after={part.after})"
+                else:
+                    inside = part.sign == "*" and signs[0] == "+", signs[1] in ("*", "+")
+                    middle, end = f" {part.sign} ", ""
+                left: list[int | str] = ["(", first, ")"] if inside[0] else [first]
+                right: list[int | str] = ["(", second, ")"] if inside[1] else [second]
+                left_to_do += [*left, middle, *right, end][::-1]
+    return "".join(pieces)
 
 
 def _constant(t: int, *, value: float) -> float:
@@ -487,13 +526,14 @@ def _warmup(t: int, *, steps: int) -> float:
     return min(1.0, (t + 1) / steps)
 
 
-def _combine(formula: Callable[..., float], left: Operand, right: Operand) -> Schedule:
+def _combine(sign: Literal["*", "+"], left: Operand, right: Operand) -> Schedule:
     """Join two parts; as long as the longer one, without a length if a schedule in it has none."""
     parts = [part if isinstance(part, Schedule) else _finite("schedule", "number", part) for part in (left, right)]
     lengths = [part.length for part in parts if isinstance(part, Schedule)]
     known = [length for length in lengths if length is not None]
     length = max(known) if len(known) == len(lengths) else None
-    return Schedule(formula, {"left": parts[0], "right": parts[1]}, length)
+    of = [_parts(part) for part in parts]
+    return Schedule(_combined, {"parts": (_Operator(sign, len(of[0])), *of[0], *of[1])}, length)
 
 
 def _finite(function: str, name: str, value: float) -> float:
