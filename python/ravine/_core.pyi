@@ -1,7 +1,9 @@
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, final
+from typing import Any, Literal, Self, TypeVar, final
 
 import numpy as np
+
+_T = TypeVar("_T")
 
 __version__: str
 KEPT: list[str]
@@ -206,3 +208,15 @@ def check_layer_norm(x: Any, axes: int, weight: Any, bias: Any, eps: float, out:
 def check_layer_norm_backward(
     dy: Any, x: Any, axes: int, weight: Any, mean: Any, inv_std: Any, dx: Any, dweight: Any, dbias: Any
 ) -> None: ...
+def uninterrupted(action: Callable[[], _T]) -> _T: ...
+
+class Undone:
+    def __new__(cls, *given: Any, **named: Any) -> Self: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *error: object) -> None: ...
+
+@final
+class Turn:
+    def __new__(cls) -> Turn: ...
+    def acquire(self, blocking: bool = False) -> bool: ...
+    def release(self) -> None: ...

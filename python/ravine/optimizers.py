@@ -8,7 +8,6 @@ import inspect
 import math
 import os
 import pickle
-import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack
@@ -205,7 +204,7 @@ class Optimizer:
         if correction == "current":
             for group in range(len(self._values)):
                 self._engine.set_hyper(group, "current_correction", 1.0)
-        self._lock = threading.Lock()
+        self._lock = _core.Turn()
         #: Whether a gradient was `RowSparse`: then the steps look for more of them.
         self._sparse = False
         self._scheduled = [
@@ -457,15 +456,18 @@ class Optimizer:
             for group, ratio in enumerate(ratios):
                 self._engine.set_hyper(group, "lr", value * ratio)
 
-        self._scheduled = [entry for entry in scheduled if entry[1] != "lr"]
-        try:
-            yield set_lr
-        finally:
+        def undo() -> None:
             self._scheduled = scheduled
             self.load_state_dict(state)
             # Loading asks the schedules about the next step; these are the last one's.
             for (group, name), value in before.items():
                 self._engine.set_hyper(group, name, value)
+
+        try:
+            self._scheduled = [entry for entry in scheduled if entry[1] != "lr"]
+            yield set_lr
+        finally:
+            _core.uninterrupted(undo)
 
     @property
     def steps(self) -> int:
@@ -636,18 +638,17 @@ class Optimizer:
         """
         averages = self._averages()
         own = [parameter.copy() for parameter in self._engine.parameters]
+
+        def undo() -> None:
+            self._put(own)
+            self._swapped = False
+
         self._swapped = True
         try:
             self._put(averages)
             yield
         finally:
-            try:
-                self._put(own)
-            except KeyboardInterrupt:  # all or nothing
-                self._put(own)
-                raise
-            finally:
-                self._swapped = False
+            _core.uninterrupted(undo)
 
     def _put(self, values: list[Any]) -> None:
         for parameter, value in zip(self._engine.parameters, values, strict=True):
@@ -728,7 +729,7 @@ class Optimizer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state["attributes"])
-        self._backend, self._lock = backends.backend_for(self._params), threading.Lock()
+        self._backend, self._lock = backends.backend_for(self._params), _core.Turn()
         self._engine = engine = self._new_engine(self._params, lambda names: self._group_of)
         self._take_state(state["state"])
         for group, numbers in enumerate(state["numbers"]):
@@ -847,12 +848,16 @@ class Optimizer:
         wrong = _state_differences(state, self._rule, own) or self._product_differences(state)
         if wrong:
             raise ValueError(f"state: {listed(wrong)}. Nothing was loaded.")
-        for parameter, name in zip(self._engine.parameters, names, strict=True):
-            if name in uppers:
-                self._backend.assign(parameter, uppers[name])
-        self._take_state(state)
-        self._round_masters(names)
-        self._start()
+
+        def take() -> None:
+            for parameter, name in zip(self._engine.parameters, names, strict=True):
+                if name in uppers:
+                    self._backend.assign(parameter, uppers[name])
+            self._take_state(state)
+            self._round_masters(names)
+            self._start()
+
+        _core.uninterrupted(take)
 
     def _take_state(self, state: Mapping[str, Any]) -> None:
         """Write arrays and counts of a state that fits."""

@@ -161,23 +161,19 @@ def step(
     states = [rows[name].copies[1:] if name in rows else list(states) for name, (_, states) in bound.items()]
     other = opt._bound_alike(params, states)
 
-    def settle() -> None:
-        for part in rows.values():
-            part.write_back()
-        backend.copy_counters(engine, other)
-        engine.spend(grads)
-
-    try:
+    def whole() -> StepInfo:
         gradients = {name: rows[name].gradient if name in rows else given[name] for name in params}
         report = other.step(gradients, [], scale, skip)
         info = StepInfo(report, places={name: part.place for name, part in rows.items()})
         if opt._options["nonfinite"] == "raise" and info.skipped and not skip:
             raise info.error()
-        settle()
-    except KeyboardInterrupt:  # all or nothing: what was not stepped is written back as it was
-        settle()
-        raise
-    return info
+        for part in rows.values():
+            part.write_back()
+        backend.copy_counters(engine, other)
+        engine.spend(grads)
+        return info
+
+    return _core.uninterrupted(whole)
 
 
 def _check(opt: Optimizer, grads: Any, values: list[tuple[int, str, float]]) -> None:

@@ -9,7 +9,6 @@ be replayed.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
 from typing import Any, TypeAlias
@@ -298,7 +297,7 @@ class Engine:
         options = (clip_value, clip_norm, nonfinite, after, clip_eps, wide, states, rounding)
         self._core = _core.Engine(rule, params, group_of, new_states, *options)
         self._precision = states
-        self._device, self._rule, self._lock = device, rule, threading.Lock()
+        self._device, self._rule, self._lock = device, rule, _core.Turn()
         self._clip_norm, self._nonfinite = clip_norm, nonfinite
         self._clip_value = math.inf if clip_value is None else clip_value
         self.clips = clip_norm is not None
