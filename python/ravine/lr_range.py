@@ -118,7 +118,7 @@ def lr_range_test(
             with optimizer._on_trial() as set_lr:
                 return _train(loss_and_grad, params, optimizer, set_lr, rates, _endless(given), beta, stop_factor)
         finally:
-            _core.uninterrupted(put_back)
+            _core.uninterrupted(put_back, again=True)
 
     losses, smoothed, end = train(lrs.tolist(), batches)
     lrs = lrs[: len(losses)]

@@ -152,7 +152,7 @@ def minimize(
             status = MAX_EVALUATIONS
         result = run.result(status)
     # Leaving the block has put them back to the start.
-    _core.uninterrupted(partial(objective.move, run.best.x))
+    _core.uninterrupted(partial(objective.move, run.best.x), again=True)
     return result
 
 

@@ -467,7 +467,7 @@ class Optimizer:
             self._scheduled = [entry for entry in scheduled if entry[1] != "lr"]
             yield set_lr
         finally:
-            _core.uninterrupted(undo)
+            _core.uninterrupted(undo, again=True)
 
     @property
     def steps(self) -> int:
@@ -648,7 +648,7 @@ class Optimizer:
             self._put(averages)
             yield
         finally:
-            _core.uninterrupted(undo)
+            _core.uninterrupted(undo, again=True)
 
     def _put(self, values: list[Any]) -> None:
         for parameter, value in zip(self._engine.parameters, values, strict=True):
@@ -857,7 +857,7 @@ class Optimizer:
             self._round_masters(names)
             self._start()
 
-        _core.uninterrupted(take)
+        _core.uninterrupted(take, again=True)
 
     def _take_state(self, state: Mapping[str, Any]) -> None:
         """Write arrays and counts of a state that fits."""

@@ -161,16 +161,25 @@ def step(
     states = [rows[name].copies[1:] if name in rows else list(states) for name, (_, states) in bound.items()]
     other = opt._bound_alike(params, states)
 
-    def whole() -> StepInfo:
-        gradients = {name: rows[name].gradient if name in rows else given[name] for name in params}
-        report = other.step(gradients, [], scale, skip)
-        info = StepInfo(report, places={name: part.place for name, part in rows.items()})
-        if opt._options["nonfinite"] == "raise" and info.skipped and not skip:
-            raise info.error()
+    def settle() -> None:
         for part in rows.values():
             part.write_back()
         backend.copy_counters(engine, other)
         engine.spend(grads)
+
+    def whole() -> StepInfo:
+        before = other.steps
+        try:
+            gradients = {name: rows[name].gradient if name in rows else given[name] for name in params}
+            report = other.step(gradients, [], scale, skip)
+            info = StepInfo(report, places={name: part.place for name, part in rows.items()})
+            if opt._options["nonfinite"] == "raise" and info.skipped and not skip:
+                raise info.error()
+            settle()
+        except KeyboardInterrupt:  # of the caller's own; all or nothing
+            if other.steps > before:
+                _core.uninterrupted(settle, again=True)
+            raise
         return info
 
     return _core.uninterrupted(whole)

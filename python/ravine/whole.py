@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -94,9 +94,12 @@ class _Work:
 
     grads: Any
     prepared: dict[str, Any]
+    #: Steps of the second kind before it.
+    before: int
     #: What the counters will be.
     steps: int
     updates: list[int]
+    done: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
 
 
 class Driver:
@@ -245,16 +248,21 @@ class Driver:
         first.set_counters(self.steps, self.updates)
         updates = [t + (given[name] is not None) for name, t in zip(self.names, self.updates, strict=True)]
         there = {name: prepared[name] for name in self.names if given[name] is not None}
-        work = _Work(grads, there, self.steps + 1, updates)
+        work = _Work(grads, there, self._core.steps, self.steps + 1, updates)
 
         def whole() -> StepInfo:
-            info = StepInfo(first.step(given, [], grad_scale, skip), lr=self.lr)
-            if (skip or self._limits[2] != "propagate") and info.skipped:
-                if self._limits[2] == "raise" and not skip:
-                    raise info.error()
-                self.spend(grads)
-                return info
-            self._finish(work)
+            try:
+                info = StepInfo(first.step(given, [], grad_scale, skip), lr=self.lr)
+                if (skip or self._limits[2] != "propagate") and info.skipped:
+                    if self._limits[2] == "raise" and not skip:
+                        raise info.error()
+                    self.spend(grads)
+                    return info
+                self._finish(work)
+            except KeyboardInterrupt:  # of the caller's own; the step finishes, if anything was changed
+                if first.steps > work.steps - 1:
+                    _core.uninterrupted(lambda: self._finish(work), again=True)
+                raise
             return info
 
         return _core.uninterrupted(whole)
@@ -283,17 +291,18 @@ class Driver:
         return prepared, engine
 
     def _finish(self, work: _Work) -> None:
-        """Transform, descend and count."""
-        done: dict[str, tuple[Any, dict[str, Any]]] = {}
+        """Transform, descend and count; what an earlier call has done already is not done again."""
         of_each = dict(zip(self.names, zip(self.parameters, self._groups, work.updates, strict=True), strict=True))
         with np.errstate(all="ignore"):
             for name, d in work.prepared.items():
-                parameter, group, t = of_each[name]
-                update = self._opt._update if d.size else _nothing
-                done[name] = update(parameter, d, self.named_states[name], self._numbers[group], t)
-        leaves = iter([done.get(name, (None,))[0] for name, _ in _core.flatten(work.grads)])
-        self._core.step(trees.map(lambda _: next(leaves), work.grads))
-        for name, (_, states) in done.items():
+                if name not in work.done:
+                    parameter, group, t = of_each[name]
+                    update = self._opt._update if d.size else _nothing
+                    work.done[name] = update(parameter, d, self.named_states[name], self._numbers[group], t)
+        leaves = iter([work.done.get(name, (None,))[0] for name, _ in _core.flatten(work.grads)])
+        if self._core.steps == work.before:
+            self._core.step(trees.map(lambda _: next(leaves), work.grads))
+        for name, (_, states) in work.done.items():
             for kind, state in states.items():
                 self._backend.assign(self.named_states[name][kind], state)
         self.set_counters(work.steps, work.updates)

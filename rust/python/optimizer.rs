@@ -2,7 +2,7 @@
 
 use super::arrays::{self, Array, Look, Place, tuple};
 use super::tree::Tree;
-use super::turn::{Alone, Hold};
+use super::turn::{self, Alone, Hold};
 use crate::after::{After, Average, KEPT, Kept, Lookahead};
 use crate::element::{BLOCK, Dtype, View, WORDS};
 use crate::error::Error;
@@ -12,7 +12,7 @@ use crate::rules::{self, Precision, State};
 use crate::simd::DefaultEnvironment;
 use crate::step::{self, Info, NonFinite, Options, Step};
 use numpy::PyArray1;
-use pyo3::exceptions::{PyFloatingPointError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyFloatingPointError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
@@ -662,9 +662,7 @@ impl Engine {
 impl Engine {
     fn bound(&self) -> PyResult<Hold<'_, Binding>> {
         // A panic in a step leaves numbers half updated, but nothing that could be misread.
-        self.bound.get().ok_or_else(|| {
-            PyRuntimeError::new_err("step: another thread is inside a step of this optimizer; give each thread its own")
-        })
+        self.bound.get().ok_or_else(turn::taken)
     }
 
     fn on_host(&self) -> PyResult<Hold<'_, Binding>> {

@@ -1,6 +1,7 @@
 //! What a signal must not cut short.
 
 use super::turn::unforked;
+use pyo3::exceptions::{PyKeyboardInterrupt, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
@@ -62,7 +63,7 @@ impl Undone {
 
     #[pyo3(signature = (*_error))]
     fn __exit__(this: &Bound<'_, Self>, _error: &Bound<'_, PyTuple>) -> PyResult<()> {
-        uninterrupted(&this.getattr("undo")?).map(drop)
+        uninterrupted(&this.getattr("undo")?, true).map(drop)
     }
 }
 
@@ -76,8 +77,11 @@ pub(crate) fn prepare(py: Python<'_>) -> PyResult<()> {
 /// by other threads.
 ///
 /// No instruction of Python's, where a handler could run, is between the call of this and of the function.
+///
+/// With `again` the function may be called once more: it is, as long as something else raises `KeyboardInterrupt` in it.
 #[pyfunction]
-pub(crate) fn uninterrupted<'py>(action: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+#[pyo3(signature = (action, again = false))]
+pub(crate) fn uninterrupted<'py>(action: &Bound<'py, PyAny>, again: bool) -> PyResult<Bound<'py, PyAny>> {
     let py = action.py();
     let Functions { getsignal, signal, raise_signal } = functions(py)?;
     let note = Bound::new(py, Note::default())?;
@@ -91,7 +95,7 @@ pub(crate) fn uninterrupted<'py>(action: &Bound<'py, PyAny>) -> PyResult<Bound<'
         let mut set = signal.bind(py).call1((number, &note));
         for _ in 0..4 {
             set = set.or_else(|error| {
-                if error.is_instance_of::<pyo3::exceptions::PyValueError>(py) {
+                if error.is_instance_of::<PyValueError>(py) {
                     return Err(error); // another thread than the first, where no handler runs
                 }
                 raised = Some(error);
@@ -102,7 +106,12 @@ pub(crate) fn uninterrupted<'py>(action: &Bound<'py, PyAny>) -> PyResult<Bound<'
             handlers.push((number, handler));
         }
     }
-    let result = unforked(|time| py.detach(|| thread::sleep(time)), || action.call0());
+    let call = || unforked(|time| py.detach(|| thread::sleep(time)), || action.call0());
+    let mut result = call();
+    while again && result.as_ref().is_err_and(|error| error.is_instance_of::<PyKeyboardInterrupt>(py)) {
+        raised = result.err();
+        result = call();
+    }
     for (number, handler) in &handlers {
         while let Err(error) = signal.bind(py).call1((*number, handler)) {
             raised = Some(error);

@@ -3,7 +3,9 @@
 //! A forked child has one thread, the one that forked. Python calls [`before_fork`] first, which waits until no thread is in
 //! [`unforked`] work; so the child has steps that are done, or have not begun. What those threads held is free there.
 
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -59,7 +61,7 @@ impl Turn {
     #[pyo3(signature = (blocking = false))]
     fn acquire(&self, blocking: bool) -> PyResult<bool> {
         if blocking {
-            return Err(pyo3::exceptions::PyValueError::new_err("blocking: expected False, got True"));
+            return Err(PyValueError::new_err("blocking: expected False, got True"));
         }
         Ok(self.take())
     }
@@ -67,11 +69,25 @@ impl Turn {
     /// Gives it back; the thread that took it must.
     fn release(&self) -> PyResult<()> {
         if TAKEN.get() == 0 || self.0.load(Ordering::Relaxed) != PROCESS.load(Ordering::Relaxed) {
-            return Err(pyo3::exceptions::PyRuntimeError::new_err("release: expected a turn that this thread took"));
+            return Err(PyRuntimeError::new_err("release: expected a turn that this thread took"));
         }
         self.free();
         Ok(())
     }
+
+    fn __enter__(&self) -> PyResult<()> {
+        if self.take() { Ok(()) } else { Err(taken()) }
+    }
+
+    #[pyo3(signature = (*_error))]
+    fn __exit__(&self, _error: &Bound<'_, PyTuple>) -> PyResult<()> {
+        self.release()
+    }
+}
+
+/// What it means that a turn is another's.
+pub(super) fn taken() -> PyErr {
+    PyRuntimeError::new_err("step: another thread is inside a step of this optimizer; give each thread its own")
 }
 
 /// A value that one thread at a time gets at.
@@ -181,7 +197,7 @@ pub(crate) fn watch_forks(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let py = module.py();
     let os = py.import("os")?;
     if os.hasattr("register_at_fork")? {
-        let calls = pyo3::types::PyDict::new(py);
+        let calls = PyDict::new(py);
         calls.set_item("before", wrap_pyfunction!(before_fork, module)?)?;
         calls.set_item("after_in_parent", wrap_pyfunction!(after_fork_in_parent, module)?)?;
         calls.set_item("after_in_child", wrap_pyfunction!(after_fork_in_child, module)?)?;

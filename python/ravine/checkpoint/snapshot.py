@@ -257,19 +257,20 @@ def load(
     assign += [partial(opt._set_counters, header.step, counts, products)]
     assign += [partial(opt._set_number, group, key, number) for (group, key), number in numbers.items()]
 
+    # Objects of the user's first: they alone may fail.
+    left = [*(partial(_load_object, where, x, new) for where, x, new, _ in plan.objects()), *assign, opt._start][::-1]
+
     def take() -> None:
         try:
-            # Objects of the user's first: they alone may fail.
-            for where, x, new, _ in plan.objects():
-                _load_object(where, x, new)
-            for action in (*assign, opt._start):
-                action()
+            while left:  # what was done is not done again
+                left[-1]()
+                left.pop()
         except Exception as error:
             for where, x, _, old in plan.objects():
                 _put_back(error, where, x, old)
             raise ValueError(f"{name}: {error}. Nothing was loaded") from error
 
-    _core.uninterrupted(take)
+    _core.uninterrupted(take, again=True)
     kept = (*(n for n in opt._engine.names if n not in fits), *plan.kept)
     return Loaded(
         name,
