@@ -258,7 +258,8 @@ def load(
     assign += [partial(opt._set_number, group, key, number) for (group, key), number in numbers.items()]
 
     # Objects of the user's first: they alone may fail.
-    left = [*(partial(_load_object, where, x, new) for where, x, new, _ in plan.objects()), *assign, opt._start][::-1]
+    objects: list[Callable[[], Any]] = [partial(_load_object, where, x, new) for where, x, new, _ in plan.objects()]
+    left = [*objects, *assign, opt._start][::-1]
 
     def take() -> None:
         try:
