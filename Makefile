@@ -3,6 +3,9 @@
 PYTHON ?= python3
 # Of `make bench`.
 THREADS ?= 2
+# Of `make fuzz`.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?=
 # Of `make wheel`.
 ARCH ?= $(shell uname -m)
 
@@ -28,7 +31,7 @@ ifeq ($(shell uname),Linux)
 C_NAME := -C link-arg=-Wl,-soname,libravine.so.$(ABI)
 endif
 
-.PHONY: help demo test test-rust test-python test-slow test-adapters test-gpu test-arm lint format build c-library install-c gallery bench bench-kernels bench-gpu docs wheel test-wheel clean check-tools
+.PHONY: help demo test test-rust test-python test-slow test-adapters test-gpu test-arm fuzz lint format build c-library install-c gallery bench bench-kernels bench-gpu docs wheel test-wheel clean check-tools
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -50,9 +53,14 @@ test-rust: | check-tools  ## the core's tests; needs no Python package
 test-python: $(CORE) $(C_LIBRARY) $(GROUPS_INSTALLED)  ## the package's tests, with the examples of README and docstrings
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
-test-slow: $(CORE) $(GROUPS_INSTALLED)  ## what takes many gigabytes, a step over more than 2^31 elements, or minutes: damaged and interrupted checkpoints, CUDA kernels under sanitizers
+test-slow: $(CORE) $(GROUPS_INSTALLED)  ## what takes many gigabytes, a step over more than 2^31 elements, or minutes: damaged and interrupted checkpoints, storms of signals, CUDA kernels under sanitizers
 	RAVINE_SLOW=1 $(BIN)/python -m pytest tests/test_faults.py tests/test_cuda_faults.py tests/test_checkpoint.py \
-		tests/test_cuda_sanitized.py -k "fault_20 or fault_22 or fault_24 or kernels_are_clean" --timeout 1800
+		tests/test_cuda_sanitized.py tests/test_interrupts.py -k "fault_20 or fault_22 or fault_24 or fault_32 or kernels_are_clean" --timeout 1800
+
+fuzz: $(CORE) $(GROUPS_INSTALLED)  ## inputs at random for arrays, files and C, with the core's assertions on: FUZZ_SECONDS (60) for each target; a line each in benches/record/fuzz.md
+	CARGO_PROFILE_DEV_OPT_LEVEL=1 cargo rustc --quiet --lib --crate-type cdylib --target-dir target/fuzz
+	OPENBLAS_NUM_THREADS=1 FUZZ_LIBRARY=target/fuzz/debug/libravine.so nice -n 19 \
+		$(BIN)/python -m tests.fuzz $(FUZZ_SECONDS) $(FUZZ_TARGETS) --record benches/record/fuzz.md
 
 test-adapters: $(CORE) $(GROUPS_INSTALLED) .venv/.adapters  ## with torch, JAX, optax, autograd and spaCy, which it installs (on Linux 2.5 GB to fetch, 6 GB on disk): what works with them
 	$(BIN)/python -m pytest -rs $(addprefix tests/test_,$(addsuffix .py,torch torch_classes torch_inputs thinc foreign convert_runs examples docs))

@@ -9,6 +9,7 @@ from typing import Any, Self, SupportsIndex, TypeAlias
 
 import numpy as np
 
+from ravine import _core
 from ravine.backends import backend_of, cpu, is_array
 from ravine.init import seed_of
 
@@ -88,18 +89,21 @@ class Minibatches:
         self._rng = np.random.default_rng(seed_of(rng)) if self._seeded else rng
         if rng is not None and not hasattr(self._rng, "random"):
             raise TypeError(f"rng: expected a Generator, a seed or None, got {type(rng).__name__}")
+        self._fresh = False
         self._begin()
-        #: Whether the epoch at hand is that of the next `iter`.
-        self._fresh = True
 
     def __iter__(self) -> Iterator[tuple[Array, ...]]:
-        if not self._fresh:
-            self._begin()
+        if not self._fresh or self._epoch.finished:
+            _core.uninterrupted(self._begin)
         self._fresh = False
         return self._epoch
 
     def __next__(self) -> tuple[Array, ...]:
-        return next(self._epoch)
+        # As the epoch itself does: an interrupt between a call of that and the return would lose a batch.
+        epoch = self._epoch
+        batch = epoch.batch()
+        epoch.position += 1
+        return batch
 
     def __len__(self) -> int:
         """How many batches an epoch has."""
@@ -171,12 +175,11 @@ class Minibatches:
                 f"state: expected {'no order' if self._rng is None else 'the order of a generator'}, as rng="
                 f"{'None' if self._rng is None else '…'} says here, got another. Nothing was loaded."
             )
-        if generator is not None and self._seeded:
-            self._rng = generator
-        self._start = copy.deepcopy(start)
-        self._epoch = _Epoch(self._arrays, order, self._starts, self._size, operator.index(state["position"]))
-        self._epoch.finished = bool(state.get("finished"))
-        self._fresh = not self._epoch.finished
+        rng = generator if generator is not None and self._seeded else self._rng
+        epoch = _Epoch(self._arrays, order, self._starts, self._size, operator.index(state["position"]))
+        epoch.finished, start = bool(state.get("finished")), copy.deepcopy(start)
+        # Nothing is called here, so no interrupt comes between.
+        self._rng, self._start, self._epoch, self._fresh = rng, start, epoch, not epoch.finished
 
     def _settings(self) -> dict[str, Any]:
         return {"samples": self._n, "batch_size": self._size, "batches": len(self), "replace": self._replace}
@@ -187,6 +190,8 @@ class Minibatches:
         self._start = None if self._rng is None else _state_of(self._rng)
         order = None if self._rng is None else self._draw(self._rng)
         self._epoch = _Epoch(self._arrays, order, self._starts, self._size, 0)
+        #: Whether the epoch at hand is that of the next `iter`.
+        self._fresh = True
 
     def _draw(self, rng: Generator) -> Array:
         if self._replace:
@@ -207,17 +212,20 @@ class _Epoch:
         return self
 
     def __next__(self) -> tuple[Array, ...]:
+        batch = self.batch()
+        self.position += 1
+        return batch
+
+    def batch(self) -> tuple[Array, ...]:
+        """Give the batch at the position."""
         if self.position >= len(self.starts):
             self.finished = True
             raise StopIteration
         start = self.starts[self.position]
         part = slice(start, start + self.size)
         if self.order is None:
-            batch = tuple(array[part] for array in self.arrays)
-        else:
-            batch = tuple(array[backend_of(array).put(self.order[part])] for array in self.arrays)
-        self.position += 1
-        return batch
+            return tuple(array[part] for array in self.arrays)
+        return tuple(array[backend_of(array).put(self.order[part])] for array in self.arrays)
 
 
 class _Rows:

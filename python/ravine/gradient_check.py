@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from ravine import _core
 from ravine.backends import backend_of
 from ravine.hessian import generator
 from ravine.objective import (
@@ -136,8 +137,7 @@ def check_gradient(
     leaves = adopt_params(params)
     rng = generator(0 if rng is None else rng)
     direction = [backend_of(array).put(rng.standard_normal(array.shape)) for array in leaves.values()]
-    line = _Line(loss_and_grad, params, leaves, rounding)
-    try:
+    with _Line(loss_and_grad, params, leaves, rounding) as line:
         line.start()
         result = line.check(direction, steps, method)
         if result.passed:
@@ -147,12 +147,10 @@ def check_gradient(
             alone = [d if i == j else 0 * d for j, d in enumerate(direction)]
             if array.size and (len(leaves) == 1 or not line.check(alone, steps, method).passed):
                 wrong.append(name)
-    finally:
-        line.restore()
     return replace(result, message=f"{result.message}; wrong in {', '.join(wrong) or 'no single parameter'}")
 
 
-class _Line:
+class _Line(_core.Undone):
     """The loss along lines through the place where the parameters are."""
 
     def __init__(self, function: LossAndGrad, params: Tree, leaves: Leaves, rounding: float) -> None:
@@ -162,7 +160,8 @@ class _Line:
         self.losses: set[float] = set()
         self.held: list[bool] = []
 
-    def restore(self) -> None:
+    def undo(self) -> None:
+        """Put the parameters back."""
         for array, saved in zip(self.leaves.values(), self.saved, strict=True):
             array[...] = saved
 

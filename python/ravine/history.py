@@ -44,6 +44,8 @@ class _Row:
     numbers: dict[str, Any]
     #: Several numbers in one array, which may be on a device.
     vectors: list[tuple[list[str], Any]] = field(default_factory=list)
+    #: What the user has given at this step so far, by name.
+    here: frozenset[str] = frozenset()
 
     def settle(self) -> None:
         """Ask for all numbers, and wait for them."""
@@ -88,7 +90,6 @@ class History:
     def __init__(self) -> None:
         self._rows: list[_Row] = []
         self._settled = 0
-        self._names_here: set[str] = set()
 
     def record(self, info: Any = None, /, *, step: int | None = None, **values: Any) -> None:
         """Record one step's numbers, or some that came later.
@@ -115,21 +116,19 @@ class History:
         numbers = {name: _number(name, value) for name, value in values.items()}
         at = info if step is None else operator.index(step)
         if at is None:
-            if not self._rows or self._names_here & values.keys():
+            if not self._rows or self._rows[-1].here & values.keys():
                 raise ValueError(
                     f"step: expected info or step, since {', '.join(values) or 'it'} would come "
                     f"{'first' if not self._rows else 'again at the same step'}"
                 )
             at = self._rows[-1].step
-        else:
-            self._names_here = set()
-        self._append(_Row(at, info, numbers))
+        here = self._rows[-1].here if info is None and step is None else frozenset[str]()
+        self._append(_Row(at, info, numbers, here=here | numbers.keys()))
 
     def _append(self, row: _Row) -> None:
         if hasattr(row.info, "keep"):
             row.info.keep()
         self._rows.append(row)
-        self._names_here |= row.numbers.keys()
         if len(self._rows) - self._settled >= _HELD:
             self._settle()
 
@@ -172,24 +171,27 @@ class History:
         sums, divisor = (engine.sums, engine.accumulated or 1.0) if grads is ... else ([], 1.0)
         parameters = list(zip(engine.names, engine.parameters, strict=True))
         updates = [(name, w.astype(np.float64 if w.dtype == np.float64 else np.float32)) for name, w in parameters]
-        info = opt.step(grads, grad_scale=grad_scale)
-        for (_, update), (_, w) in zip(updates, parameters, strict=True):
-            update -= w.astype(update.dtype, copy=False)
-        gradients = dict(zip(engine.names, sums, strict=True)) if grads is ... else dict(_core.flatten(grads))
-        dtypes = dict(zip(engine.names, [w.dtype for w in engine.arrays], strict=True))
-        of_each = {name: (gradients[name], dtypes[name]) for name in engine.names if gradients[name] is not None}
-        present = [(name, adopt(as_array(g, dtype), name, False)) for name, (g, dtype) in of_each.items()]
-        norms = backend.tensor_norms(present)
-        norms = norms if divisor == 1.0 else norms / divisor
-        norms = norms if scale is None else norms / scale
-        vectors = [
-            ([f"grad_norm/{name}" for name, _ in present], norms),
-            ([f"param_norm/{name}" for name, _ in parameters], backend.tensor_norms(parameters)),
-            ([f"update_norm/{name}" for name, _ in updates], backend.tensor_norms(updates)),
-        ]
-        self._names_here = set()
-        self._append(_Row(info, info, numbers, vectors))
-        return info
+
+        def whole() -> _core.StepInfo:
+            info = opt.step(grads, grad_scale=grad_scale)
+            for (_, update), (_, w) in zip(updates, parameters, strict=True):
+                update -= w.astype(update.dtype, copy=False)
+            gradients = dict(zip(engine.names, sums, strict=True)) if grads is ... else dict(_core.flatten(grads))
+            dtypes = dict(zip(engine.names, [w.dtype for w in engine.arrays], strict=True))
+            of_each = {name: (gradients[name], dtypes[name]) for name in engine.names if gradients[name] is not None}
+            present = [(name, adopt(as_array(g, dtype), name, False)) for name, (g, dtype) in of_each.items()]
+            norms = backend.tensor_norms(present)
+            norms = norms if divisor == 1.0 else norms / divisor
+            norms = norms if scale is None else norms / scale
+            vectors = [
+                ([f"grad_norm/{name}" for name, _ in present], norms),
+                ([f"param_norm/{name}" for name, _ in parameters], backend.tensor_norms(parameters)),
+                ([f"update_norm/{name}" for name, _ in updates], backend.tensor_norms(updates)),
+            ]
+            self._append(_Row(info, info, numbers, vectors, frozenset(numbers)))
+            return info
+
+        return _core.uninterrupted(whole)
 
     @property
     def names(self) -> list[str]:
@@ -267,12 +269,14 @@ class History:
                 named = list(zip(header, cells, strict=True))
                 numbers = {name: _parsed(float, cell, where, name) for name, cell in named[1:] if cell}
                 history._rows.append(_Row(_parsed(int, cells[0], where, "step"), None, numbers))
-        history._names_here = set(history._rows[-1].numbers) if history._rows else set()
+        if history._rows:
+            history._rows[-1].here = frozenset(history._rows[-1].numbers)
         return history
 
     def __getstate__(self) -> dict[str, Any]:
-        rows = [_Row(row.step, None, dict(row.numbers)) for row in self._settle()]
-        return vars(self) | {"_rows": rows, "_names_here": set(self._names_here)}
+        return vars(self) | {
+            "_rows": [_Row(row.step, None, dict(row.numbers), here=row.here) for row in self._settle()]
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return all records in lists of numbers; waits for the GPU, if some are there.
@@ -290,7 +294,7 @@ class History:
             "counts": [len(pairs) for pairs in of_name],
             "rows": [i for pairs in of_name for i, _ in pairs],
             "values": [value for pairs in of_name for _, value in pairs],
-            "open": sorted(self._names_here),
+            "open": sorted(rows[-1].here) if rows else [],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -319,11 +323,13 @@ class History:
                     rows[i].numbers[str(name)] = value
             if next(places, None) is not None:
                 raise ValueError("numbers of no name")
-            names_here = set(map(str, state["open"]))
+            here = frozenset(map(str, state["open"]))
+            if rows:
+                rows[-1].here = here
         except (KeyError, IndexError, StopIteration, TypeError, ValueError) as error:
             said = f"{type(error).__name__}: {error}"
             raise ValueError(f"state: expected what state_dict() returned, got {said}. Nothing was loaded.") from error
-        self._rows, self._settled, self._names_here = rows, len(rows), names_here
+        self._rows, self._settled = rows, len(rows)
 
     def _settle(self) -> list[_Row]:
         """Fetch what still waits; return all records."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TypeVar
+
+from ravine import _core
 
 __all__ = ["StepLock"]
 
@@ -26,7 +27,7 @@ class StepLock:
     __slots__ = ("_lock",)
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = _core.Turn()  # which a child of fork finds free
 
     def hold(self, work: Callable[[], T]) -> T:
         """Do the work with the lock held, and return what it returns.

@@ -64,7 +64,7 @@ class DynamicLossScale:
         min_scale: float = 1.0,
         max_scale: float = 2.0**24,
     ) -> None:
-        self._value = _power("init_scale", init_scale)
+        value = _power("init_scale", init_scale)
         self._growth, self._backoff = _power("growth_factor", growth_factor), _power("backoff_factor", backoff_factor)
         self._interval = operator.index(growth_interval)
         self._min, self._max = _power("min_scale", min_scale), _power("max_scale", max_scale)
@@ -74,8 +74,10 @@ class DynamicLossScale:
             raise ValueError(f"backoff_factor: expected a power of two <= 0.5, got {backoff_factor!r}")
         if not 1 <= self._interval < 2**63:
             raise ValueError(f"growth_interval: expected a whole number >= 1, got {growth_interval!r}")
-        self._check_limits("init_scale", self._value)
-        self._good = 0
+        self._check_limits("init_scale", value)
+        #: The value, the good steps in a row, and the optimizer and its count at a step whose outcome is not in them
+        #: yet: one attribute, so that it changes as a whole wherever a KeyboardInterrupt comes.
+        self._now: tuple[float, int, tuple[Optimizer, int] | None] = (value, 0, None)
         #: Where the numbers are on a device, once a step there has taken them.
         self._there: Any = None
         self._owner: weakref.ref[Optimizer] | None = None
@@ -87,7 +89,7 @@ class DynamicLossScale:
         Once a step has taken CuPy's gradients, it is a float32 array without axes that stays on the GPU, always the
         same one, which each step changes; ``float(scale.value)`` waits for it.
         """
-        return self._value if self._there is None else self._there.value
+        return self._read()[0] if self._there is None else self._there.value
 
     @property
     def good_steps(self) -> int:
@@ -125,14 +127,14 @@ class DynamicLossScale:
         self._check_limits("state['value']", value)
         if not 0 <= good < self._interval:
             raise ValueError(f"state['good_steps']: expected a count below {self._interval}, got {good}")
-        self._value, self._good = value, good
         if self._there is not None:
             self._there.set(value, good)
+        self._now = value, good, None
 
     def __getstate__(self) -> dict[str, Any]:
         """Give its numbers: a copy belongs to no optimizer yet, and to no GPU."""
         value, good = self._read()
-        return vars(self) | {"_value": value, "_good": good, "_there": None, "_owner": None}
+        return vars(self) | {"_now": (value, good, None), "_there": None, "_owner": None}
 
     def __repr__(self) -> str:
         value, good = self._read()
@@ -145,7 +147,17 @@ class DynamicLossScale:
             )
 
     def _read(self) -> tuple[float, int]:
-        return (self._value, self._good) if self._there is None else self._there.get()
+        if self._there is not None:
+            here: tuple[float, int] = self._there.get()
+            return here
+        value, good, running = self._now
+        if running is not None:
+            # Interrupted between the step and what follows. One that was left out is as if it had not begun.
+            optimizer, before = running
+            if optimizer.steps > before:
+                value, good = self._after(value, good, skipped=False)
+            self._now = value, good, None
+        return value, good
 
     def _step(self, optimizer: Optimizer, run: Callable[[Any, bool], StepInfo]) -> StepInfo:
         """Run a step with the scale, and leave to be left out; change the value then."""
@@ -157,10 +169,15 @@ class DynamicLossScale:
             )
         backend = optimizer._backend
         if backend is cpu:
-            (self._value, self._good), self._there = self._read(), None
-            info = run(self._value, True)
-            if not info.skipped or info.nonfinite:  # else all micro-batches had weight 0: nothing overflowed
-                self._update(info.skipped)
+            value, good = self._read()
+            self._now, self._there = (value, good, (optimizer, optimizer.steps)), None
+            try:
+                info = run(value, True)
+                if not info.skipped or info.nonfinite:  # else all micro-batches had weight 0: nothing overflowed
+                    value, good = self._after(value, good, skipped=info.skipped)
+                self._now = value, good, None
+            finally:
+                self._read()
         else:
             if self._there is None or self._there.device is not backend.device:
                 value, good = self._read()
@@ -172,13 +189,11 @@ class DynamicLossScale:
             self._owner = weakref.ref(optimizer)
         return info
 
-    def _update(self, skipped: bool) -> None:
-        """Change the value after a step; `judge` in measure.cu does the same."""
-        self._good = 0 if skipped else self._good + 1
+    def _after(self, value: float, good: int, *, skipped: bool) -> tuple[float, int]:
+        """Give both after a step; `judge` in measure.cu does the same."""
         if skipped:
-            self._value = max(self._value * self._backoff, self._min)
-        elif self._good == self._interval:
-            self._value, self._good = min(self._value * self._growth, self._max), 0
+            return max(value * self._backoff, self._min), 0
+        return (value, good + 1) if good + 1 < self._interval else (min(value * self._growth, self._max), 0)
 
 
 def _power(name: str, value: Any) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ravine import trees
+from ravine import _core, trees
 from ravine.objective import Tree, loss_of
 from ravine.optimizers import Optimizer
 
@@ -109,13 +109,16 @@ def lr_range_test(
     lrs = np.geomspace(lr_min, lr_max, n)
     saved = [array.copy() for array in arrays]
 
+    def put_back() -> None:
+        for array, copy in zip(arrays, saved, strict=True):
+            array[...] = copy
+
     def train(rates: list[float], given: Iterable[Any] | None) -> tuple[list[float], list[float], str]:
         try:
             with optimizer._on_trial() as set_lr:
                 return _train(loss_and_grad, params, optimizer, set_lr, rates, _endless(given), beta, stop_factor)
         finally:
-            for array, copy in zip(arrays, saved, strict=True):
-                array[...] = copy
+            _core.uninterrupted(put_back, again=True)
 
     losses, smoothed, end = train(lrs.tolist(), batches)
     lrs = lrs[: len(losses)]

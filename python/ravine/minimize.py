@@ -6,11 +6,12 @@ import difflib
 import math
 import operator
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from ravine import adafactor, muon, optimizers, trees
+from ravine import _core, adafactor, muon, optimizers, trees
 from ravine.backends import is_array
 from ravine.bounds import Box, bounds_of
 from ravine.descent import LBFGS, Model, NewtonCG, steepest
@@ -150,7 +151,8 @@ def minimize(
         except _OutOfEvaluationsError:
             status = MAX_EVALUATIONS
         result = run.result(status)
-    objective.move(run.best.x)  # leaving the block has put them back to the start
+    # Leaving the block has put them back to the start.
+    _core.uninterrupted(partial(objective.move, run.best.x), again=True)
     return result
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from ravine import trees
+from ravine import _core, trees
 from ravine.backends import array_module, backend_of, foreign, is_array
 
 __all__ = [
@@ -47,7 +47,7 @@ _UNITS = {
 }
 
 
-class Objective:
+class Objective(_core.Undone):
     """A loss and its gradient at any float64 vector, which is written into the parameters and rounded to their dtype.
 
     As a context manager it restores the parameters bit for bit, also if an error is raised.
@@ -82,10 +82,8 @@ class Objective:
         self.evaluations = 0
         self._saved = [array.copy() for array in self.leaves.values()]
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def undo(self) -> None:
+        """Put the parameters back to the start."""
         for array, saved in zip(self.leaves.values(), self._saved, strict=True):
             array[...] = saved
 

@@ -560,15 +560,18 @@ class Optimizer:
             for group, ratio in enumerate(ratios):
                 self._put_number(group, "lr", value * ratio)
 
-        self._scheduled = [entry for entry in scheduled if entry[1] != "lr"]
-        try:
-            yield set_lr
-        finally:
+        def undo() -> None:
             self._scheduled = scheduled
             self.load_state_dict(state)
             # Loading asks the schedules about the next step; these are the last one's.
             for (group, name), value in before.items():
                 self._put_number(group, name, value)
+
+        try:
+            self._scheduled = [entry for entry in scheduled if entry[1] != "lr"]
+            yield set_lr
+        finally:
+            _core.uninterrupted(undo, again=True)
 
     @property
     def steps(self) -> int:
@@ -742,18 +745,17 @@ class Optimizer:
         """
         averages = self._averages()
         own = [parameter.copy() for parameter in self._engine.parameters]
+
+        def undo() -> None:
+            self._put(own)
+            self._swapped = False
+
         self._swapped = True
         try:
             self._put(averages)
             yield
         finally:
-            try:
-                self._put(own)
-            except KeyboardInterrupt:  # all or nothing
-                self._put(own)
-                raise
-            finally:
-                self._swapped = False
+            _core.uninterrupted(undo, again=True)
 
     def _put(self, values: list[Any]) -> None:
         for parameter, value in zip(self._engine.parameters, values, strict=True):
@@ -966,12 +968,16 @@ class Optimizer:
         wrong += self._complex_differences(state)
         if wrong:
             raise ValueError(f"state: {listed(wrong)}. Nothing was loaded.")
-        for parameter, name in zip(self._engine.parameters, names, strict=True):
-            if name in uppers:
-                self._backend.assign(parameter, uppers[name])
-        self._take_state(state)
-        self._round_masters(names)
-        self._start()
+
+        def take() -> None:
+            for parameter, name in zip(self._engine.parameters, names, strict=True):
+                if name in uppers:
+                    self._backend.assign(parameter, uppers[name])
+            self._take_state(state)
+            self._round_masters(names)
+            self._start()
+
+        _core.uninterrupted(take, again=True)
 
     def _take_state(self, state: Mapping[str, Any]) -> None:
         """Write arrays and counts of a state that fits."""

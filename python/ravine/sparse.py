@@ -168,17 +168,22 @@ def step(
         backend.copy_counters(engine, other)
         engine.spend(grads)
 
-    try:
-        gradients = {name: rows[name].gradient if name in rows else given[name] for name in params}
-        report = other.step(gradients, [], scale, skip)
-        info = StepInfo(report, places={name: part.place for name, part in rows.items()})
-        if opt._options["nonfinite"] == "raise" and info.skipped and not skip:
-            raise info.error()
-        settle()
-    except KeyboardInterrupt:  # all or nothing: what was not stepped is written back as it was
-        settle()
-        raise
-    return info
+    def whole() -> StepInfo:
+        before = other.steps
+        try:
+            gradients = {name: rows[name].gradient if name in rows else given[name] for name in params}
+            report = other.step(gradients, [], scale, skip)
+            info = StepInfo(report, places={name: part.place for name, part in rows.items()})
+            if opt._options["nonfinite"] == "raise" and info.skipped and not skip:
+                raise info.error()
+            settle()
+        except KeyboardInterrupt:  # of the caller's own; all or nothing
+            if other.steps > before:
+                _core.uninterrupted(settle, again=True)
+            raise
+        return info
+
+    return _core.uninterrupted(whole)
 
 
 def _check(opt: Optimizer, grads: Any, values: list[tuple[int, str, float]]) -> None:

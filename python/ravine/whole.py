@@ -260,22 +260,23 @@ class Driver:
         updates = [t + (given[name] is not None) for name, t in zip(self.names, self.updates, strict=True)]
         there = {name: prepared[name] for name in self.names if given[name] is not None}
         work = _Work(grads, there, self._core.steps, self.steps + 1, updates)
-        try:
-            info = StepInfo(first.step(given, [], grad_scale, skip), lr=self.lr)
-            if (skip or self._limits[2] != "propagate") and info.skipped:
-                if self._limits[2] == "raise" and not skip:
-                    raise info.error()
-                self.spend(grads)
-                return info
-            self._finish(work)
-        except KeyboardInterrupt:  # the step finishes, if anything was changed
-            while first.steps > self.steps:
-                try:
-                    self._finish(work)
-                except KeyboardInterrupt:
-                    continue
-            raise
-        return info
+
+        def whole() -> StepInfo:
+            try:
+                info = StepInfo(first.step(given, [], grad_scale, skip), lr=self.lr)
+                if (skip or self._limits[2] != "propagate") and info.skipped:
+                    if self._limits[2] == "raise" and not skip:
+                        raise info.error()
+                    self.spend(grads)
+                    return info
+                self._finish(work)
+            except KeyboardInterrupt:  # of the caller's own; the step finishes, if anything was changed
+                if first.steps > work.steps - 1:
+                    _core.uninterrupted(lambda: self._finish(work), again=True)
+                raise
+            return info
+
+        return _core.uninterrupted(whole)
 
     def _preparing(self, given: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         """Return zeros in the parameters' places, and bind them; without a gradient, an empty array keeps the place."""

@@ -1,6 +1,7 @@
 //! Arrays as checked views: NumPy's, whose memory is read here, and CuPy's, whose memory only kernels read; other
 //! libraries' become one of the two first. Nothing else in the extension reads an array's memory or header.
 
+use super::turn::unforked;
 use crate::element::{Dtype, View};
 use crate::error::Error;
 use crate::overlap::{Occupied, overlaps_itself};
@@ -13,6 +14,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyComplex, PyDict, PyFloat, PyInt};
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread;
 
 /// NumPy's type number of ml_dtypes' bfloat16, once one was seen; no type has number −1.
 static BFLOAT16: AtomicI32 = AtomicI32::new(-1);
@@ -260,7 +262,10 @@ fn not_numpy(object: &Bound<'_, PyAny>, name: &dyn Fn() -> String) -> Error {
     if is_cupy(object).unwrap_or(false) {
         return Error::Dtype(format!("{}: expected a NumPy array, got a CuPy array; pass cupy.asnumpy(x)", name()));
     }
-    let kind = object.get_type().name().map_or_else(|_| "something else".to_owned(), |name| name.to_string());
+    let kind = object
+        .get_type()
+        .name()
+        .map_or_else(|_| "something else".to_owned(), |name| name.to_string_lossy().into_owned());
     let kind = if kind == "ndarray" { "an array of another library".to_owned() } else { kind };
     Error::Dtype(format!("{}: expected a NumPy array, got {kind}; pass np.asarray(…)", name()))
 }
@@ -637,7 +642,7 @@ pub(crate) fn tuple(shape: &[usize]) -> String {
 /// Work on fewer elements than this keeps the interpreter's lock: letting go of it costs as much.
 const DETACH_FROM: usize = 1 << 12;
 
-/// Does the work on so many elements, without the interpreter's lock if they are many.
+/// Does the work on so many elements, without the interpreter's lock if they are many; a fork waits for it.
 pub(crate) fn detach<T: Send>(py: Python<'_>, elements: usize, work: impl FnOnce() -> T + Send) -> T {
-    if elements < DETACH_FROM { work() } else { py.detach(work) }
+    if elements < DETACH_FROM { work() } else { py.detach(|| unforked(thread::sleep, work)) }
 }

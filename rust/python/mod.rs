@@ -5,7 +5,9 @@ mod norm;
 mod onebit;
 mod optimizer;
 mod rows;
+mod signals;
 mod tree;
+mod turn;
 
 use self::arrays::{Place, Units};
 use crate::element::{Dtype, View};
@@ -66,10 +68,18 @@ mod _core {
     #[pymodule_export]
     use super::rows::sum_rows;
 
+    #[pymodule_export]
+    use super::signals::{Undone, uninterrupted};
+
+    #[pymodule_export]
+    use super::turn::Turn;
+
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
         simd::asked()?;
         pool::asked()?;
+        signals::prepare(module.py())?;
+        turn::watch_forks(module)?;
         module.add("KEPT", crate::after::KEPT)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }

@@ -2,6 +2,7 @@
 
 use super::arrays::{self, Array, Look, Place, tuple};
 use super::tree::Tree;
+use super::turn::{self, Alone, Hold};
 use crate::after::{After, Average, KEPT, Kept, Lookahead};
 use crate::element::{BLOCK, Dtype, View, WORDS};
 use crate::error::Error;
@@ -11,7 +12,7 @@ use crate::rules::{self, Precision, State};
 use crate::simd::DefaultEnvironment;
 use crate::step::{self, Info, NonFinite, Options, Step};
 use numpy::PyArray1;
-use pyo3::exceptions::{PyFloatingPointError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyFloatingPointError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
@@ -19,7 +20,6 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, TryLockError};
 
 /// What a step reports.
 #[pyclass(frozen, get_all, module = "ravine._core")]
@@ -136,6 +136,26 @@ struct Sums {
     described: Vec<u64>,
 }
 
+impl Sums {
+    /// The gradients at hand were added.
+    fn count(&mut self, weight: f64, step: &Step) {
+        let _default = DefaultEnvironment::enter();
+        self.given = true;
+        if weight == 0.0 {
+            return;
+        }
+        self.weight += weight;
+        for (present, gradient) in self.present.iter_mut().zip(step.gradients()) {
+            *present |= gradient.is_some();
+        }
+    }
+
+    fn discard(&mut self) {
+        (self.given, self.weight) = (false, 0.0);
+        self.present.fill(false);
+    }
+}
+
 /// Dicts of gradients that count their backwards, as a layer's do: a count that was stepped with is not taken again.
 #[derive(Debug, Default)]
 struct Backwards {
@@ -175,7 +195,7 @@ impl Backwards {
 #[pyclass(frozen, module = "ravine._core")]
 #[derive(Debug)]
 pub(crate) struct Engine {
-    bound: Mutex<Binding>,
+    bound: Alone<Binding>,
     /// What may be asked during a step, too.
     steps: AtomicU64,
     lr: AtomicU64,
@@ -339,7 +359,7 @@ impl Engine {
         let occupied = Occupied::new(ranges);
         let (held, described, sums, backwards) = (Vec::new(), Vec::new(), Sums::default(), Backwards::default());
         let bound = Binding { place, step, tree, bonds, occupied, elements, wide, held, backwards, described, sums };
-        Ok(Self { bound: Mutex::new(bound), steps: AtomicU64::new(0), lr: AtomicU64::new(0) })
+        Ok(Self { bound: Alone::new(bound), steps: AtomicU64::new(0), lr: AtomicU64::new(0) })
     }
 
     /// One step, with these values of (group, name) from now on; see `Optimizer.step`. `skip` leaves it out if gradients
@@ -397,10 +417,13 @@ impl Engine {
         bound.make_sums(py, new_sum)?;
         let Binding { step, elements, sums, .. } = &mut *bound;
         let factor = (weight != 1.0).then_some(weight);
-        // SAFETY: the gradients are those that `take` has just checked; the sums are ours, made to fit.
-        arrays::detach(py, *elements, || unsafe { step.accumulate(&sums.views, factor, sums.weight == 0.0) });
+        arrays::detach(py, *elements, || {
+            // SAFETY: the gradients are those that `take` has just checked; the sums are ours, made to fit.
+            unsafe { step.accumulate(&sums.views, factor, sums.weight == 0.0) };
+            sums.count(weight, step); // here, so that a fork finds both or none
+        });
         bound.held.clear();
-        bound.count(weight);
+        bound.backwards.spend();
         Ok(())
     }
 
@@ -679,18 +702,12 @@ impl Engine {
 }
 
 impl Engine {
-    fn bound(&self) -> PyResult<MutexGuard<'_, Binding>> {
-        match self.bound.try_lock() {
-            Ok(bound) => Ok(bound),
-            // A panic in a step leaves numbers half updated, but nothing that could be misread.
-            Err(TryLockError::Poisoned(bound)) => Ok(bound.into_inner()),
-            Err(TryLockError::WouldBlock) => Err(PyRuntimeError::new_err(
-                "step: another thread is inside a step of this optimizer; give each thread its own",
-            )),
-        }
+    fn bound(&self) -> PyResult<Hold<'_, Binding>> {
+        // A panic in a step leaves numbers half updated, but nothing that could be misread.
+        self.bound.get().ok_or_else(turn::taken)
     }
 
-    fn on_host(&self) -> PyResult<MutexGuard<'_, Binding>> {
+    fn on_host(&self) -> PyResult<Hold<'_, Binding>> {
         let bound = self.bound()?;
         if bound.place != Place::Host {
             return Err(PyValueError::new_err("step: these arrays are on a device, where kernels step"));
@@ -711,13 +728,17 @@ impl Engine {
         for (group, name, value) in values {
             bound.step.set_hyper(group, &name, value)?;
         }
-        let Binding { step, elements, .. } = bound;
+        let Binding { step, elements, sums, .. } = bound;
         let nonfinite = if skip { NonFinite::Skip } else { step.options().nonfinite };
-        let info = arrays::detach(py, *elements, || step.run_scaled(grad_scale, nonfinite));
+        let info = arrays::detach(py, *elements, || {
+            let info = step.run_scaled(grad_scale, nonfinite)?;
+            // Here, so that a fork finds a step with its count, or none.
+            sums.discard();
+            self.publish(info.step, info.lr);
+            Ok::<_, Error>(info)
+        });
         bound.held.clear();
         let info = info?;
-        bound.discard();
-        self.publish(info.step, info.lr);
         let report = bound.report(py, info, nonfinite)?;
         bound.backwards.spend();
         Ok(report)
@@ -1048,16 +1069,10 @@ impl Binding {
 
     /// One more micro-batch was added up.
     fn count(&mut self, weight: f64) {
-        let _default = DefaultEnvironment::enter();
-        self.sums.given = true;
-        if weight == 0.0 {
-            return;
+        self.sums.count(weight, &self.step);
+        if weight != 0.0 {
+            self.backwards.spend();
         }
-        self.sums.weight += weight;
-        for (present, gradient) in self.sums.present.iter_mut().zip(self.step.gradients()) {
-            *present |= gradient.is_some();
-        }
-        self.backwards.spend();
     }
 
     /// Whether there is nothing to take a mean of, for all micro-batches have a weight of 0; checks what a step would.
@@ -1095,8 +1110,7 @@ impl Binding {
     }
 
     fn discard(&mut self) {
-        (self.sums.given, self.sums.weight) = (false, 0.0);
-        self.sums.present.fill(false);
+        self.sums.discard();
     }
 
     /// Refuses a step in which no parameter has a gradient.
@@ -1201,7 +1215,8 @@ impl Binding {
             0 => self.check_fresh(),
             1 => Err(wrong.remove(0)),
             _ => {
-                let all: Vec<String> = wrong.iter().map(|error| error.value(py).to_string()).collect();
+                let text = |error: &PyErr| Ok(error.value(py).str()?.to_string_lossy().into_owned());
+                let all = wrong.iter().map(text).collect::<PyResult<Vec<String>>>()?;
                 Err(PyErr::from_type(wrong[0].get_type(py), (all.join("\n"),)))
             }
         }

@@ -110,8 +110,9 @@ fn grow<'py>(
         grow(item, join(&path, key), names, leaves)
     };
     if let Ok(dict) = tree.cast::<PyDict>() {
+        // Not `to_string`: handlers of signals run in Python's `str`, and it would swallow a KeyboardInterrupt.
         let children =
-            dict.iter().map(|(key, item)| Ok((key.clone().unbind(), child(&key.str()?.to_string(), &item)?)));
+            dict.iter().map(|(key, item)| Ok((key.clone().unbind(), child(&key.str()?.to_string_lossy(), &item)?)));
         return Ok(Node::Dict(dict.clone().unbind(), children.collect::<PyResult<_>>()?));
     }
     if let Ok(list) = tree.cast::<PyList>() {

@@ -268,12 +268,22 @@ def load(
     assign += [partial(opt._round_masters, fits)] if rounded else []
     assign += [partial(opt._set_counters, header.step, counts, products)]
     assign += [partial(opt._set_numbers, numbers)]
-    try:
-        # Objects of the user's first: they alone may fail.
-        _finish([*(partial(_load_object, where, x, new) for where, x, new, _ in plan.objects()), *assign, opt._start])
-    except Exception as error:
-        _finish([partial(_put_back, error, where, x, old) for where, x, _, old in plan.objects()])
-        raise ValueError(f"{name}: {error}. Nothing was loaded") from error
+
+    # Objects of the user's first: they alone may fail.
+    objects: list[Callable[[], Any]] = [partial(_load_object, where, x, new) for where, x, new, _ in plan.objects()]
+    left = [*objects, *assign, opt._start][::-1]
+
+    def take() -> None:
+        try:
+            while left:  # what was done is not done again
+                left[-1]()
+                left.pop()
+        except Exception as error:
+            for where, x, _, old in plan.objects():
+                _put_back(error, where, x, old)
+            raise ValueError(f"{name}: {error}. Nothing was loaded") from error
+
+    _core.uninterrupted(take, again=True)
     kept = (*(n for n in opt._engine.names if n not in fits), *plan.kept)
     return Loaded(
         name,
@@ -285,20 +295,6 @@ def load(
         tuple(plan.unasked),
         () if extras.has_buffers(found) else tuple(trees.buffered(opt.params)),
     )
-
-
-def _finish(actions: list[Callable[[], Any]]) -> None:
-    """Do all of these, each of which may be done again, through any KeyboardInterrupt; raise the last one then."""
-    left, interrupt = actions[::-1], None
-    while left:
-        try:
-            while left:
-                left[-1]()
-                left.pop()
-        except KeyboardInterrupt as error:
-            interrupt = error
-    if interrupt is not None:
-        raise interrupt
 
 
 def _load_object(where: str, x: Any, state: Any) -> None:

@@ -1,0 +1,1 @@
+"""Inputs at random: `make fuzz`."""
