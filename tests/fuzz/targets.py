@@ -426,7 +426,8 @@ def c(draw):
     finally:
         if opt:
             library.rv_optimizer_free(opt)
-    return f"{rule} {statuses[-4:]}"
+    # In letters, since numbers do not tell inputs apart.
+    return f"{rule.decode()} {''.join('ABCDEFGHIJKL'[status] for status in statuses[-4:])}"
 
 
 def normalised(draw, memory, kind):
