@@ -773,7 +773,7 @@ struct Clip {
 }
 
 impl Clip {
-    /// max_norm/(norm + eps); an infinite one clips nothing, a NaN norm neither.
+    /// `max_norm/(norm + eps)`; an infinite one clips nothing, a NaN norm neither.
     fn to(max_norm: f64, norm: Norm, eps: f64) -> Option<Self> {
         (max_norm < f64::INFINITY).then(|| Self::new(Norm::plain(max_norm), norm, eps)).flatten()
     }
