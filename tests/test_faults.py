@@ -1295,7 +1295,7 @@ UNKNOWN = [
     (rv.AdamW, {"non_finite": "skip"}, ["'non_finite'", "did you mean 'nonfinite'"]),
     (rv.RMSprop, {"centred": True}, ["'centred'", "did you mean 'centered'"]),
     # known to others
-    (rv.Adam, {"momentum": 0.9}, ["'momentum'", "it takes", "'betas'"]),
+    (rv.Adam, {"momentum": 0.9}, ["'momentum'", "did you mean", "'betas'"]),
     (rv.Lion, {"eps": 1e-8}, ["'eps'"]),
     (rv.Adagrad, {"nesterov": True}, ["'nesterov'"]),
     (rv.SGD, {"lr": 0.1, "betas": (0.9, 0.9)}, ["'betas'"]),

@@ -7,11 +7,14 @@ import pickle
 import re
 import sys
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import ravine as rv
+from ravine import groups
 from tests.conftest import assert_same_bits
 from tests.test_state import OPTIMIZERS
 
@@ -397,6 +400,12 @@ WRONG = {
     "betas of one": ({"betas": (0.9,)}, ValueError, r"betas: expected two numbers"),
     "one beta": ({"betas": 0.9}, ValueError, r"betas: expected two numbers"),
     "a text as a rate": ({"lr": "0.1"}, TypeError, "lr: expected a number or a schedule, got '0.1'"),
+    "a text as a limit": ({"clip_norm": "1"}, TypeError, "clip_norm: expected a number or None, got '1'"),
+    "a scheduled limit": (
+        {"clip_value": lambda step: 1.0},
+        TypeError,
+        "clip_value: expected a number, got the schedule .*the same for all steps",
+    ),
 }
 
 
@@ -413,3 +422,73 @@ def test_a_wrong_argument_is_named_with_what_was_expected(options, error, words)
 def test_groups_that_are_no_pairs_are_refused_by_every_class(make, groups):
     with pytest.raises(TypeError, match=r"groups.*: expected pairs"):
         make(two(), lr=0.1, groups=groups)
+
+
+@pytest.mark.parametrize("params", [None, "w", Path("run.safetensors")], ids=str)
+def test_what_are_no_parameters_is_named(params):
+    with pytest.raises(TypeError, match="params: expected arrays, or a nesting of dict, list and tuple of arrays, got"):
+        rv.AdamW(params)
+
+
+def test_a_net_in_the_place_of_its_parameters_is_named():
+    net = rv.nn.Sequential(rv.nn.Linear(2, 3, 0), rv.nn.Tanh())
+    for layer in (net, net.layers[0]):
+        with pytest.raises(
+            TypeError, match=rf"params: expected arrays, got a {type(layer).__name__}; pass its .params"
+        ):
+            rv.AdamW(layer)
+
+
+def test_a_loss_in_the_place_of_gradients_is_named():
+    opt = rv.AdamW({"w": np.ones(2)})
+    with pytest.raises(TypeError, match=r"got a tuple \(number, …\) such as \(loss, grads\); pass the second"):
+        opt.step((0.5, {"w": np.ones(2)}))
+    for loss in (0.5, np.float32(0.5)):
+        with pytest.raises(TypeError, match=r"gradients nested like .* got the number 0.5; not the loss"):
+            opt.step(loss)
+    assert opt.steps == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# C8: construction in proportion to what it is given
+
+
+@pytest.mark.parametrize("pattern", ["layer{}.*", "*{}.w", "?ayer{}.?", "layer{}.w"])
+def test_a_pattern_is_tried_on_names_that_hold_its_longest_part(pattern, monkeypatch):
+    names = [f"layer{i}.{kind}" for i in range(10_000) for kind in "wb"]
+    tried = 0
+
+    class Counted:
+        def __init__(self, text):
+            self.pattern = re.compile(text)
+
+        def match(self, name):
+            nonlocal tried
+            tried += 1
+            return self.pattern.match(name)
+
+    monkeypatch.setattr(groups, "re", SimpleNamespace(compile=Counted, escape=re.escape, finditer=re.finditer))
+    patterns = [pattern.format(i) for i in range(9000, 10_000)]
+    found = groups.matches(names, patterns)
+    assert [len(of) for of in found] == [1 if "w" in pattern else 2] * 1000
+    assert tried <= 4 * len(patterns)
+
+
+def test_columns_of_one_matrix_are_told_apart_without_asking_for_each_pair(monkeypatch):
+    asked = 0
+
+    def counted(a, b):
+        nonlocal asked
+        asked += 1
+        return exact(a, b)
+
+    exact = np.shares_memory
+    monkeypatch.setattr(np, "shares_memory", counted)
+    matrix, vector = np.zeros((3, 4000)), np.zeros(12_000)
+    for views in ([matrix[:, i] for i in range(4000)], [vector[i::4000] for i in range(4000)]):
+        rv.SGD(views, lr=0.1).step([np.ones(3)] * 4000)
+        assert asked == 0
+        with pytest.raises(ValueError, match=r"params\['7'\] and params\['4000'\] share memory"):
+            rv.SGD([*views, views[7][:1]], lr=0.1)
+        assert asked <= 4
+        asked = 0

@@ -206,6 +206,8 @@ class Optimizer:
             raise ValueError("clip_eps: expected clip_norm with it, got None")
         if correction not in ("product", "current"):
             raise ValueError(f"correction: expected 'product' or 'current', got {correction!r}")
+        _check_limits(options)
+        _check_params(params)
         defaults: dict[str, Any] = {**hyper, **_COMMON, **{k: v for k, v in options.items() if k in _COMMON}}
         given = params
         params, groups, self._torch_groups = _torch_groups(params, _checked_groups(options.get("groups")))
@@ -297,6 +299,7 @@ class Optimizer:
             return self._careful_step(grads, grad_scale) if careful else self._engine.step(grads)
         except (TypeError, ValueError):
             # Looked for here, so that dense steps do not pay for it.
+            _check_alone(grads, self._params)
             if self._sparse or grads is ... or not sparse.has_rows(grads):
                 raise
         self._sparse = True
@@ -1273,6 +1276,35 @@ def _hashable(value: Any) -> Any:
 def _some(names: Sequence[Any]) -> str:
     """List names, but not thousands of them."""
     return str(list(names)) if len(names) <= 20 else f"{str(list(names[:20]))[:-1]}, … ({len(names)} in all)]"
+
+
+def _check_limits(options: Mapping[str, Any]) -> None:
+    """Refuse limits of gradients that are no numbers."""
+    for name in ("clip_value", "clip_norm", "clip_eps"):
+        value = options.get(name)
+        if callable(value):
+            raise TypeError(f"{name}: expected a number, got the schedule {value!r}; a limit is the same for all steps")
+        if value is not None and (isinstance(value, bool | str | bytes) or not hasattr(value, "__float__")):
+            raise TypeError(f"{name}: expected a number or None, got {value!r}")
+
+
+def _check_params(params: Any) -> None:
+    """Refuse what holds parameters, or says where they are."""
+    if params is None or isinstance(params, str | bytes | os.PathLike):
+        raise TypeError(f"params: expected arrays, or a nesting of dict, list and tuple of arrays, got {params!r}")
+    if hasattr(params, "params") and hasattr(params, "backward"):
+        raise TypeError(f"params: expected arrays, got a {type(params).__name__}; pass its .params")
+
+
+def _check_alone(grads: Any, params: Any) -> None:
+    """Say that a loss is no gradient, alone or with them; the core has refused it already."""
+    number = (int, float, np.number)
+    if isinstance(grads, tuple) and len(grads) == 2 and isinstance(grads[0], number):
+        raise TypeError(
+            "grads: expected gradients alone, got a tuple (number, …) such as (loss, grads); pass the second"
+        )
+    if isinstance(grads, number) and isinstance(params, dict | list | tuple):
+        raise TypeError(f"grads: expected gradients nested like the parameters, got the number {grads}; not the loss")
 
 
 def _is_torch(params: Any) -> bool:
