@@ -515,7 +515,7 @@ def test_fault_34_a_killed_run_goes_on_bit_for_bit_evaluation_included(tmp_path)
     """With batch norm, noise, an average, a loss scale and a history, from within an epoch, in fresh processes."""
 
     def process(name, *kill_after):
-        command = [sys.executable, "-m", "tests.killed_runs", tmp_path / name, *map(str, kill_after)]
+        command = [sys.executable, ROOT / "examples/resume.py", tmp_path / name, *map(str, kill_after)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == (-signal.SIGKILL if kill_after else 0), done.stderr
         return done.stdout, done.stderr
@@ -527,4 +527,4 @@ def test_fault_34_a_killed_run_goes_on_bit_for_bit_evaluation_included(tmp_path)
     resumed, message = process("killed.safetensors")
     assert "goes on after step 38" in message
     assert resumed == whole
-    assert "History(40 records, steps 1 to 40: lr, grad_norm, skipped, nonfinite, loss)" in whole
+    assert whole.startswith("40 steps, best loss 0.")
