@@ -233,7 +233,7 @@ def add_steps(calls, rule, dtype, hyper, options, layout, shapes, rng, *, kept=N
     kinds = [dtype, np.float16, ml_dtypes.bfloat16] if dtype == np.float32 else [dtype] * 3
     grads = [list(arrays_like(rng, shapes, kind, layout)) for kind in kinds]
     if options:
-        grads[1][0] = None
+        grads[1][0] = None if len(params) > 1 else grads[1][0]  # a step without any raises
         grads[2][-1].reshape(-1)[-2:] = np.inf, np.nan
     limits = {"clip_value": 0.9, "clip_norm": 0.7, "clip_eps": 0.01, "nonfinite": 1.0} if options else {}
     scale = {"grad_scale": 1.7} if options else {}

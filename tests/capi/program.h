@@ -473,7 +473,7 @@ static void fault_step(void) {
     CHECK(rv_optimizer_get_counters(o, &steps, updates, 2) == RV_OK && steps == 1 && updates[0] == 0 && updates[1] == 1);
     gradients[0] = gradients[1];
     CHECK(rv_optimizer_step(o, gradients, 2, NULL) == RV_OK);
-    for (int i = 0; i < N; i++) CHECK(b[2 * i] == 0 && b[2 * i + 1] == -1);
+    for (int i = 0; i < N; i++) CHECK(b[2 * i] == 0 && b[2 * i + 1] == -3);
     rv_optimizer_free(o);
 }
 
