@@ -12,13 +12,15 @@ __device__ __forceinline__ void gauge_block(const StepArgs &a, const Row &row, c
     const Array &parameter = a.parameters[tensor], &gradient = a.gradients[tensor];
     const Formula<A> formula(row, a);
     const Array *const states = a.states + tensor * STATES;
-    const auto exact = [&](const PS bits, const u64 i) {
+    const auto exact = [&](const PS bits, const u64 i) -> A {
 #ifdef MASTER
         const A *const master = reinterpret_cast<const A *>(a.kept[tensor * KEPT].data);
         if (sizeof(PS) == 2 && master && P::store(master[i]) == bits) return master[i];
 #endif
 #ifdef REMAINDER
-        return SPLIT::joined(bits, reinterpret_cast<const short *>(a.kept[tensor * KEPT + 3].data)[i]);
+        if constexpr (sizeof(PS) == 2) {
+            return SPLIT::joined(bits, reinterpret_cast<const short *>(a.kept[tensor * KEPT + 3].data)[i]);
+        }
 #endif
         return P::load(bits);
     };
