@@ -370,7 +370,9 @@ class Batches:
             pass
 
     def finish(self):
-        rest = [i for (batch,) in self.mine for i in batch.tolist()] if self.given else []
+        # After all samples, a loop would be the next epoch.
+        whole = len(self.given) == len(self.x)
+        rest = [] if whole or not self.given else [i for (batch,) in self.mine for i in batch.tolist()]
         if self.given:
             assert self.given + rest == [i for (batch,) in self.twin for i in batch.tolist()]
 
