@@ -370,11 +370,11 @@ class Batches:
             pass
 
     def finish(self):
-        # After all samples, a loop would be the next epoch.
-        whole = len(self.given) == len(self.x)
-        rest = [] if whole or not self.given else [i for (batch,) in self.mine for i in batch.tolist()]
-        if self.given:
-            assert self.given + rest == [i for (batch,) in self.twin for i in batch.tolist()]
+        if not self.given:
+            return
+        while (batch := next(self.mine, None)) is not None:  # not by a loop, which would be the next epoch
+            self.given += batch[0].tolist()
+        assert self.given == [i for (batch,) in self.twin for i in batch.tolist()]
 
 
 class Records:
