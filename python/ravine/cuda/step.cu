@@ -442,7 +442,9 @@ __device__ __forceinline__ void update(const StepArgs &a, const Row &row, const 
 #endif
 
 // Blocks of threads that a multiprocessor must have registers for.
-#if defined(COMPACT) && defined(FOLLOWED)
+#if defined(AVERAGE) && defined(LOOKAHEAD)
+#define RESIDENT (Rule::STATES > 1 ? 1 : 2)
+#elif defined(COMPACT) && defined(FOLLOWED)
 #define RESIDENT (Rule::STATES > 3 ? 1 : 2)
 #else
 #define RESIDENT 2
